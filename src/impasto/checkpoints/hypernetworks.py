@@ -28,7 +28,7 @@ SUFFIXES: dict[Dialect, str] = {
 METADATA_KEY = "impasto.hypernetwork"
 HALVES = ("k", "v")
 MOST_LAYERS, MOST_TIMES, WIDEST = 64, 256, 65_536  # far beyond any trained one
-OLD_DROPOUT = 0.3  # what A1111's two older flags meant
+OLD_DROPOUT = 0.3  # the dropout that A1111's two older flags mean
 OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 Half = Mapping[str, Tensor]
 

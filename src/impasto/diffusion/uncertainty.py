@@ -19,11 +19,12 @@ from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 
 FEATURES = 128
-"""The paper's `logvar_channels` (NVlabs/edm2, `training/networks_edm2.py`)."""
+"""Fourier features; the paper's `logvar_channels` (NVlabs/edm2, `training/networks_edm2.py`)."""
 
 RATE, BETAS, EPS = 2e-3, (0.9, 0.99), 1e-8
-"""Of the Adam. With losses that scatter by as much as they are, and 16 in a step, the weights come
-to 4 % of what they should be within a thousand steps; a larger rate scatters more."""
+"""Settings of Adam. For losses whose standard deviation equals their mean, and 16 of them per step,
+the weights are within 4 % of their ideal values after a thousand steps; a larger rate makes them
+vary more."""
 
 _LEAST_SNR = 1e-8
 _SEED = 20240607

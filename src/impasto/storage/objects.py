@@ -41,8 +41,9 @@ class Stored:
 
     Attributes:
         size: Size in bytes.
-        identity: 62-bit hash of its ETag or version, or of its modification time in stores without.
-            Times differ in their fractions between a listing and a request for one object.
+        identity: 62-bit hash of its ETag or version, else of its modification time; used like a
+            file's modification time. Times differ in fractions between a listing and a single
+            request.
     """
 
     size: int
@@ -210,7 +211,7 @@ def download(location: Path, file: Path, size: int) -> None:
     with file.open("wb") as out:
         for start in range(0, size, COPIED_AT_ONCE):
             end = min(size, start + COPIED_AT_ONCE)
-            # one response has one version of an object; without bounds, a grown one is not cut
+            # one response is one version of an object; without bounds, a grown one is not cut
             got = read(location) if size <= COPIED_AT_ONCE else read(location, start, end)
             if len(got) != end - start:
                 raise OSError(errno.EIO, f"gave {len(got)} of {end - start} bytes", shown(location))

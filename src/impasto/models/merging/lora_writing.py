@@ -48,7 +48,8 @@ def write_lora(
     """Write the layers of a LoRA with their metadata as a safetensors file.
 
     Raises:
-        StorageError: The disk is full or the folder cannot be written; `target` is as it was.
+        StorageError: The disk is full or the folder cannot be written; an earlier `target` is
+            unchanged.
     """
     tensors = lora_tensors(extraction)
     digest = _digest(tensors)

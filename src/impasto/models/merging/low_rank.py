@@ -1,4 +1,4 @@
-"""Approximates a matrix by two thin ones as closely as possible, and gives the error.
+"""Approximates a matrix by the product of two thin ones as closely as possible.
 
 By the theorem of Eckart and Young (1936), no matrices of rank r are nearer to M, in the sum of
 squares, than those of its r largest singular values. These are computed from the smaller of M M^T

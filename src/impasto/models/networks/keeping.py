@@ -42,7 +42,7 @@ def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
         lazy,
         read=partial(checked, lazy.read),
         read_range=None if lazy.read_range is None else partial(checked, lazy.read_range),
-        stored=None,  # or it would be read from there, unchecked
+        stored=None,  # else the tensor would be read from the file, unchecked
     )
 
 

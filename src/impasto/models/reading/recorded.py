@@ -12,7 +12,7 @@ from impasto.models.reading.contents import ModelContents
 RANDOM_KEY = "impasto.random_weights"
 """Metadata key of files whose weights are random and were never trained."""
 
-MOST_SKIPPED = 12  # CLIP has 12 layers: a file that says more is wrong
+MOST_SKIPPED = 12  # CLIP has 12 layers: a file that states more is wrong
 
 
 def trained_clip_skip(contents: ModelContents) -> int | None:

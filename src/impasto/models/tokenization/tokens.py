@@ -157,7 +157,7 @@ class TextTokens:
         A token has at least one character, except where a repair may lengthen the text, so short
         texts need no tokenizing.
         """
-        if self.layout.emphasis != "off":  # BREAK may cut a short one too
+        if self.layout.emphasis != "off":  # BREAK can cut off parts of a short text too
             return sum(self(text).lost > 0 for text in texts)
         exact = self.layout.split == "plain" or self.layout.max_chunks == 1
         waiting = [text for text in texts if len(text) > CHUNK or not _is_plain(text)]
