@@ -41,9 +41,8 @@ class Stored:
 
     Attributes:
         size: Size in bytes.
-        identity: 62-bit hash of its ETag or version, else of its modification time; used like a
-            file's modification time. Times differ in fractions between a listing and a single
-            request.
+        identity: 62-bit hash of its ETag or version, else of its modification time; used in place
+            of a file's. Times differ in their fractions between a listing and a single request.
     """
 
     size: int
