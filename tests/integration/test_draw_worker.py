@@ -154,9 +154,9 @@ def test_bad_requests_are_told_and_the_worker_goes_on(worker, folder, settings):
 
 
 EXHAUSTED = (
-    (torch.OutOfMemoryError(), "VRAM ran out. Draw smaller images"),
-    (MemoryError(), "RAM ran out. Draw smaller images"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Draw smaller"),
+    (torch.OutOfMemoryError(), "VRAM ran out. Generate smaller images"),
+    (MemoryError(), "RAM ran out. Generate smaller images"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Generate smaller"),
 )
 
 
