@@ -486,7 +486,7 @@ def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monke
     ("part", "given", "said"),
     [
         ("loss_weight", 0.5, r"a function called with \(t, schedule, prediction\), found 0\.5"),
-        ("error", lambda a, b: a, r"with \(output, target, t, schedule\), and .* takes \(a, b\)"),
+        ("error", lambda a, b: a, r"with \(output, target, t, schedule\), but .* takes \(a, b\)"),
         (
             "noise",
             torch.randn_like,
@@ -542,7 +542,7 @@ def lbfgs(modules, settings, rules):
             lambda r, n: torch.full((4,), n),
             "from 0 to 999; found 1000 to 1000",
         ),
-        ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; these go from -1 to -1"),
+        ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; found -1 to -1"),
         (
             "lr_schedule",
             lambda step, total: None,
