@@ -339,7 +339,7 @@ def test_a_file_without_a_vae_takes_the_one_that_is_named(nano_model, ldm_file, 
     file, bare = ldm_file(nano_model), tmp_path / "no-vae.safetensors"
     kept = {n: t for n, t in read(file).items() if not n.startswith("first_stage_model")}
     save_file(kept, bare, open_tensor_file(file).metadata)
-    with pytest.raises(ModelError, match=r"no vae\. Name one with model\.vae"):
+    with pytest.raises(ModelError, match=r"no vae\. Give one with model\.vae"):
         open_model(bare)
     model = load_base_model(bare, OpenOptions(vae=str(nano_model)))
     assert_same(weights(model), weights(load_base_model(nano_model)))
@@ -360,7 +360,7 @@ def test_the_main_file_of_a_folder_may_be_the_average(nano_model, tmp_path):
 def test_a_target_in_the_way_is_left_alone(nano_model, tmp_path):
     target = tmp_path / "out.safetensors"
     target.write_text("precious", encoding="utf-8")
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match="already exists"):
         convert(nano_model, target)
     with pytest.raises(ConfigError, match="the source itself"):
         convert(nano_model, nano_model)

@@ -204,7 +204,7 @@ WRONG = {
     "unknown key": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
     "wrong type": (["train", "{file}", "--set", "training.batch_size=many"], 2, "batch_size"),
     "missing folder": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not"),
-    "missing model": (["train", "{file}", "--set", "model.path=gone"], 4, "gone is not there"),
+    "missing model": (["train", "{file}", "--set", "model.path=gone"], 4, "gone does not exist"),
     "no run": (["resume", "gone"], 5, "not a run directory"),
     "no run to report": (["report", "gone"], 5, "not a run directory"),
     "unknown architecture": (["init", "huge", "x"], 2, "choose one of tiny, sd1, sd2, sdxl"),

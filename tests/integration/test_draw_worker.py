@@ -134,7 +134,7 @@ BAD = (
     ("{", "cannot be read"),
     ("[]", "no JSON object"),
     ('{"model": "x", "steps": "many"}', "steps: Expected a whole number from 1 to 1000"),
-    ('{"model": "runwayml/stable-diffusion-v1-5"}', "is not there"),
+    ('{"model": "runwayml/stable-diffusion-v1-5"}', "does not exist"),
     ('{"model": "/etc/passwd"}', "passwd"),
     ('{"model": "a\\u0000b"}', "model: "),
 )
@@ -154,9 +154,9 @@ def test_bad_requests_are_told_and_the_worker_goes_on(worker, folder, settings):
 
 
 EXHAUSTED = (
-    (torch.OutOfMemoryError(), "VRAM ran out. Draw smaller images"),
-    (MemoryError(), "RAM ran out. Draw smaller images"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Draw smaller"),
+    (torch.OutOfMemoryError(), "VRAM ran out. Generate smaller images"),
+    (MemoryError(), "RAM ran out. Generate smaller images"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Generate smaller"),
 )
 
 
@@ -299,7 +299,7 @@ def test_a_second_worker_is_refused(worker, folder):
     folder.path.mkdir()
     with FolderLock(folder.path, "drawing", lambda holder: None):
         assert folder.has_worker
-        with pytest.raises(RunError, match="Another worker draws in this folder: process"):
+        with pytest.raises(RunError, match="Another worker uses this folder: process"):
             worker.serve(0)
 
 

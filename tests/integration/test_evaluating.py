@@ -371,7 +371,7 @@ def test_what_is_refused_is_refused_before_anything_is_drawn(
     cases = [
         ((nano_model,), ConfigError, "no real images"),
         ((nano_model, nano_model, *images), ConfigError, "given twice"),
-        (("nowhere.safetensors", *images), ModelError, "is not there"),
+        (("nowhere.safetensors", *images), ModelError, "does not exist"),
         ((nano_model, "--images", tmp_path / "no"), DatasetError, "is not there"),
         ((nano_model, "--images", bare), DatasetError, r"has a caption.*--prompts"),
         ((nano_model, *images, "--training", tmp_path / "no"), DatasetError, "is not there"),
@@ -382,7 +382,7 @@ def test_what_is_refused_is_refused_before_anything_is_drawn(
         ((nano_model, *images, "--out", full / "novel.txt"), ConfigError, "is a file"),
         ((nano_model, *images, "--sampler", "x"), ConfigError, "no sampler 'x'"),
         ((nano_model, *images, "--width", "33"), ConfigError, "multiple of 8"),
-        ((nano_model, *images, "--prompts", "no.txt"), ConfigError, "is not there"),
+        ((nano_model, *images, "--prompts", "no.txt"), ConfigError, "does not exist"),
         ((nano_model, *images, "--without-base"), ConfigError, "no model is a run"),
         ((nano_model, *images, *["--features", "demo"] * 2), ConfigError, "are called 'demo'"),
     ]  # fmt: skip

@@ -209,7 +209,7 @@ def test_faults_in_prompt_files_are_named(tmp_path, name, text, words):
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_broken_prompt_file_is_found_before_anything_is_made(train_config, tmp_path):
     config = train_config(previews={"prompt_file": str(tmp_path / "none.txt")})
-    with pytest.raises(ConfigError, match=r"none\.txt is not there"):
+    with pytest.raises(ConfigError, match=r"none\.txt does not exist"):
         train(config)
     assert not config.output_dir.exists()
 

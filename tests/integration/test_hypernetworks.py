@@ -197,7 +197,7 @@ def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, t
 
     assert np.array_equal(picture(0, 1), picture(2, 1))
     assert not np.array_equal(picture(0, 0), picture(2, 0))
-    with pytest.raises(ConfigError, match="'modle', which is not there; known: model, other"):
+    with pytest.raises(ConfigError, match="'modle', which is not loaded; known: model, other"):
         train(
             hypernetwork_config(
                 output_dir=str(tmp_path / "c"),
@@ -343,7 +343,7 @@ def test_the_command_line(run_file, nano_model, tmp_path, capsys):
         for path in (tmp_path / "plain" / "0000-1.png", tmp_path / "sweep" / "0000-1.png")
     ]
     assert np.array_equal(*pictures)
-    with pytest.raises(ConfigError, match="'nobody', which is not there"):
+    with pytest.raises(ConfigError, match="'nobody', which is not loaded"):
         call("sample", nano_model, "a cat <hypernet:nobody:1>", "--out", tmp_path / "y")
 
 

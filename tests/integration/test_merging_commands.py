@@ -152,7 +152,7 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path, 
         (["merge", "A", "--along", "0,1", "--title", "t"], "--title is for what --out writes"),
         (["merge", "A", "--along", "0,1", "--weights", "ema"], "--weights has no effect with"),
         (["merge", "A", "--along", "0,1"], "is not a run directory"),
-        (["merge", "A", "B", "--out", "o"], "The model A is not there"),
+        (["merge", "A", "B", "--out", "o"], "The model A does not exist"),
         (["extract-lora", "A", "B", "--out", "o.ckpt"], "a LoRA is written as"),
         (
             ["extract-lora", "A", "B", "--rank", "4", "--full-rank", "--out", "o.safetensors"],

@@ -106,7 +106,7 @@ def remove_index(folder):
         (make_inpainting, "inpainting: its U-Net takes 9 channels"),
         (make_foreign, "not a model of a family"),
         (remove_index, "without model_index.json"),
-        (shutil.rmtree, "is not there"),
+        (shutil.rmtree, "does not exist"),
     ],
 )
 def test_damaged_models_are_explained(copy, damage, words):

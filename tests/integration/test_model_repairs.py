@@ -208,7 +208,7 @@ def test_the_users_word_counts_and_the_files_is_told(changed):
     file = changed(lambda _: None, **{"modelspec.prediction_type": "v"})
     identity = open_model(file, OpenOptions(prediction_type="epsilon")).identity
     assert identity.prediction.name == "epsilon"
-    assert "against what the model says itself" in identity.evidence
+    assert "against the model's own statement" in identity.evidence
 
 
 @pytest.mark.parametrize(("said", "layer"), [("2", 2), ("99", None), ("x", None), ("", None)])

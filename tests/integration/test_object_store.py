@@ -328,7 +328,7 @@ def test_half_an_image_is_skipped_and_read_again_next_time(folder, bucket, s3, t
     put_folder(folder, place)
     with s3.failing(cutting("GET /" + bucket.name + "/data/a.png")):
         scan = scan_folder(place, index=index)
-    assert ("a.png", "cannot be read (came cut short from the object store)") in [
+    assert ("a.png", "cannot be read (was received incompletely from the object store)") in [
         (item.path.name, item.reason) for item in scan.skipped
     ]
     assert "a.png" in [record.path.name for record in scan_folder(place, index=index).records]
@@ -339,7 +339,9 @@ def test_half_an_image_is_not_taken_for_a_damaged_one(bucket, s3, tmp_path):
     scan = scan_folder(bucket)
     with s3.failing(cutting("a.png")):
         (outcome,) = Decode()(list(scan.records))
-    assert outcome == Failure("cannot be read (came cut short from the object store)", True)
+    assert outcome == Failure(
+        "cannot be read (was received incompletely from the object store)", True
+    )
     (outcome,) = Decode()(list(scan.records))
     assert outcome.wh == (8, 8)
 

@@ -148,7 +148,7 @@ def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(killed, fres
         resume(killed.path, StopAt(6))
     assert file.read_bytes() == before
     file.unlink()
-    with pytest.raises(ModelError, match=r"start\.safetensors is not there"):
+    with pytest.raises(ModelError, match=r"start\.safetensors does not exist"):
         make_averages(killed, [0.1])
 
 

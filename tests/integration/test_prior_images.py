@@ -52,7 +52,7 @@ def test_what_was_stopped_is_finished_to_the_same_bits(draw, tmp_path):
 def test_a_folder_of_other_settings_is_left_alone(draw, tmp_path):
     draw("reg", "--words", "a frog", "--count", "1")
     for other in (["--words", "a toad"], ["--words", "a frog", "--guidance", "3"]):
-        with pytest.raises(ConfigError, match="begun with other settings"):
+        with pytest.raises(ConfigError, match="started with other settings"):
             draw("reg", *other, "--count", "1")
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "holiday.jpg")

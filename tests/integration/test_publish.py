@@ -333,7 +333,7 @@ def test_what_is_to_be_private_is_not_sent_where_everybody_sees_it(run, hub, pub
     hub.repos["ada/style"] = {None: False}
     said = published(run.path, "ada/style", "--private", "--yes")
     assert said.returncode == 2
-    assert "everybody can see it" in said.stderr
+    assert "already exists and is public" in said.stderr
     assert hub.received == []
 
 
@@ -348,7 +348,7 @@ def test_without_a_token_it_says_how_to_get_one(run, hub, published):
 def test_a_token_that_is_refused_is_said_and_not_shown(run, published):
     said = published(run.path, "ada/style", "--yes", token="hf_wrong")
     assert said.returncode == 6
-    assert "the right to write" in said.stderr
+    assert "has write permission" in said.stderr
     assert "hf_wrong" not in said.stdout + said.stderr
 
 

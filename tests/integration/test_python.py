@@ -271,11 +271,11 @@ def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed == {"conv_in.weight"}
     assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
-    with pytest.raises(ConfigError, match=r"already there.* or overwrite=True"):
+    with pytest.raises(ConfigError, match=r"already exists.* or overwrite=True"):
         impasto.save_model(model, out)
     half = impasto.save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
     assert {t.dtype for t in load_file(half).values() if t.is_floating_point()} == {torch.float16}
-    with pytest.raises(ConfigError, match="not a form of model"):
+    with pytest.raises(ConfigError, match="Impasto writes no models in such files"):
         impasto.save_model(model, tmp_path / "out.zip")
 
 
@@ -484,7 +484,7 @@ def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monke
     ("part", "given", "said"),
     [
         ("loss_weight", 0.5, r"a function called with \(t, schedule, prediction\), found 0\.5"),
-        ("error", lambda a, b: a, r"with \(output, target, t, schedule\), and .* takes \(a, b\)"),
+        ("error", lambda a, b: a, r"with \(output, target, t, schedule\), but .* takes \(a, b\)"),
         (
             "noise",
             torch.randn_like,
@@ -538,9 +538,9 @@ def lbfgs(modules, settings, rules):
         (
             "timesteps",
             lambda r, n: torch.full((4,), n),
-            "from 0 to 999; these go from 1000 to 1000",
+            "from 0 to 999; found 1000 to 1000",
         ),
-        ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; these go from -1 to -1"),
+        ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; found -1 to -1"),
         (
             "lr_schedule",
             lambda step, total: None,

@@ -180,7 +180,7 @@ def test_an_activation_that_learns_goes_there_and_back(tmp_path):
 
 @pytest.mark.parametrize("name", ["softmax", "softmin", "logsoftmax"])
 def test_what_a1111_computes_over_the_images_of_a_batch_is_refused(name):
-    with pytest.raises(ConfigError, match="over the images that are drawn together"):
+    with pytest.raises(ConfigError, match="over all images generated together"):
         Hypernetwork((WIDTH,), Structure(activation=name))
 
 

@@ -189,7 +189,7 @@ def test_numpy_1_scalars_are_read(tmp_path):
         (b"<!DOCTYPE html><html>Not found</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"GGUF" + bytes(60), "a GGUF file, whose weights are quantized"),
-        (b"WXYZ" + bytes(60), "begins with 57 58 59 5a"),
+        (b"WXYZ" + bytes(60), "starts with 57 58 59 5a"),
         (b"PK\x03\x04" + bytes(60), "damaged"),
         (b"\x80\x02}q\x00.", "damaged"),
         ((1 << 40).to_bytes(8, "little") + b'{"a": 1}', "damaged or cut short"),

@@ -251,7 +251,9 @@ def test_a_file_comes_with_the_yaml_beside_it(repos, nano_model, tmp_path, monke
         assert names_in(found.parent) == {"style.safetensors", "style.yaml"}
     (tmp_path / "mine").mkdir()  # whose file would say something else of the model
     (tmp_path / "mine" / "style.yaml").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match=r"style\.yaml is already there and says something else"):
+    with pytest.raises(
+        RunError, match=r"style\.yaml already exists and differs from the model's own"
+    ):
         fetch_copy("ada/file", tmp_path / "mine", folder_layouts(), SilentProgress())
     assert names_in(tmp_path / "mine") == {"style.yaml"}
     (tmp_path / "mine" / "style.yaml").write_bytes(said)  # that of the .ckpt that came before
@@ -317,7 +319,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_once(the_hub, nano_model, tmp_
             "Asking the Hugging Face Hub for ada/base"
         ]
         assert told.notes == [
-            "The Hugging Face Hub cannot be reached: ada/base is the copy on this machine."
+            "The Hugging Face Hub cannot be reached: the local copy of ada/base is used."
         ]
         with pytest.raises(ModelError, match="could not be downloaded"):
             download("ada/nothing")

@@ -172,7 +172,7 @@ def without(content, *keys):
 BROKEN = {
     "widths as texts": (
         lambda c: {str(k): v for k, v in c.items()},
-        "widths as texts .12, 8.; A1111, ComfyUI and NovelAI have whole numbers",
+        "widths as texts .12, 8.; A1111, ComfyUI and NovelAI use integers",
     ),
     "no widths": (lambda c: without(c, *WIDTHS), "no widths such as 320 or 768"),
     "a list": (lambda c: [c], "holds a list, not tensors by name"),
@@ -188,10 +188,10 @@ BROKEN = {
         lambda c: {**c, "is_layer_norm": True},
         r"linear\.1\.weight .*expected \(16,\)",
     ),
-    "one network": (lambda c: {**c, 8: c[8][:1]}, "something else than two networks.* width 8"),
+    "one network": (lambda c: {**c, 8: c[8][:1]}, "does not have two networks.* width 8"),
     "text for a tensor": (
         lambda c: {**c, 8: ({"linear.0.weight": "x"}, c[8][1])},
-        "something else than two networks",
+        "does not have two networks",
     ),
     "open structure": (
         lambda c: {**c, "layer_structure": [1, 2]},
@@ -284,13 +284,13 @@ def test_strengths_and_names(tmp_path):
     assert load_hypernetworks([str(tmp_path / "style.pt")]).strengths == {"style": 1.0}
     with pytest.raises(ConfigError, match="Two hypernetworks are called 'style'"):
         load_hypernetworks([str(tmp_path / "style.pt")] * 2)
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match="does not exist"):
         load_hypernetworks([str(tmp_path / "other.pt:0.4")])
     with stack.at({"style": 0.1}):
         assert stack.strengths == {"style": 0.1}
     assert stack.strengths == {"style": 0.4}
     with (
-        pytest.raises(ConfigError, match="'stile', which is not there; known: style"),
+        pytest.raises(ConfigError, match="'stile', which is not loaded; known: style"),
         stack.at({"stile": 1.0}),
     ):
         pass

@@ -44,7 +44,7 @@ def telling(deviation):
 @pytest.mark.parametrize(
     ("found", "family", "prediction", "because"),
     [
-        (clues(1, 768), "sd1", "epsilon", "unless something says otherwise"),
+        (clues(1, 768), "sd1", "epsilon", "unless stated otherwise"),
         (clues(1, 768, metadata={"modelspec.prediction_type": "v"}), "sd1", "v_prediction", "file"),
         (clues(metadata={"modelspec.prediction_type": "v"}), "sd2-v", "v_prediction", "modelspec"),
         (clues(metadata={"modelspec.prediction_type": "epsilon"}), "sd2-base", "epsilon", "file"),
@@ -52,7 +52,7 @@ def telling(deviation):
             clues(1, 768, metadata={"modelspec.architecture": "stable-diffusion-v1"}),
             "sd1",
             "epsilon",
-            "unless something says otherwise",
+            "unless stated otherwise",
         ),
         (clues(metadata={"modelspec.predict_key": "v"}), "sd2-v", "v_prediction", "predict_key"),
         (clues(metadata={"modelspec.prediction_type": "v-zsnr"}), "sd2-v", "v_prediction", "file"),
@@ -86,7 +86,7 @@ def test_each_witness(found, family, prediction, because):
 
 def test_a_word_on_the_prediction_that_nobody_knows_is_no_silence():
     found = clues(1, 768, metadata={"modelspec.prediction_type": "flow"})
-    with pytest.raises(ModelError, match="is 'flow', which says nothing that Impasto knows"):
+    with pytest.raises(ModelError, match="is 'flow', which Impasto does not know"):
         identify(found)
     said = dataclasses.replace(found, prediction_name="epsilon")
     assert identify(said).prediction.name == "epsilon"
@@ -116,7 +116,7 @@ def test_where_nobody_knows_the_two_choices_are_named(open_one):
         (clues(more={"time_embedding.cond_proj.weight": shaped(320, 256)}), "latent consistency"),
         (clues(1, 768, family_key="sd2-v"), "model.family says sd2-v, but the tensors"),
         (clues(2, 2048), "not a model of a family .*2048"),
-        (clues(1, 768, open_clip=True), "OpenCLIP text encoder, .* SD 1.x, CLIP text"),
+        (clues(1, 768, open_clip=True), "OpenCLIP text encoder, .* SD 1.x: CLIP text"),
         (clues(scheduler_config={"prediction_type": "sample"}), "prediction_type is 'sample'"),
         (Clues("model", {}, ()), "conv_in is missing"),
         (Clues("model", {"conv_in.weight": shaped(8, 4, 3, 3)}, ()), "without cross-"),
@@ -197,4 +197,4 @@ def test_a_hub_id_without_a_network_is_explained(capsys):
         assert "Hugging Face Hub" in reason
         assert "path of a local copy" in reason.replace("\n", " ")
     _, reason = refused(capsys, "inspect", "models/gone.safetensors")
-    assert "models/gone.safetensors is not there" in reason
+    assert "models/gone.safetensors does not exist" in reason

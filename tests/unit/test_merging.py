@@ -248,7 +248,7 @@ def test_several_files_that_are_read_as_a_whole_are_warned_of(three, tmp_path):
     old, told = str(tmp_path / "old.ckpt"), Notes()
     convert_model(str(three[0]), tmp_path / "old.ckpt", "ckpt", {}, OpenOptions())
     open_mixture(Mixture([old, old], FORMULAS["weighted-sum"]), OpenOptions(), told)
-    assert any("2 files are of PyTorch's form before 1.6" in note for note in told.notes)
+    assert any("2 files are in PyTorch's format before 1.6" in note for note in told.notes)
     told.notes.clear()
     open_mixture(Mixture([old, str(three[1])], FORMULAS["weighted-sum"]), OpenOptions(), told)
     assert not any("PyTorch's form before 1.6" in note for note in told.notes)
@@ -409,7 +409,7 @@ def test_names_of_no_block_are_refused_with_those_there_are(three, tmp_path):
     with pytest.raises(ConfigError, match=r"IN11 is no network or block .* IN00 to IN03, M00"):
         merge(tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={"IN11": 0.5})
     everywhere = {f"{block}": 0.1 for block in block_order(open_model(three[0]))}
-    with pytest.raises(ConfigError, match=r"unet is no .* or other names stand for all of it"):
+    with pytest.raises(ConfigError, match=r"unet is no .* or other names cover all of it"):
         merge(
             tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={**everywhere, "unet": 1.0}
         )
@@ -423,7 +423,7 @@ def test_numbers_of_models_and_targets(three, tmp_path):
         merge(tmp_path / "m", three[:1])
     with pytest.raises(ConfigError, match="is the source itself"):
         merge(three[1], three[:2], FORMULAS["weighted-sum"], overwrite=True)
-    with pytest.raises(ConfigError, match="is already there"):
+    with pytest.raises(ConfigError, match="already exists"):
         merge(three[2], three[:2], FORMULAS["weighted-sum"])
 
 

@@ -23,10 +23,10 @@ def test_the_ending_says_the_form(name, form):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("o.pt", "end in .safetensors or .ckpt, or"),
-        ("o.PT", ".PT, which"), ("o.PTH", ".PTH, which"), ("o.bin", "Let it end"),
-        ("o.safetensor", "end in .safetensors"), ("o.cpkt", "end in .ckpt"), ("o.gguf", ".gguf"),
-        ("o.onnx", ".onnx"), ("o.whatever", "or in nothing"),
+        ("o.pt", "extension .safetensors or .ckpt, or"),
+        ("o.PT", ".PT, but"), ("o.PTH", ".PTH, but"), ("o.bin", "Use the extension"),
+        ("o.safetensor", "extension .safetensors, or"), ("o.cpkt", "extension .ckpt, or"),
+        ("o.gguf", ".gguf"), ("o.onnx", ".onnx"), ("o.whatever", "or none for"),
     ],
 )  # fmt: skip
 def test_other_endings_are_no_folders(name, words):

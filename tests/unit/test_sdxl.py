@@ -61,7 +61,7 @@ def clues(depths=(0, 2, 10), channels=4, encoders=ENCODERS, first=320, **others)
         (
             clues(family_key="sdxl", marks=frozenset({"v_pred"})),
             SDXL,
-            "against what the model says itself (a tensor v_pred",
+            "against the model's own statement (a tensor v_pred",
         ),
         (clues(depths=(0, 1, 2), first=64), SDXL, "no tensor"),  # a small one of its own
     ],

@@ -88,7 +88,7 @@ def test_a_folder_without_a_text_encoder_says_which(places, tmp_path, name, list
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         index[name] = [None, None]
         (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(ModelError, match=rf"incomplete: .*{name}.config\.json is not there"):
+    with pytest.raises(ModelError, match=rf"incomplete: .*{name}.config\.json is missing"):
         open_model(folder)
 
 
@@ -116,7 +116,7 @@ def rewritten(file, **values):
     [
         (
             {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5},
-            r"is Playground 2\.5, whose noise is scaled otherwise",
+            r"is Playground 2\.5, whose noise is scaled differently",
         ),
         (
             {

@@ -67,7 +67,7 @@ def test_shards_that_are_not_whole_are_refused(tmp_path):
     with pytest.raises(ModelError, match="layer2"):
         read_weights(index)
     second.unlink()
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match="does not exist"):
         read_weights(index)
 
 

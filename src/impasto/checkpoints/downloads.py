@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face Hub, shown as a stage of this program's own, in MiB."""
+"""Downloads from the Hugging Face Hub, shown as a stage of this program's progress, in MiB."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from impasto.progress import Advance, Progress, in_mib
 
 
 def download_snapshot(name: str, progress: Progress, **wanted: Any) -> Path:
-    """The folder of a repository's files, with what is missing downloaded.
+    """Download the missing files of a repository, and return its local folder.
 
     Args:
-        name: What is shown of it.
-        progress: Who is told of the MiB that come.
-        wanted: As `huggingface_hub.snapshot_download` takes it.
+        name: Name to show.
+        progress: Shows the MiB received.
+        wanted: Arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-        OSError, ValueError: As `snapshot_download`.
+        OSError, ValueError: As for `snapshot_download`.
     """
     from huggingface_hub import snapshot_download
 
@@ -27,11 +27,11 @@ def download_snapshot(name: str, progress: Progress, **wanted: Any) -> Path:
 
 
 def _counter_of_bytes(advance: Advance) -> Any:
-    """A class in the place of tqdm's bar: draws nothing, and hands on the bytes that come.
+    """Return a replacement for tqdm's bar that draws nothing, and passes on the bytes received.
 
-    huggingface_hub makes bars for bytes, unit B, and one for files, and moves them from threads.
-    Two of them count the same bytes, as they arrive and as they are written: the one that is ahead
-    is told.
+    huggingface_hub makes bars for bytes, unit B, and one for files, and advances them from threads.
+    Two of them count the same bytes, as they arrive and as they are written: the larger count is
+    passed on.
     """
     from tqdm.auto import tqdm
 

@@ -1,4 +1,4 @@
-"""A copy of a model of the Hugging Face Hub in a folder of one's own."""
+"""Downloads a copy of a model from the Hugging Face Hub into a folder of the user's choice."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def fetch_copy(
     variant: str | None = None,
     file: str | None = None,
 ) -> Path:
-    """Download a Diffusers model, a VAE or one file into a folder; nothing there is replaced.
+    """Download a Diffusers model, a VAE or one file into a folder, without replacing anything.
 
-    The `.yaml` beside a checkpoint comes with it. What has come of an interrupted download is used
-    the next time.
+    The `.yaml` beside a checkpoint is downloaded too. An interrupted download is continued the next
+    time.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
-        folder: Where the model's folder or file is put, under its own name.
-        layouts: The folders of the families that are known.
-        progress: Is told what is downloaded.
-        variant: Which set of weights where there are several, such as `fp16`; not with `file`.
-        file: A file of the repository, instead of what it is as a whole.
+        folder: Folder that the model's folder or file is put into, under its own name.
+        layouts: Folders of the known families.
+        progress: Shows the download.
+        variant: Set of weights to use if there are several, such as `fp16`; not with `file`.
+        file: File of the repository to download instead of its model.
 
     Returns:
         The folder or file.
 
     Raises:
         ModelError: There is no network, no such model or file, or no permission.
-        RunError: There is something of that name.
+        RunError: Something with that name exists.
         StorageError: The folder cannot be written.
     """
     repo_id, _, revision = hub_id.partition("@")
@@ -68,7 +68,7 @@ def fetch_copy(
         with locks.FolderLock(folder, "downloading", _refuse, f"{partial.name}.lock"):
             if chosen.sidecar is not None:
                 beside = folder / Path(chosen.sidecar).name
-                pattern = [glob.escape(chosen.sidecar)]  # small, and so known before the model
+                pattern = [glob.escape(chosen.sidecar)]  # small: compared before the model comes
                 download_snapshot(hub_id, progress, **wanted, allow_patterns=pattern)
                 if not _is_there(beside, partial, chosen.sidecar):
                     targets = {chosen.sidecar: beside, **targets}
@@ -78,10 +78,10 @@ def fetch_copy(
 
 
 def _is_there(beside: Path, partial: Path, sidecar: str) -> bool:
-    """Whether the `.yaml` of a checkpoint is there already, of another one of its name.
+    """Return whether the `.yaml` of a checkpoint exists already, with the same content.
 
     Raises:
-        RunError: One of that name says something else.
+        RunError: It exists with another content.
     """
     if not beside.exists():
         return False
@@ -89,31 +89,33 @@ def _is_there(beside: Path, partial: Path, sidecar: str) -> bool:
         return True
     shutil.rmtree(partial, ignore_errors=True)
     raise RunError(
-        f"{beside} is already there and says something else than that of the model, which would be "
-        f"read by it; nothing was changed. Move it away, or choose another folder."
+        f"{beside} already exists and differs from the model's own, so the model would be read "
+        f"wrongly; nothing was changed. Move it away, or choose another folder."
     )
 
 
 def _partial_name(name: str, hub_id: str, wanted: Collection[str]) -> str:
-    """Where a download is kept until it is whole: another place for another model or files."""
+    """Return the folder name of an unfinished download, one per model and set of files."""
     mark = hashlib.sha256("\n".join([hub_id, *sorted(wanted)]).encode()).hexdigest()[:12]
     return f".{name}.{mark}.download"
 
 
 def _give_names(partial: Path, targets: Mapping[str, Path]) -> None:
-    """Give what was downloaded its names, unless something has got one of them meanwhile.
+    """Move downloaded files to their final names, unless one of these has been taken meanwhile.
 
     Args:
-        partial: The folder that it was downloaded into.
-        targets: What is whole in there -> where it goes, in this order.
+        partial: Folder that they were downloaded into.
+        targets: Name in that folder -> final path, in this order.
 
     Raises:
-        RunError: Something has.
-        StorageError: It cannot be moved.
+        RunError: A final path exists.
+        StorageError: A file cannot be moved.
     """
     for target in targets.values():
         files.require_absent(target)
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
+    shutil.rmtree(
+        partial / ".cache", ignore_errors=True
+    )  # huggingface_hub's records of the download
     for name, target in targets.items():
         with storage_errors.reported(target):
             (partial / name).rename(target)
@@ -122,13 +124,13 @@ def _give_names(partial: Path, targets: Mapping[str, Path]) -> None:
 
 def _refuse(holder: LockHolder) -> None:
     raise RunError(
-        f"It is being downloaded already, by {holder.description}. Wait until that is done."
+        f"It is being downloaded already, by {holder.description}. Wait until that has finished."
     )
 
 
 def _download_fault(hub_id: str, reason: str) -> str:
     return (
         f"{hub_id} could not be downloaded from the Hugging Face Hub ({reason}). Check the "
-        f"spelling and the network, and log in with `hf auth login` if the model is gated. What "
-        f"was downloaded is kept for the next try."
+        f"spelling and the network, and log in with `hf auth login` if the model is gated. The "
+        f"files downloaded so far are kept for the next try."
     )

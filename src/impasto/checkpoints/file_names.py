@@ -1,4 +1,4 @@
-"""Which names are those of model files, and what a model is called by its name."""
+"""Recognises the file names of models, and derives a model's name from them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ FILE_ENDINGS = (
     ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx", ".pkl", ".pickle",
     ".h5", ".npz", ".zip", ".model", ".st", ".msgpack",
 )  # fmt: skip
-"""Endings of files that hold models, here or elsewhere; nobody gives one to a folder."""
+"""Extensions of model files, of Impasto and of other programs; no folder is named with one."""
 
 
 def is_file_name(target: PurePath) -> bool:
-    """Whether a model of this name is one file; `model-v1.5` is the name of a folder."""
+    """Return whether a model of this name is one file; `model-v1.5` is the name of a folder."""
     return target.suffix.lower() in FILE_ENDINGS
 
 
 def name_and_ending(target: PurePath) -> tuple[str, str]:
-    """A model's name and the ending of its file, which is empty for a folder.
+    """Return a model's name and its file extension, which is empty for a folder.
 
-    `model-v1.5` is a name without an ending.
+    `model-v1.5` is a name without extension.
     """
     return (target.stem, target.suffix) if is_file_name(target) else (target.name, "")
 
 
 def model_name(target: PurePath) -> str:
-    """A model's name without the ending of its file, such as for its title."""
+    """Return a model's name without file extension, for example for its title."""
     return name_and_ending(target)[0]

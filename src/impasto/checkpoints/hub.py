@@ -1,4 +1,4 @@
-"""Models by their id on the Hugging Face Hub, downloaded once into its own cache."""
+"""Models given by their id on the Hugging Face Hub, downloaded once into its cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from impasto.progress import Progress, SilentProgress
 from impasto.remote_paths import is_remote, location_fault
 
 FILE_ENDINGS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
-"""A name with one of these is a file and no Hub id."""
+"""Extensions of names that are files and no Hub ids."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?$")
 TIMEOUT_S = 20
@@ -27,26 +27,26 @@ ANSWERS = HubAnswers()
 
 
 def looks_like_hub_id(text: str) -> bool:
-    """Whether a text has the form `owner/name` or `owner/name@revision`."""
+    """Return whether a text has the form `owner/name` or `owner/name@revision`."""
     return HUB_ID.match(text) is not None
 
 
 def require_source(source: str) -> None:
-    """Make sure that a model is there, or may be on the Hub or in a store, before heavy imports.
+    """Check, before heavy imports, that a model exists or may be on the Hub or in a store.
 
     Raises:
-        ModelError: It is neither a path that exists nor of the form of a Hub id or a URL.
+        ModelError: It is neither an existing path nor of the form of a Hub id or a URL.
     """
     if is_remote(source):
         fault = location_fault(Path(source))
         if fault:
             raise ModelError(f"The model {source!r}: {fault}.")
-        return  # whether it is there, the store says when it is fetched
+        return  # fetching it shows whether it exists
     path = Path(source).expanduser()
     if presence.exists(path) or (looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS):
         return
     raise ModelError(
-        f"The model {source} is not there. Give the path of a .safetensors or .ckpt file, of a "
+        f"The model {source} does not exist. Give the path of a .safetensors or .ckpt file, of a "
         f"Diffusers folder (the one with model_index.json in it), or a Hub id such as owner/name."
     )
 
@@ -57,22 +57,22 @@ def download(
     progress: Progress | None = None,
     choice: WeightChoice | None = None,
 ) -> Path:
-    """The local folder or file of a Hub model, downloading what is not there yet.
+    """Return the local folder or file of a Hub model, downloading missing files.
 
-    Only the parts that are used come, as safetensors where the repository has them. Without a
-    network a copy is taken as it is if it can be opened, though the Hub may have a file for some
-    part that fits the choice better; opening it notes which were taken. What came of asking is the
-    same for the whole process, and a Hub that did not answer is not waited for again for a while.
+    Only the needed components are downloaded, as safetensors if the repository has them. Without a
+    network a copy is used if it can be opened, even if the Hub may have a file for some component
+    that fits the choice better; opening it notes which files were used. The answer is cached for
+    the whole process, and a Hub that did not answer is not tried again for a while.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
-        layouts: The folders of the families that are known.
-        progress: Is told what is downloaded.
-        choice: Which set of weights where there are several.
+        layouts: Folders of the known families.
+        progress: Shows the download.
+        choice: Set of weights to use if there are several.
 
     Raises:
-        ModelError: There is no network, no such model, or no permission, and no downloaded copy;
-            or the repository has nothing that can be opened.
+        ModelError: There is no network, no such model, or no permission, and no downloaded copy; or
+            the repository has nothing that can be opened.
     """
     choice, progress = choice or WeightChoice(), progress or SilentProgress()
     question = Question.about(hub_id, choice)
@@ -97,7 +97,7 @@ def download(
         if is_unreachable(fault):
             ANSWERS.keep_silence(question)
             progress.note(
-                f"The Hugging Face Hub cannot be reached: {hub_id} is the copy on this machine."
+                f"The Hugging Face Hub cannot be reached: the local copy of {hub_id} is used."
             )
         return found
     from huggingface_hub.utils import filter_repo_objects
@@ -112,15 +112,15 @@ def download(
 
 
 def list_files(name: str, revision: str, progress: Progress) -> list[str]:
-    """The names of the files of a repository, of a revision or else of the main branch.
+    """Return the names of the files of a repository, at a revision or on the main branch.
 
     Args:
-        name: Its owner and name.
-        revision: Empty for the main branch.
-        progress: Shows what is waited for.
+        name: Owner and name of the repository.
+        revision: Revision; empty for the main branch.
+        progress: Shows the request.
 
     Raises:
-        OSError, ValueError, HTTPError, OfflineModeIsEnabled: As `huggingface_hub`.
+        OSError, ValueError, HTTPError, OfflineModeIsEnabled: As for `huggingface_hub`.
     """
     from huggingface_hub import HfApi
 

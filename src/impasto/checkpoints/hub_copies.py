@@ -1,4 +1,4 @@
-"""What earlier downloads from the Hugging Face Hub left in its cache on this machine."""
+"""Local copies of Hub repositories that earlier downloads left in the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from impasto.parsing import parse_json, read_text
 
 @dataclass(frozen=True)
 class _Part:
-    """A network of a copy.
+    """A network of a local copy.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the network.
         sets: Its sets of weights, by variant.
         is_averaged: Whether the Hub may have both averaged and plain weights of it.
     """
@@ -35,7 +35,7 @@ class _Part:
     is_averaged: bool = False
 
     def is_whole(self, choice: WeightChoice) -> bool:
-        """Whether its configuration and the set of weights that is taken are there, all shards.
+        """Return whether its configuration and the chosen set of weights exist with all shards.
 
         Raises:
             ModelError: An index of shards cannot be read.
@@ -44,39 +44,39 @@ class _Part:
         return taken is not None and is_whole(taken[1]) and presence.is_file(self.folder / CONFIG)
 
     def has_asked(self, choice: WeightChoice) -> bool:
-        """Whether the set that is taken is the one that is asked for, and plain weights are there.
+        """Return whether the chosen set is the requested one, and needed plain weights exist.
 
-        Half precision that an earlier download left is none for who asks for the main files.
+        Half-precision files from an earlier download do not replace requested main files.
         """
         taken = choice.of(self.sets)
         return taken is not None and not choice.lacking(taken[0]) and self.has_plain(choice)
 
     def has_plain(self, choice: WeightChoice) -> bool:
-        """Whether the plain weights are there where the choice asks for them."""
+        """Return whether the plain weights exist, or the choice does not need them."""
         asks = choice.weights == "ema" or (choice.weights == "plain" and choice.variant is None)
         return not (asks and self.is_averaged) or NOT_AVERAGED in self.sets
 
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """What earlier downloads of a repository left.
+    """The local copy of a repository from earlier downloads.
 
     Attributes:
-        folder: Where it is.
-        parts: Its networks; None where it is neither a Diffusers model nor a VAE.
+        folder: Folder of the copy.
+        parts: Its networks; None if it is neither a Diffusers model nor a VAE.
     """
 
     folder: Path
     parts: list[_Part] | None
 
     def has_all(self, choice: WeightChoice) -> bool:
-        """Whether no download would change which files are opened."""
+        """Return whether a further download would not change which files are opened."""
         return self.parts is not None and all(
             part.is_whole(choice) and part.has_asked(choice) for part in self.parts
         )
 
     def usable(self, choice: WeightChoice) -> Path | None:
-        """What of it can be opened where the Hub cannot be asked."""
+        """Return the folder or file that can be opened without the Hub, or None."""
         if self.parts is None:
             files = self.folder.rglob("*")
             found = [path for path in files if path.suffix.lower() in CHECKPOINT_ENDINGS]
@@ -92,18 +92,18 @@ class LocalCopy:
 def local_copy(
     wanted: Mapping[str, str | None], layouts: Collection[FolderLayout]
 ) -> LocalCopy | None:
-    """The copy of a repository on this machine, or None.
+    """Return the copy of a repository on this machine, or None.
 
     Args:
-        wanted: Its `repo_id` and `revision`, as `huggingface_hub.snapshot_download` takes them.
-        layouts: The folders of the families that are known.
+        wanted: Its `repo_id` and `revision`, as for `huggingface_hub.snapshot_download`.
+        layouts: Folders of the known families.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
-    except IncompleteSnapshotError as error:  # as all of ours are: only what is used comes
+    except IncompleteSnapshotError as error:  # as ours always are: only needed files are downloaded
         folder = Path(error.snapshot_path)
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
@@ -111,13 +111,13 @@ def local_copy(
 
 
 def _parts_of(folder: Path, layouts: Collection[FolderLayout]) -> list[_Part] | None:
-    """The networks of a copy; None where it is neither a Diffusers model nor a VAE."""
+    """Return the networks of a copy; None if it is neither a Diffusers model nor a VAE."""
     if not presence.is_file(folder / MODEL_INDEX):
         stems = vae_alone([path.name for path in folder.iterdir()], layouts)
         return None if stems is None else [_Part(folder, find_weights(folder, stems))]
     layout = folder_layout_of(_index_of(folder), layouts)
     if layout is None:
-        return []  # whatever it is: opening it says so
+        return []  # of an unknown kind: opening it reports that
     return [
         _Part(folder / name, find_weights(folder / name, stems), name in layout.averaged)
         for name, stems in layout.weights
@@ -125,7 +125,7 @@ def _parts_of(folder: Path, layouts: Collection[FolderLayout]) -> list[_Part] | 
 
 
 def _index_of(folder: Path) -> Mapping[str, Any]:
-    """What a folder's `model_index.json` says; nothing if it cannot be read."""
+    """Return the content of a folder's `model_index.json`; empty if it cannot be read."""
     try:
         index = parse_json(read_text(folder / MODEL_INDEX))
     except (OSError, ValueError, RecursionError):

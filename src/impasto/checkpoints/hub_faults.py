@@ -1,4 +1,4 @@
-"""What goes wrong with the Hugging Face Hub or on the way to it, as a ModelError."""
+"""Turns failures of the Hugging Face Hub or the network into a ModelError."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LONGEST_REASON = 120
 
 @contextlib.contextmanager
 def hub_faults(sentence_of: Callable[[str], str]) -> Iterator[None]:
-    """Have what is asked of the Hub fail with a sentence of our own.
+    """Turn failures of requests to the Hub into a ModelError with a message of the caller's.
 
     Args:
-        sentence_of: Makes the sentence of a short reason, as `HTTPError: 404 ...`.
+        sentence_of: Returns the message for a short reason such as `HTTPError: 404 ...`.
 
     Raises:
         ModelError: The Hub, the network or the disk failed, or the Hub has no such model.
@@ -30,9 +30,9 @@ def hub_faults(sentence_of: Callable[[str], str]) -> Iterator[None]:
 
 
 def is_unreachable(fault: ModelError) -> bool:
-    """Whether what `hub_faults` raised is that there is no way to the Hub, or no answer in time.
+    """Return whether an error of `hub_faults` means that the Hub did not answer or is unreachable.
 
-    An answer that refuses what is asked for, or a Hub that is not to be asked, is none of these.
+    That is false if the Hub refused the request, or in offline mode.
     """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 

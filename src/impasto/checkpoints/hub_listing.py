@@ -1,6 +1,6 @@
-"""Which files of a repository of the Hugging Face Hub are taken, by their names alone.
+"""Selects the files of a Hugging Face Hub repository to download, by their names alone.
 
-A repository is a Diffusers model, a VAE by itself, or one checkpoint.
+A repository is a Diffusers model, a separate VAE, or one checkpoint.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from impasto.invocation import command
 MODEL_INDEX, CONFIG = "model_index.json", "config.json"
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
 SIDECAR = ".yaml"
-"""The ending of what the original programs have beside a checkpoint: its configuration."""
+"""Extension of the original programs' configuration file beside a checkpoint."""
 _LISTED = 12
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is taken of a repository.
+    """The files to download from a repository.
 
     Attributes:
-        patterns: Of the names of the files.
-        file: The one file that is the model; None where their folder is.
-        sidecar: The `.yaml` beside that file, if there is one.
+        patterns: Patterns of the file names.
+        file: The one file that is the model; None if the model is a folder.
+        sidecar: The `.yaml` beside that file; None if there is none.
     """
 
     patterns: list[str]
@@ -44,7 +44,7 @@ class Selection:
 
     @classmethod
     def of_file(cls, name: str, listed: Collection[str]) -> Selection:
-        """One file; with a checkpoint comes the `.yaml` beside it, which says what it predicts."""
+        """Select one file; a checkpoint with the `.yaml` beside it, which states its prediction."""
         beside = PurePosixPath(name).with_suffix(SIDECAR).as_posix()
         has_sidecar = name.lower().endswith(CHECKPOINT_ENDINGS) and beside in listed
         names = [beside, name] if has_sidecar else [name]
@@ -54,16 +54,16 @@ class Selection:
 def select_files(
     hub_id: str, listed: list[str], layouts: Collection[FolderLayout], choice: WeightChoice
 ) -> Selection:
-    """What is taken of a repository: a Diffusers model's parts, a VAE's folder, or a checkpoint.
+    """Select the files of a Diffusers model, a VAE's folder, or a checkpoint of a repository.
 
     Args:
-        hub_id: What it is called in errors.
-        listed: The names of its files.
-        layouts: The folders of the families that are known.
-        choice: Which set of weights is taken where there are several.
+        hub_id: Name of the repository in errors.
+        listed: Names of its files.
+        layouts: Folders of the known families.
+        choice: Set of weights to use if there are several.
 
     Raises:
-        ModelError: It has none of these, several checkpoints, or not the weights asked for.
+        ModelError: It has none of these, several checkpoints, or not the requested weights.
     """
     if MODEL_INDEX in listed:
         vocabulary_files = {f"{name}/*.txt" for layout in layouts for name in layout.tokenizers}
@@ -77,18 +77,18 @@ def select_files(
     if choice.variant is not None:
         raise ModelError(
             f"{hub_id} is one file, {name}, and has no variants; {choice.variant!r} is for "
-            f"Diffusers models, which may hold several sets of files. Take --variant "
+            f"Diffusers models, which may have several sets of files. Take --variant "
             f"(model.variant) out."
         )
     return Selection.of_file(name, listed)
 
 
 def vae_alone(names: Collection[str], layouts: Collection[FolderLayout]) -> Stems | None:
-    """What the weight files of a VAE are called that is no folder of a model, or None.
+    """Return the stems of the weight files of a separate VAE, or None if there is none.
 
     Args:
-        names: Of the files, those of folders with their path.
-        layouts: The folders of the families that are known.
+        names: Names of the files; those in folders have their path.
+        layouts: Folders of the known families.
     """
     if CONFIG not in names or MODEL_INDEX in names:
         return None
@@ -99,18 +99,18 @@ def vae_alone(names: Collection[str], layouts: Collection[FolderLayout]) -> Stem
 def choose_weights(
     listed: list[str], weights: Mapping[str, Stems], choice: WeightChoice
 ) -> list[str]:
-    """The weight files to take from a repository's list: one set for each part, shards and all.
+    """Return the weight files to download: one set per component, with all its shards.
 
-    Where averaged weights are asked for, the plain ones come too: only they tell that the main
+    If averaged weights are requested, the plain ones are included: only they show that the main
     file is an average.
 
     Args:
-        listed: The names of its files.
-        weights: Folder -> what weight files are called there; "" for files in no folder.
-        choice: Which set of weights is asked for.
+        listed: Names of the repository's files.
+        weights: Folder -> stems of its weight files; "" for files in no folder.
+        choice: Requested set of weights.
 
     Raises:
-        ModelError: No part has files of the variant asked for, or a part has only others.
+        ModelError: No component has files of the requested variant, or a component has only others.
     """
     inside = {folder: _names_in(listed, folder) for folder in weights}
     sets = {folder: weight_sets_in(names, weights[folder]) for folder, names in inside.items()}
@@ -135,12 +135,12 @@ def choose_weights(
 
 
 def listing(hub_id: str, listed: list[str]) -> str:
-    """The end of an error: the files that a repository has, and how one of them is downloaded."""
+    """Return the end of an error: a repository's files, and the command to download one."""
     models = _checkpoints(listed)
     shown = ", ".join((models or listed)[:_LISTED]) or "nothing"
     more = ", ..." if len(models or listed) > _LISTED else ""
     words = command("download", hub_id, "--out", "models", "--file", "FILE")
-    return f"Name one with --file; it has {shown}{more}. Such as: {words}"
+    return f"Name one with --file; it has {shown}{more}. For example: {words}"
 
 
 def _only_checkpoint(hub_id: str, listed: list[str]) -> str:
@@ -180,9 +180,9 @@ def _names_in(listed: list[str], folder: str) -> list[str]:
 
 
 def _shards_of(file: str, variant: str | None, names: list[str]) -> list[str]:
-    """The shards of a set of weights whose file is an index; none where it is a whole file.
+    """Return the shards of a set of weights whose file is an index; empty if it is a whole file.
 
-    Those of a variant have it before or after their number: `model.fp16-00001-of-00002.bin`.
+    Those of a variant have its name before or after their number: `model.fp16-00001-of-00002.bin`.
     """
     if not file.endswith(".json"):
         return []

@@ -1,4 +1,4 @@
-"""Writes hypernetworks in each of their forms, and says beforehand what a form cannot say."""
+"""Writes hypernetworks in each of their forms, after checking that the form can represent them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from impasto.errors import ModelError
 COMFYUI_ACTIVATIONS = (
     "linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish",
 )  # fmt: skip
-"""What ComfyUI's `comfy_extras/nodes_hypernetwork.py` knows."""
+"""Activations that ComfyUI's `comfy_extras/nodes_hypernetwork.py` knows."""
 
 
 def write_hypernetwork(
@@ -36,17 +36,17 @@ def write_hypernetwork(
     """Write a hypernetwork durably.
 
     Args:
-        contents: What to write.
-        path: Where; replaced if it exists.
-        dialect: `a1111`: with all its keys; `portable`: those of them that ComfyUI reads rightly;
+        contents: Hypernetwork to write.
+        path: Path to write to; replaced if it exists.
+        dialect: `a1111`: with all its keys; `portable`: the keys that ComfyUI reads correctly;
             `novelai`: tensors alone; `safetensors`.
 
     Returns:
-        What was left out, in sentences.
+        Sentences about what was left out.
 
     Raises:
-        ModelError: The dialect cannot say what it is, or a value is not finite.
-        StorageError: The disk is full or `path` cannot be written; it is as it was.
+        ModelError: The dialect cannot represent it, or a value is not finite.
+        StorageError: The disk is full or `path` cannot be written; an earlier file is unchanged.
     """
     lost = require_writable_as(contents.structure, dialect)
     if dialect != "safetensors":
@@ -59,10 +59,10 @@ def write_hypernetwork(
 
 
 def require_writable_as(structure: Structure, dialect: Dialect) -> tuple[str, ...]:
-    """Make sure, before anything is written, that a dialect can say what a hypernetwork is.
+    """Check, before anything is written, that a dialect can represent a hypernetwork.
 
     Returns:
-        What will be left out, in sentences.
+        Sentences about what will be left out.
 
     Raises:
         ModelError: It cannot.
@@ -79,7 +79,7 @@ def require_writable_as(structure: Structure, dialect: Dialect) -> tuple[str, ..
                 "activates the last layer too. Write it for A1111 instead (a1111)."
             )
         if structure.has_dropout:
-            return ("Dropout is left out: ComfyUI would apply it while drawing.",)
+            return ("Dropout is left out: ComfyUI would apply it when it generates images.",)
     if dialect == "novelai":
         plain = Structure()
         if replace(structure, dropout=(), activate_output=False) != plain:
@@ -93,7 +93,7 @@ def require_writable_as(structure: Structure, dialect: Dialect) -> tuple[str, ..
 
 
 def without_dropout(contents: HypernetworkContents) -> HypernetworkContents:
-    """A hypernetwork whose tensors are named as if it had no dropout."""
+    """Return a hypernetwork whose tensors are named as if it had no dropout."""
     plain = replace(contents.structure, dropout=())
 
     def renamed(half: Half, width: int) -> Half:
@@ -179,7 +179,7 @@ _WRITERS: dict[Dialect, Callable[[HypernetworkContents, Path], None]] = {
 
 
 def _plain(half: Half) -> dict[str, Tensor]:
-    """Copies on the CPU that own their memory: torch.save writes whole storages."""
+    """Return copies on the CPU that own their memory: torch.save writes whole storages."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in half.items()}
 
 

@@ -1,4 +1,4 @@
-"""Files of hypernetworks: NovelAI's and A1111's `.pt`, ComfyUI's choice of it, safetensors.
+"""Files of hypernetworks: NovelAI's and A1111's `.pt`, the `.pt` that ComfyUI reads, safetensors.
 
 A hypernetwork is a pair of small networks for each width of attention inputs, one for keys and one
 for values; A1111's `modules/hypernetworks/hypernetwork.py` defines names, keys and defaults.
@@ -27,22 +27,22 @@ SUFFIXES: dict[Dialect, str] = {
 }  # fmt: skip
 METADATA_KEY = "impasto.hypernetwork"
 HALVES = ("k", "v")
-MOST_LAYERS, MOST_TIMES, WIDEST = 64, 256, 65_536  # far beyond any that was ever trained
-OLD_DROPOUT = 0.3  # what A1111's two older flags meant
+MOST_LAYERS, MOST_TIMES, WIDEST = 64, 256, 65_536  # far beyond any trained one
+OLD_DROPOUT = 0.3  # the dropout that A1111's two older flags mean
 OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 Half = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """How the networks of a hypernetwork are built.
+    """How the networks of a hypernetwork are built; raises ModelError for invalid values.
 
     Attributes:
-        layers: Widths by which each linear layer begins and ends, as multiples; first and last 1.
-        activation: By A1111's names; `linear` is none, and `swish` is Hardswish.
+        layers: Widths between the linear layers, as multiples of the input's; first and last 1.
+        activation: Activation by A1111's names; `linear` is none, and `swish` is Hardswish.
         layer_norm: Whether a layer norm follows each linear layer.
-        activate_output: Whether the activation follows the last one too.
-        dropout: The share that is dropped at each of `layers` while training; first and last 0.
+        activate_output: Whether the activation follows the last linear layer too.
+        dropout: Fraction dropped at each of `layers` during training; first and last 0.
     """
 
     layers: tuple[float, ...] = (1, 2, 1)
@@ -54,7 +54,7 @@ class Structure:
     def __post_init__(self) -> None:
         if len(self.layers) > MOST_LAYERS or not all(0 < n <= MOST_TIMES for n in self.layers):
             raise ModelError(
-                f"A hypernetwork asks for {len(self.layers) - 1} layers of up to "
+                f"A hypernetwork states {len(self.layers) - 1} layers of up to "
                 f"{max(self.layers):g} times its width; expected {MOST_LAYERS - 1} at most, each "
                 f"more than 0 and up to {MOST_TIMES} times as wide."
             )
@@ -70,17 +70,17 @@ class Structure:
             or not all(0 <= share < 1 for share in self.dropout)
         ):
             raise ModelError(
-                f"The dropout of a hypernetwork is {list(self.dropout)}; expected a share below 1 "
-                f"for each of its {len(self.layers)} layers, 0 for the first and the last."
+                f"The dropout of a hypernetwork is {list(self.dropout)}; expected a fraction below "
+                f"1 for each of its {len(self.layers)} layers, 0 for the first and the last."
             )
 
     @property
     def has_dropout(self) -> bool:
-        """Whether a layer has dropout while it is trained."""
+        """Whether a layer has dropout during training."""
         return any(self.dropout)
 
     def modules(self) -> Iterator[tuple[str, int]]:
-        """What is built in order, with the number of the linear layer it belongs to."""
+        """Yield the kind of each module in order, with the number of its linear layer."""
         last = len(self.layers) - 2
         for number in range(last + 1):
             yield "linear", number
@@ -92,11 +92,11 @@ class Structure:
                 yield "dropout", number
 
     def widths(self, width: int) -> list[int]:
-        """The numbers between the linear layers, for inputs of `width`."""
+        """Return the widths between the linear layers, for inputs of `width`."""
         return [int(width * multiple) for multiple in self.layers]
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors of one network."""
+        """Return the names and shapes of the tensors of one network."""
         widths = self.widths(width)
         found: dict[str, tuple[int, ...]] = {}
         for index, (kind, number) in enumerate(self.modules()):
@@ -106,7 +106,7 @@ class Structure:
             elif kind == "layer_norm":
                 found[f"linear.{index}.weight"] = (widths[number + 1],)
                 found[f"linear.{index}.bias"] = (widths[number + 1],)
-            elif kind == "activation" and self.activation == "prelu":  # the one that learns
+            elif kind == "activation" and self.activation == "prelu":  # PReLU has a weight
                 found[f"linear.{index}.weight"] = (1,)
         return found
 
@@ -117,14 +117,15 @@ class HypernetworkContents:
 
     Attributes:
         halves: Width -> tensors of the networks for keys and for values, by A1111's names.
-        structure: How they are put together.
-        name: Its name.
-        step: Steps it was trained for.
-        initialization: What its weights began as, by A1111's names.
-        base_hash: The short hash of the model it was trained on, if known.
-        base_name: That model's name, if known.
+        structure: How the networks are built.
+        name: Name of the hypernetwork.
+        step: Number of steps that it was trained for.
+        initialization: Initialization of its weights, by A1111's names.
+        base_hash: Short hash of the model that it was trained on, if known.
+        base_name: Name of that model, if known.
         info: Free text.
-        form: What sort of file it came from, in words.
+        form: Form of the file, in words.
+        metadata: Metadata of a safetensors file.
     """
 
     halves: Mapping[int, tuple[Half, Half]]
@@ -144,7 +145,7 @@ class HypernetworkContents:
         return tuple(sorted(self.halves))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors under flat names, such as `768.k.linear.0.weight`."""
+        """Return the tensors under flat names, such as `768.k.linear.0.weight`."""
         return {
             f"{width}.{half}.{name}": tensor
             for width, pair in sorted(self.halves.items())
@@ -153,7 +154,7 @@ class HypernetworkContents:
         }
 
     def cast(self, dtype: torch.dtype | None) -> HypernetworkContents:
-        """A hypernetwork with its tensors in another dtype; None keeps it."""
+        """Return the hypernetwork with its tensors in another dtype; None leaves it unchanged."""
         if dtype is None:
             return self
         halves = {
@@ -173,16 +174,16 @@ def halves_of(tensors: Mapping[str, Tensor]) -> dict[int, tuple[Half, Half]]:
 
 
 def is_hypernetwork(file: TensorFile) -> bool:
-    """Whether a file is one that Impasto wrote as safetensors."""
+    """Return whether a file is a hypernetwork that Impasto wrote as safetensors."""
     return METADATA_KEY in file.metadata
 
 
 def read_hypernetwork(path: Path) -> HypernetworkContents:
-    """Read a hypernetwork of any of the forms; nothing in it is run.
+    """Read a hypernetwork in any of the forms; no code in the file is run.
 
     Raises:
-        ModelError: It is missing, damaged, refused as unsafe, no hypernetwork, or one whose
-            tensors do not fit what it says of itself.
+        ModelError: It is missing, damaged, refused as unsafe, no hypernetwork, or has tensors that
+            do not fit its stated structure.
     """
     file = open_tensor_file(path)
     with untrusted(path):
@@ -198,8 +199,8 @@ def _from_pickle(path: Path) -> HypernetworkContents:
     texts = sorted(key for key in content if isinstance(key, str) and key.isdigit())
     if texts:
         raise ModelError(
-            f"{path} has its widths as texts ({', '.join(texts)}); A1111, ComfyUI and NovelAI have "
-            f"whole numbers. Save it again with whole numbers as keys."
+            f"{path} has its widths as texts ({', '.join(texts)}); A1111, ComfyUI and NovelAI use "
+            f"integers. Save it again with integers as keys."
         )
     widths = [key for key in content if type(key) is int]
     if not widths:
@@ -232,7 +233,7 @@ def _pair(value: Any, width: int, path: Path) -> tuple[Half, Half]:
     )
     if not good:
         raise ModelError(
-            f"{path} has something else than two networks, for keys and values, at width {width}."
+            f"{path} does not have two networks, for keys and values, at width {width}."
         )
     first, second = ({_new_name(str(n)): t for n, t in half.items()} for half in value)
     return first, second
@@ -250,26 +251,28 @@ def _read_structure(
     activation = str(content.get("activation_func") or "linear").lower()
     layers = tuple(map(float, layers)) if layers else _layers_from(halves)
     if not all(map(math.isfinite, layers)):
-        raise ModelError(f"{path} says that its layers are {list(layers[:MOST_LAYERS])}.")
+        raise ModelError(
+            f"{path} states the layers {list(layers[:MOST_LAYERS])}; expected finite numbers."
+        )
     return Structure(
         layers,
         activation,
         layer_norm=bool(content.get("is_layer_norm", False)),
-        # A1111's constructor has it on; without an activation it means nothing
+        # on by default in A1111's constructor; meaningless without an activation
         activate_output=bool(content.get("activate_output", True)) and activation != "linear",
         dropout=_read_dropout(content, len(layers)),
     )
 
 
 def _layers_from(halves: Mapping[int, tuple[Half, Half]]) -> tuple[float, ...]:
-    """Multiples by the shapes of one network, where the file does not tell."""
+    """Derive the multiples from the shapes of one network, for files that do not state them."""
     width, (half, _) = next(iter(halves.items()))
     rows = [tensor.shape[0] / width for tensor in half.values() if tensor.dim() == 2]
     return (1.0, *rows)
 
 
 def _read_dropout(content: Mapping[Any, Any], count: int) -> tuple[float, ...]:
-    """The newer key wins; the older two mean 0.3 at all but the ends, or but the last two."""
+    """Read dropout: the newer key, or 0.3 for the older two, except at the ends or the last two."""
     given = content.get("dropout_structure")
     if given is not None:
         return tuple(map(float, given)) if any(given) else ()
@@ -303,11 +306,15 @@ def _from_safetensors(file: TensorFile) -> HypernetworkContents:
             **texts,
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise ModelError(f"{file.path} is damaged: its metadata say {error!r}.") from error
+        raise ModelError(f"{file.path} is damaged: its metadata is invalid ({error!r}).") from error
 
 
 def _require_fitting(contents: HypernetworkContents, path: Path) -> None:
-    """Compare all tensors with what the structure asks for."""
+    """Check that all tensors fit the structure.
+
+    Raises:
+        ModelError: A tensor is missing, unexpected or of another shape.
+    """
     linear = sum(kind == "linear" for kind, _ in contents.structure.modules())
     for width, pair in contents.halves.items():
         expected = contents.structure.shapes(width)
@@ -324,7 +331,7 @@ def _require_fitting(contents: HypernetworkContents, path: Path) -> None:
             name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
             raise ModelError(
                 f"{path}: {name} of the {half} network of width {width} is "
-                f"{found.get(name, 'missing')}; expected {expected.get(name, 'nothing there')} "
+                f"{found.get(name, 'missing')}; expected {expected.get(name, 'no such tensor')} "
                 f"for the structure {list(contents.structure.layers)}, activation "
                 f"{contents.structure.activation}."
             )

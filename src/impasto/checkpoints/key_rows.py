@@ -1,9 +1,10 @@
-"""Which modules of LDM's networks are which of diffusers', by rows that follow from a layout.
+"""Pairs of LDM's and diffusers' module names, in rows that follow from a network's layout.
 
 LDM names are CompVis' (`ldm/modules/diffusionmodules/openaimodel.py`, `model.py`) and open_clip's;
-the other side is diffusers' UNet2DConditionModel and AutoencoderKL and transformers' CLIPTextModel
-without its former prefix `text_model.`. A row pairs two modules; what follows a module's name is
-the same on both sides. The layout of a network is read from its names, so the rows fit any size.
+the others are those of diffusers' UNet2DConditionModel and AutoencoderKL and transformers'
+CLIPTextModel without its former prefix `text_model.`. A row pairs two modules; the rest of a name
+after the module is the same on both sides. The layout of a network is derived from its names, so
+the rows fit any size.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ OPEN_CLIP_ENDS: tuple[Row, ...] = (
     ("text_projection", "text_projection.weight"),
 )
 UPRIGHT_PROJECTION: Row = ("text_projection.weight", "text_projection.weight")
-"""The projection as a linear layer has it, not transposed; ComfyUI's `comfy/utils.py` reads it if
-there is no `text_projection`."""
+"""The projection stored like a linear layer's weight, not transposed; ComfyUI's `comfy/utils.py`
+reads it if there is no `text_projection`."""
 OPEN_CLIP_LAYERS = "transformer.resblocks."
 OPEN_CLIP_LAYER: tuple[Row, ...] = (
     ("ln_1", "layer_norm1"),
@@ -65,14 +66,14 @@ _NUMBER = re.compile("[0-9]{1,3}")  # a block 100000 is a damaged name, not a la
 
 @dataclass(frozen=True)
 class UNetLayout:
-    """How many levels a U-Net has, residual blocks per level, and which levels have attention."""
+    """A U-Net's levels, with and without attention, and its residual blocks per level."""
 
     attention: tuple[bool, ...]
     layers: int
 
     @classmethod
     def of_ldm(cls, names: Collection[str]) -> UNetLayout:
-        """The layout of a U-Net, told by LDM names of its tensors without their prefix."""
+        """Derive the layout of a U-Net from LDM names of its tensors without their prefix."""
         blocks = indices_of(names, "input_blocks")
         downs = sum(f"input_blocks.{n}.0.op.weight" in names for n in blocks)
         levels = downs + 1
@@ -82,7 +83,7 @@ class UNetLayout:
 
     @classmethod
     def of_diffusers(cls, names: Collection[str]) -> UNetLayout:
-        """The layout of a U-Net, told by diffusers' names of its tensors."""
+        """Derive the layout of a U-Net from diffusers' names of its tensors."""
         levels = indices_of(names, "down_blocks")
         attention = (f"down_blocks.{n}.attentions.0.norm.weight" in names for n in levels)
         return cls(tuple(attention), max(len(indices_of(names, "down_blocks.0.resnets")), 1))
@@ -90,58 +91,58 @@ class UNetLayout:
 
 @dataclass(frozen=True)
 class VaeLayout:
-    """How many levels a VAE has, and residual blocks per level of the encoder."""
+    """The number of levels of a VAE, and of residual blocks per level of the encoder."""
 
     levels: int
     layers: int
 
     @classmethod
     def of_ldm(cls, names: Collection[str]) -> VaeLayout:
-        """The layout of a VAE, told by LDM names of its tensors without their prefix."""
+        """Derive the layout of a VAE from LDM names of its tensors without their prefix."""
         levels = len(indices_of(names, "encoder.down"))
         return cls(levels, len(indices_of(names, "encoder.down.0.block")))
 
     @classmethod
     def of_diffusers(cls, names: Collection[str]) -> VaeLayout:
-        """The layout of a VAE, told by diffusers' names of its tensors."""
+        """Derive the layout of a VAE from diffusers' names of its tensors."""
         levels = len(indices_of(names, "encoder.down_blocks"))
         return cls(levels, len(indices_of(names, "encoder.down_blocks.0.resnets")))
 
 
 def no_rows(_: ParameterNames) -> Iterable[Row]:
-    """No rows: of a network whose tensors have the same names in files and in diffusers."""
+    """Return no rows, for a network whose tensors have the same names in files and in diffusers."""
     return ()
 
 
 def unet_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    """The rows of a U-Net, by the LDM names of its tensors."""
+    """Return the rows of a U-Net with these LDM names."""
     return _unet_rows(UNetLayout.of_ldm(names))
 
 
 def unet_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
-    """The rows of a U-Net, by diffusers' names of its tensors."""
+    """Return the rows of a U-Net with these diffusers names."""
     return _unet_rows(UNetLayout.of_diffusers(names))
 
 
 def vae_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    """The rows of a VAE, by the LDM names of its tensors."""
+    """Return the rows of a VAE with these LDM names."""
     return _vae_rows(VaeLayout.of_ldm(names))
 
 
 def vae_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
-    """The rows of a VAE, by diffusers' names of its tensors."""
+    """Return the rows of a VAE with these diffusers names."""
     return _vae_rows(VaeLayout.of_diffusers(names))
 
 
 def open_clip_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    """The rows of an OpenCLIP text encoder, by the names of its tensors in a single file."""
+    """Yield the rows of an OpenCLIP text encoder with these names in a single file."""
     yield from _open_clip_rows(len(indices_of(names, OPEN_CLIP_LAYERS.removesuffix("."))))
     if "text_projection" not in names:
         yield UPRIGHT_PROJECTION
 
 
 def open_clip_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
-    """The rows of an OpenCLIP text encoder, by transformers' names of its tensors."""
+    """Return the rows of an OpenCLIP text encoder with these transformers names."""
     return _open_clip_rows(len(indices_of(names, "encoder.layers")))
 
 
@@ -200,7 +201,7 @@ def _under(ldm: str, ours: str, rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def indices_of(names: Iterable[str], module: str) -> list[int]:
-    """The numbers that follow `module.` in the names, in order."""
+    """Return the numbers that follow `module.` in the names, in ascending order."""
     start = f"{module}."
     found = {name[len(start) :].partition(".")[0] for name in names if name.startswith(start)}
     return sorted(int(number) for number in found if _NUMBER.fullmatch(number))

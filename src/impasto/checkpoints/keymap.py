@@ -1,8 +1,8 @@
 """The map between the names of LDM files and those of diffusers, one table for both directions.
 
-What is here knows how a sort of network is named, by the rows of `key_rows.py`. Which networks a
-family has, under which prefixes, is the table of `models/families.py`, which hands a `FileLayout`
-down.
+This module knows how each kind of network is named, by the rows of `key_rows.py`. The networks of a
+family and their prefixes are in the table of `models/families.py`, which passes a `FileLayout`
+here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONVOLVED = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
 class ComponentKind(enum.Enum):
-    """What a network does in a model; the value is what people call it."""
+    """Role of a network in a model; the value is its name for users."""
 
     UNET = "U-Net"
     VAE = "VAE"
@@ -41,12 +41,13 @@ class ComponentKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Tail:
-    """What a file holds of a text encoder beyond what is used: programs look for it.
+    """Tensors of a text encoder in a file beyond those that are used; some programs require them.
 
     Attributes:
-        used: Layers that are used of those of a full-size file; None means all.
-        spare: Layers that a file has after those.
-        ones: Name -> number of dimensions, each the width; a missing one is written as all 1.
+        used: Number of layers used of a full-size file; None means all.
+        spare: Number of layers that a file has after those.
+        ones: Name -> number of dimensions, each of the encoder's width; a missing one is written as
+            all 1.
     """
 
     used: int | None = None
@@ -59,23 +60,24 @@ class Naming:
     """How single files name one network.
 
     Attributes:
-        dialect: Whose names they are, in a word for people.
-        root: What the names of all tensors begin with that belong to it, used or not.
-        prefix: What stands before the names of its own tensors.
+        dialect: Whose names they are, in a word for users.
+        root: Prefix of the names of all tensors that belong to it, used or not.
+        prefix: Prefix of the names of its own tensors.
         rows_of_file: Names of a file, without the prefix -> pairs of module names.
         rows_of_ours: diffusers' names -> the same pairs.
-        entry: A tensor that every such network has, without the prefix; empty if none is sure.
-        claims: Beginnings of names, after the prefix, that a file of another kind would have.
-        former: What old files have in the place of the prefix.
+        entry: A tensor that every such network has, without the prefix; empty if none is certain.
+        claims: Starts of names, after the prefix, that otherwise indicate a file of another kind.
+        former: Earlier prefixes, which old files have.
         fuses_attention: Whether query, key and value are one tensor.
         convolved: Linear layers that are 1x1 convolutions in the file.
-        turned: Matrices that the file holds transposed, without the prefix.
+        turned: Matrices that the file stores transposed, without the prefix.
         beside: Names that the format has and the network does not use, without the prefix.
-        counted: A tensor of 0, 1, 2 ... among these, in whole numbers.
-        stale: Beginnings of names, after the root, that are never written again.
-        layers: What is before the number of a layer, where the file may have more than are used.
-        tail: What comes after those that are used.
-        is_averaged: Whether a file may hold its averaged weights besides.
+        counted: The one among these whose values are 0, 1, 2 ... as integers.
+        stale: Starts of names, after the root, that are never written again.
+        layers: Part of a name before the number of a layer, if the file may have more layers than
+            are used.
+        tail: Tensors after those that are used.
+        is_averaged: Whether a file may also hold its averaged weights.
     """
 
     dialect: str
@@ -97,30 +99,30 @@ class Naming:
     is_averaged: bool = False
 
     def modern(self, name: str) -> str:
-        """A name as today's files have it."""
+        """Return the current form of a name."""
         return name if self.former is None else self.former.sub(self.prefix, name)
 
     def map_of_file(self, names: ParameterNames) -> ComponentMap:
-        """The map for the names of a file, of which others than this network's are skipped."""
+        """Return the map for the names of a file; names of other networks are ignored."""
         own = {n.removeprefix(self.prefix) for n in names if n.startswith(self.prefix)}
         return ComponentMap(self, self.rows_of_file(own))
 
     def map_of_ours(self, names: ParameterNames) -> ComponentMap:
-        """The map for a network whose diffusers' names these are."""
+        """Return the map for a network with these diffusers names."""
         return ComponentMap(self, self.rows_of_ours(names))
 
     def layers_in(self, names: ParameterNames) -> int:
-        """Layers that a file has, where these are counted."""
+        """Return the number of layers in a file; 0 if the naming does not count layers."""
         counted = "" if self.layers is None else self.layers.removesuffix(".")
         return len(indices_of(names, self.prefix + counted)) if counted else 0
 
     def layers_used(self, names: ParameterNames, stated: int | None = None) -> int:
-        """How many layers of the text encoder are used."""
+        """Return the number of layers of the text encoder that are used."""
         found = self.layers_in(names)
         return stated or (found if self.tail.used is None else min(found, self.tail.used))
 
     def is_beside(self, name: str, used: int) -> bool:
-        """Whether a file's tensor is of the format and not of the network."""
+        """Return whether a file's tensor belongs to the format but not to the network."""
         inner = name.removeprefix(self.prefix)
         if inner == name:
             return False
@@ -132,12 +134,12 @@ class Naming:
 
 @dataclass(frozen=True)
 class NamedComponent:
-    """A network of a family, as single files have it.
+    """A network of a family in single files.
 
     Attributes:
-        name: Its name in the table.
-        kind: What it does.
-        naming: How it is named there.
+        name: Name of the network in the table.
+        kind: Role of the network.
+        naming: How files name its tensors.
     """
 
     name: str
@@ -152,33 +154,33 @@ class FileLayout:
     components: tuple[NamedComponent, ...]
 
     def of_kind(self, kind: ComponentKind) -> tuple[NamedComponent, ...]:
-        """The parts of the layout that are of a kind."""
+        """Return the networks of a kind."""
         return tuple(component for component in self.components if component.kind is kind)
 
     def modern(self, name: str) -> str:
-        """A name as today's files have it."""
+        """Return the current form of a name."""
         for component in self.components:
             name = component.naming.modern(name)
         return name
 
     def fit(self, names: ParameterNames) -> int:
-        """How many of its networks the names of a file are of."""
+        """Return how many of its networks the names of a file belong to."""
         modern = [self.modern(name) for name in names]
         return sum(any(n.startswith(p.naming.prefix) for n in modern) for p in self.components)
 
 
 def layout_of(names: ParameterNames, layouts: Collection[FileLayout]) -> FileLayout:
-    """The layout of a file: the one that finds most networks in it, the first of equals."""
+    """Return the layout that finds most networks in a file; of equal ones, the first."""
     return max(layouts, key=lambda layout: layout.fit(names))
 
 
 class ComponentMap:
-    """The names of one network, both ways.
+    """Maps the names of one network in both directions.
 
     Args:
         naming: How files name it.
-        rows: Pairs of module names, the file's first. A name that no row covers is the same on
-            both sides.
+        rows: Pairs of module names, the file's first. A name that no row covers is the same on both
+            sides.
     """
 
     def __init__(self, naming: Naming, rows: Iterable[Row]) -> None:
@@ -188,7 +190,7 @@ class ComponentMap:
         self._to_ldm = {ours: ldm for ldm, ours in rows}
 
     def to_diffusers(self, name: str) -> tuple[str, ...]:
-        """A file's full name -> our names: one, or three where it fuses query, key and value."""
+        """Return our names for a file's full name: one, or three for fused query, key and value."""
         inner = name.removeprefix(self.prefix)
         if self.naming.fuses_attention and (match := FUSED.match(inner)):
             layer = f"encoder.layers.{match[1]}.self_attn"
@@ -196,14 +198,14 @@ class ComponentMap:
         return (_replaced(inner, self._to_ours),)
 
     def to_ldm(self, name: str) -> str:
-        """Our name -> the file's full name."""
+        """Return the file's full name for one of our names."""
         if self.naming.fuses_attention and (match := SEPARATE.match(name)):
             return f"{self.prefix}{OPEN_CLIP_LAYERS}{match[1]}.attn.in_proj_{match[3]}"
         return self.prefix + _replaced(name, self._to_ldm)
 
 
 def unet_naming(prefix: str, *, takes_pooled: bool = False) -> Naming:
-    """A U-Net's names; with `takes_pooled`, of one that takes more than states of a text."""
+    """Return a U-Net's naming; with `takes_pooled`, for one that takes more than text states."""
     return Naming(
         "LDM",
         prefix,
@@ -217,7 +219,7 @@ def unet_naming(prefix: str, *, takes_pooled: bool = False) -> Naming:
 
 
 def vae_naming(prefix: str) -> Naming:
-    """How a VAE is named in single files."""
+    """Return how a VAE is named in single files."""
     return Naming(
         "LDM",
         prefix,
@@ -231,7 +233,7 @@ def vae_naming(prefix: str) -> Naming:
 
 
 def clip_naming(root: str) -> Naming:
-    """The names of a text encoder of OpenAI's CLIP, which are the same on both sides.
+    """Return the naming of an OpenAI CLIP text encoder, which is the same on both sides.
 
     Early files lack `text_model.`.
     """
@@ -250,11 +252,11 @@ def clip_naming(root: str) -> Naming:
 
 
 def open_clip_naming(root: str, *, used: int | None = None, projects: bool = False) -> Naming:
-    """The names of a text encoder of OpenCLIP.
+    """Return the naming of an OpenCLIP text encoder.
 
     Args:
-        root: What they begin with.
-        used: Layers that are used of a full-size one, if its last is not; None means all.
+        root: Prefix of its names.
+        used: Number of layers used of a full-size encoder, if its last is not; None means all.
         projects: Whether the projection of the pooled text is used.
     """
     spare = 0 if used is None else 1
@@ -274,12 +276,12 @@ def open_clip_naming(root: str, *, used: int | None = None, projects: bool = Fal
 
 
 def ema_name(name: str) -> str:
-    """Where LDM keeps the averaged copy of a U-Net tensor; CompVis' `ldm/modules/ema.py`."""
+    """Return LDM's name for the averaged copy of a U-Net tensor; CompVis' `ldm/modules/ema.py`."""
     return "model_ema." + name.removeprefix("model.").replace(".", "")
 
 
 def _replaced(name: str, table: dict[str, str]) -> str:
-    """Replace the longest module name at the beginning that the table has."""
+    """Replace the longest module name that starts `name` and is in the table."""
     names = name.split(".")
     for cut in range(len(names), 0, -1):
         found = table.get(".".join(names[:cut]))

@@ -1,4 +1,4 @@
-"""What a file of tensors is, told by the names in it: a base model, or something else by name."""
+"""Identifies a file of tensors by the names in it: a base model, or another kind of file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ EMBEDDING_WIDTHS = (768, 1024, 1280, 2048)
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of file.
+    """A kind of file.
 
     Attributes:
-        name: What it is, after "this is".
-        starts: One name with one of these beginnings is enough.
-        contains: One name with one of these inside is enough.
-        is_named: One name that is one of these, whole, is enough; of what is no tensor too.
-        groups: Groups of beginnings; a name of each group together are enough.
-        advice: What to do about a file that should have been a base model, as sentences.
+        name: Description that completes "this is".
+        starts: One name with one of these prefixes is enough.
+        contains: One name that contains one of these is enough.
+        is_named: One name that equals one of these is enough, even if it is not a tensor's.
+        groups: Groups of prefixes; the kind fits if each group has a matching name.
+        advice: Sentences of advice on a file that should have been a base model.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Kind:
     advice: str = "Give the base model that it belongs to, or another file."
 
     def fits(self, names: tuple[str, ...], claimed: tuple[str, ...] = ()) -> bool:
-        """Whether the names are of this kind.
+        """Return whether the names are of this kind.
 
-        The beginnings of `claimed` names say nothing; where there are such, groups do not either:
-        a model of a known family is whole in the file.
+        Names that start with one of `claimed` do not count in `starts`; if there are any, groups do
+        not count either: a model of a known family is complete in the file.
         """
         return (
             any(n.startswith(self.starts) and not n.startswith(claimed) for n in names)
@@ -71,11 +71,11 @@ EMBEDDING = Kind(
 UNKNOWN = Kind("of no kind that Impasto knows")
 
 REFINER = Kind(
-    "the SDXL refiner, which finishes what another model has begun to draw",
+    "the SDXL refiner, which finishes the images that another model has started",
     ("conditioner.embedders.0.model.",),
 )
 PLAYGROUND = Kind(
-    "Playground 2.5, whose noise is scaled otherwise than Stable Diffusion's",
+    "Playground 2.5, whose noise is scaled differently from Stable Diffusion's",
     is_named=("edm_mean", "edm_std"),
 )
 EDM_VELOCITY = Kind(
@@ -83,7 +83,7 @@ EDM_VELOCITY = Kind(
     is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
 )
 FLOW = Kind(
-    "a model of rectified flow (flow matching), which adds noise otherwise than Stable Diffusion"
+    "a model of rectified flow (flow matching), which adds noise differently from Stable Diffusion"
 )
 COMPONENT_OF_SDXL = Kind(
     "part of an SDXL checkpoint",
@@ -210,11 +210,11 @@ DIFFUSERS_COMPONENTS = (
 
 
 def kind_of(file: TensorFile, layouts: Collection[FileLayout]) -> Kind:
-    """Name what a file is.
+    """Return the kind of a file.
 
     Args:
         file: The file.
-        layouts: How single files name the networks of the families that are known.
+        layouts: How single files name the networks of the known families.
     """
     names = tuple(file.tensors)
     if is_hypernetwork(file):
@@ -229,9 +229,9 @@ def kind_of(file: TensorFile, layouts: Collection[FileLayout]) -> Kind:
 
 
 def lacking(file: TensorFile, layouts: Collection[FileLayout]) -> tuple[str, ...]:
-    """The networks that a file lacks of the family that it is nearest to, by their names.
+    """Return the names of the networks that a file lacks of the family nearest to it.
 
-    None where it has nothing of any family as single files name it.
+    Empty if it has no tensor of any family under single-file names.
     """
     names = tuple(file.tensors)
 
@@ -252,7 +252,7 @@ def lacking(file: TensorFile, layouts: Collection[FileLayout]) -> tuple[str, ...
 
 
 def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[str, ...]:
-    """What names begin with that say another kind, but for families that are whole in the file."""
+    """Return prefixes that indicate another kind, but belong to a family complete in the file."""
     claimed: set[str] = set()
     for layout in layouts:
         modern = [layout.modern(name) for name in names]
@@ -265,7 +265,7 @@ def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[s
 
 
 def _model_components(names: tuple[str, ...], layouts: Collection[FileLayout]) -> Kind | None:
-    """A base model, or one or two parts of it, in either naming."""
+    """Return the kind of a base model or of one or two of its components, or None."""
     components = [component for layout in layouts for component in layout.components]
     texts = tuple(
         component.naming.root for component in components if component.kind is ComponentKind.TEXT
@@ -292,7 +292,7 @@ def _has(
     *,
     bare: bool,
 ) -> bool:
-    """Whether a network is there, under its prefix or without one if it may be `bare`."""
+    """Return whether a network is in the file, under its prefix or, if `bare`, without one."""
     namings = [component.naming for component in components if component.kind is kind]
     entries = {naming.prefix + naming.entry for naming in namings}
     entries |= {naming.entry for naming in namings} if bare else set()
@@ -300,7 +300,7 @@ def _has(
 
 
 def _by_shape(file: TensorFile) -> Kind:
-    """An embedding whose name is its word, as diffusers' `learned_embeds.bin`; else unknown."""
+    """Return EMBEDDING for one tensor of an embedding's shape (diffusers' files); else UNKNOWN."""
     shapes = [tensor.shape for tensor in file.tensors.values()]
     is_embedding = len(shapes) == 1 and len(shapes[0]) in (1, 2)
     if is_embedding and shapes[0][-1] in EMBEDDING_WIDTHS:

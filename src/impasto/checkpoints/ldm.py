@@ -1,8 +1,8 @@
-"""LDM files taken apart into named parts, and put together again.
+"""Splits LDM files into named components, and merges those into LDM files again.
 
-What a part does not use but the file format has (SD 2's last text layer and projection, SD 1's
-position ids, the schedule's buffers) is kept beside the parts, so that nothing is lost on the way
-back. Averaged weights (`model_ema.*`) are read when asked for and never written: they would be
+Tensors that the file format has but no component uses (SD 2's last text layer and projection, SD
+1's position ids, the schedule's buffers) are retained separately, so that converting back loses
+nothing. Averaged weights (`model_ema.*`) are read on request and never written: they would be
 stale.
 """
 
@@ -24,7 +24,7 @@ SCHEDULE_BUFFERS = {
     "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "lvlb_weights",
 }  # fmt: skip
 VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK = "v_pred", "ztsnr"
-"""Empty tensors by which some trainers mark what a file is; ComfyUI `comfy/supported_models.py`
+"""Empty tensors by which some trainers mark a file's type; ComfyUI `comfy/supported_models.py`
 reads them."""
 
 
@@ -33,13 +33,13 @@ class LdmModel:
     """The contents of a single file, sorted by network.
 
     Attributes:
-        components: Part -> tensors by our names.
-        ldm_only: Tensors by LDM's names that the format has and no part uses.
+        components: Component -> tensors by our names.
+        ldm_only: Tensors by LDM's names that the format has and no component uses.
         ema: The averaged U-Net by our names; empty if the file has none.
         foreign: Names that belong to nothing known.
         stale: Names that are never written again.
         marks: Which of `v_pred` and `ztsnr` it has.
-        notes: What was put right, in sentences.
+        notes: Sentences about corrections.
     """
 
     components: Mapping[str, Tensors]
@@ -54,12 +54,12 @@ class LdmModel:
 def split_ldm(
     tensors: Tensors, layout: FileLayout, layers: Mapping[str, int] | None = None
 ) -> LdmModel:
-    """Sort a file's tensors into parts.
+    """Sort a file's tensors into components.
 
     Args:
         tensors: All tensors of the file by its names.
-        layout: How it names the networks of its family; `keymap.layout_of` finds it.
-        layers: Part -> how many layers it has, where the file says so.
+        layout: How it names the networks of its family; see `keymap.layout_of`.
+        layers: Component -> its number of layers, if the file states it.
     """
     tensors = {layout.modern(name): tensor for name, tensor in tensors.items()}
     sorted_out = _Sorting(layout, tensors, layers or {})
@@ -71,15 +71,14 @@ def split_ldm(
 def merge_ldm(
     components: Mapping[str, Tensors], ldm_only: Tensors, layout: FileLayout
 ) -> dict[str, LazyTensor]:
-    """All tensors of a single file by name.
+    """Return all tensors of a single file by name.
 
-    What a format has beyond what is used (SD 2's last text layer, projection and logit scale) is
-    filled in where it is missing, as sd-scripts does, so that programs that load strictly are
-    content.
+    Unused tensors of the format (SD 2's last text layer, projection and logit scale) are added if
+    they are missing, as in sd-scripts, since some programs load strictly.
 
     Args:
-        components: Part -> tensors by our names.
-        ldm_only: What `split_ldm` kept beside the parts.
+        components: Component -> tensors by our names.
+        ldm_only: Unused tensors from `split_ldm`.
         layout: How the file names them.
     """
     result: dict[str, LazyTensor] = {}
@@ -91,7 +90,7 @@ def merge_ldm(
 
 
 class _Sorting:
-    """The tensors of a file on their way into parts."""
+    """Sorts the tensors of a file into components."""
 
     def __init__(self, layout: FileLayout, tensors: Tensors, layers: Mapping[str, int]) -> None:
         self._components = layout.components
@@ -114,7 +113,7 @@ class _Sorting:
         self._marks: set[str] = set()
 
     def take(self, name: str, tensor: LazyTensor) -> None:
-        """Put one where it belongs."""
+        """Sort one tensor."""
         component = next((p for p in self._components if name.startswith(p.naming.prefix)), None)
         if name.startswith(self._stale):
             self._stale_names.append(name)
@@ -138,7 +137,7 @@ class _Sorting:
         self._ldm_only[name] = tensor
 
     def model(self, tensors: Tensors) -> LdmModel:
-        """The networks found, once all tensors were sorted."""
+        """Return the model found, once all tensors are sorted."""
         averaged = next(component for component in self._components if component.naming.is_averaged)
         return LdmModel(
             {component: names for component, names in self._found.items() if names},
@@ -152,7 +151,7 @@ class _Sorting:
 
 
 def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
-    """SD 1's position ids as whole numbers.
+    """Return SD 1's position ids as integers, and a note if they were corrected.
 
     They are 0 to 76 in every model. Programs that merge or cast models rounded them: A1111, which
     loads them, then reads some positions twice.
@@ -165,7 +164,7 @@ def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
     if not tensor.dtype.is_floating_point and torch.equal(found.long(), right):
         return tensor, []
     wrong = int((found.double() != right).sum())
-    state = f"{wrong} of {count} wrong" if wrong else f"{tensor.dtype} instead of whole numbers"
+    state = f"{wrong} of {count} wrong" if wrong else f"{tensor.dtype} instead of integers"
     return LazyTensor.of(right), [f"the text encoder's position ids were {state}: corrected"]
 
 
@@ -183,7 +182,7 @@ def _to_diffusers(
 
 
 def _in_file(component: NamedComponent, tensors: Tensors) -> dict[str, LazyTensor]:
-    """A network's tensors as files have them."""
+    """Return a network's tensors as in files."""
     naming = component.naming
     component_map = naming.map_of_ours(tensors.keys())
     result = {}
@@ -202,7 +201,7 @@ def _in_file(component: NamedComponent, tensors: Tensors) -> dict[str, LazyTenso
 
 
 def _tail(component: NamedComponent, tensors: Tensors) -> dict[str, LazyTensor]:
-    """What a file has of a text encoder after the layers that are used."""
+    """Return a text encoder's tensors in a file after the layers that are used."""
     naming, tail = component.naming, component.naming.tail
     if naming.layers is None:
         return {}
@@ -223,7 +222,7 @@ def _tail(component: NamedComponent, tensors: Tensors) -> dict[str, LazyTensor]:
 
 
 def _averaged(tensors: Tensors, component_map: ComponentMap) -> Tensors:
-    """The averaged copies of the U-Net's tensors, if the file has them."""
+    """Return the averaged copies of the U-Net's tensors; empty if the file has none."""
     averaged = {}
     for name in tensors:
         if name.startswith(component_map.prefix) and ema_name(name) in tensors:

@@ -1,7 +1,7 @@
-"""Links in a model's folder are followed only as far as that folder.
+"""Refuses models whose folder has links that lead out of it.
 
-A folder that somebody else packed may hold a link to any file of whoever unpacks it, and what a
-model holds (its tokenizer, its configuration) is written into models made from it.
+A folder that someone else packed may have a link to any file on the machine where it is unpacked,
+and a model's files (its tokenizer, its configuration) are written into models made from it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from impasto import files, presence
 from impasto.errors import ModelError
 
 _REVISIONS, _REPOSITORY, _BLOBS = "snapshots", "models--", "blobs"
-"""Of the Hugging Face cache: `models--owner--name/snapshots/<revision>` links to `blobs` beside."""
+"""Hugging Face cache: `models--owner--name/snapshots/<revision>` links to `blobs` beside it."""
 
 
 def require_links_inside(folder: Path) -> None:
-    """Make sure that no link in a model's folder, at any depth, leads out of it.
+    """Check that no link in a model's folder, at any depth, leads out of it.
 
-    In the Hugging Face cache a snapshot consists of links to the blobs of its repository; these
-    are fine.
+    In the Hugging Face cache a snapshot consists of links to the blobs of its repository; these are
+    allowed.
 
     Raises:
-        ModelError: One does; with its name.
+        ModelError: A link leads out; the message names it.
     """
     if not presence.is_dir(folder):
         return
@@ -44,9 +44,9 @@ def require_links_inside(folder: Path) -> None:
 
 
 def _blobs_of(real: Path) -> list[Path]:
-    """Where the links of a snapshot in the Hugging Face cache lead; none for other folders.
+    """Return the folder of blobs for a snapshot in the Hugging Face cache; empty for others.
 
-    It is compared as it stands: were `blobs` a link itself, anything could be behind it.
+    Its path is not resolved: if `blobs` were a link itself, it could lead anywhere.
     """
     for folder in (real, *real.parents):
         revisions = folder.parent

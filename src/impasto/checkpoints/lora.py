@@ -1,10 +1,10 @@
 """Reads LoRA and LoCon files: pairs of matrices whose product is added to a layer's weight.
 
-delta W = (alpha / rank) * up @ down (Hu et al. 2021, arXiv:2106.09685, section 4.1). Of
+delta W = (alpha / rank) * up @ down (Hu et al. 2021, arXiv:2106.09685, section 4.1). For
 convolutions `down` has the kernel and `up` is 1x1; with a `mid` in between both are 1x1 (LyCORIS'
-LoCon in the form of Tucker). Files of kohya's sd-scripts, LyCORIS, diffusers and PEFT name the
-same four tensors in different ways; other kinds of small networks (LoHa, LoKr, DoRA and so on) are
-refused by name. What the layers' names stand for is `models/merging/lora_names.py`.
+LoCon in Tucker form). Files of kohya's sd-scripts, LyCORIS, diffusers and PEFT name the same four
+tensors in different ways; other kinds of small networks (LoHa, LoKr, DoRA and so on) are refused by
+name. `models/merging/lora_names.py` maps the layers' names.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What a LoRA adds to one layer.
+    """The change that a LoRA adds to one layer.
 
     Attributes:
         down: `[rank, in, ...]`.
         up: `[out, rank, ...]`.
         mid: `[rank, rank, height, width]`, between two 1x1 convolutions; None in most files.
-        alpha: `alpha / rank` is what the product is multiplied by; None is the rank.
+        alpha: The product is multiplied by `alpha / rank`; None means the rank.
     """
 
     down: LazyTensor
@@ -60,16 +60,16 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
-        """The rank of the layer's change: how many rows `down` has."""
+        """The rank of the layer's change: the number of rows of `down`."""
         return self.down.shape[0]
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied by."""
+        """The factor of the product: `alpha / rank`."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the product has as many rows and columns as a weight of this shape."""
+        """Return whether the product has the shape of a weight of this shape."""
         down, up = self.down.shape, self.up.shape
         if not 2 <= len(up) == len(down) or not 0 < up[1] == down[0] or math.prod(up[2:]) != 1:
             return False
@@ -87,7 +87,7 @@ class LoraLayer:
         return is_alike and (up[0], down[1]) == shape[:2]
 
     def delta(self, shape: tuple[int, ...]) -> Tensor:
-        """What is added to a weight of this shape at strength 1, in float32."""
+        """Return the change of a weight of this shape at strength 1, in float32."""
         up, down = (tensor.read().float().flatten(1) for tensor in (self.up, self.down))
         if self.mid is None:
             return (up @ down).reshape(shape) * self.scale
@@ -97,12 +97,12 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as it was opened.
+    """An opened LoRA.
 
     Attributes:
         path: The file.
-        layers: Name of a layer, as the file has it -> what is added there.
-        metadata: The texts in it.
+        layers: Name of a layer in the file -> the change of that layer.
+        metadata: Metadata texts of the file.
     """
 
     path: Path
@@ -113,15 +113,15 @@ class LoraFile:
 def read_lora(path: Path, layouts: tuple[FileLayout, ...]) -> LoraFile:
     """Open a LoRA or LoCon file.
 
-    Each matrix is read once to see that its values are finite, but not kept: it is read again when
-    it is asked for.
+    Each matrix is read once to check that its values are finite, but not retained: it is read again
+    when it is needed.
 
     Args:
         path: The file.
-        layouts: How single files of models name their networks: what tells a model from a LoRA.
+        layouts: How single files name the networks of models, to distinguish a model from a LoRA.
 
     Raises:
-        ModelError: It is missing, damaged, no LoRA, of a kind that is not read, or not whole.
+        ModelError: It is missing, damaged, no LoRA, of an unsupported kind, or incomplete.
     """
     file = open_tensor_file(path)
     kind = kind_of(file, layouts)
@@ -150,17 +150,17 @@ def _layers_of(file: TensorFile) -> dict[str, LoraLayer]:
 
 
 def _split_name(name: str, path: Path) -> tuple[str, str]:
-    """A tensor's layer and what it is there.
+    """Return a tensor's layer and its role in that layer.
 
     Raises:
-        ModelError: It is of another kind of network.
+        ModelError: It belongs to another kind of network.
     """
     match = _TENSOR_NAME.fullmatch(name)
     if match is None:
         kind = next((kind for mark, kind in _OTHER_KINDS.items() if mark in name), None)
         what = f"a file with {kind} in it" if kind else "no LoRA or LoCon alone"
         raise ModelError(
-            f"{path} is {what}: {name}. Only LoRA and LoCon can be added to a model; draw with "
+            f"{path} is {what}: {name}. Only LoRA and LoCon can be added to a model; use "
             f"this file in a program that reads it."
         )
     layer = match["layer"]
@@ -181,7 +181,7 @@ def _whole(layer: str, roles: Mapping[str, LazyTensor], alphas: Alphas, path: Pa
         if not is_finite(tensor.read()):
             raise ModelError(
                 f"{path}: the {role} of {layer} holds NaN or infinite values. The file is damaged; "
-                f"take another copy of it."
+                f"use another copy of it."
             )
     alpha = (
         finite_alpha(float(roles["alpha"].read()), path)

@@ -1,9 +1,9 @@
-"""The alphas that PEFT keeps as settings, not among the tensors of a LoRA.
+"""Reads the alphas that PEFT stores as settings instead of as tensors of a LoRA.
 
 diffusers writes them into a file's metadata, as JSON with the network's name before each key
 (`lora_adapter_metadata`); PEFT itself into `adapter_config.json` beside the file (`LoraConfig`).
-Keys of `alpha_pattern` are matched as PEFT's `get_pattern_key` does: a layer's name, or its end
-after a dot. Without them a file of PEFT says nothing of its scale.
+Keys of `alpha_pattern` are matched as in PEFT's `get_pattern_key`: a layer's name, or the end of it
+after a dot. Without them a file of PEFT does not state its scale.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from impasto.finite import finite
 from impasto.parsing import parse_json, read_object
 
 PEFT_ROOT = "base_model.model."
-"""What PEFT puts before the names of a network's layers."""
+"""Prefix that PEFT puts before the names of a network's layers."""
 
 SETTINGS = "adapter_config.json"
-"""Where PEFT writes its settings, beside the file."""
+"""Name of PEFT's settings file, beside the weights."""
 
 _ADAPTER = "lora_adapter_metadata"
 _REFUSED = ("use_rslora", "use_dora")
@@ -33,10 +33,10 @@ _MOST_KEYS = 10_000
 
 @dataclass(frozen=True)
 class Alphas:
-    """What a file says of its alphas beside its tensors.
+    """The alphas of a LoRA that are not among its tensors.
 
     Attributes:
-        by_prefix: Beginning of layers' names -> their alpha, and those of some layers by the end
+        by_prefix: Prefix of layers' names -> their alpha, and the alphas of some layers by the end
             of their names.
     """
 
@@ -44,10 +44,10 @@ class Alphas:
 
     @classmethod
     def of(cls, file: TensorFile) -> Alphas:
-        """Read the alphas that stand beside a LoRA's tensors; none where nothing stands there.
+        """Read the alphas that are stored beside a LoRA's tensors; empty if there are none.
 
         Raises:
-            ModelError: It asks for a scale that only PEFT's own code knows, its settings are
+            ModelError: It needs a scale that only PEFT's own code supports, its settings are
                 damaged, or they are missing and it needs them.
         """
         found: dict[str, dict[str, Any]] = {}
@@ -63,7 +63,7 @@ class Alphas:
         )
 
     def of_layer(self, layer: str) -> float | None:
-        """The alpha of a layer, or None where the file has none for it."""
+        """Return the alpha of a layer, or None if the file has none for it."""
         for prefix, (alpha, pattern) in self.by_prefix.items():
             if not prefix or layer.startswith(f"{prefix}."):
                 module = layer.removeprefix(f"{prefix}." if prefix else PEFT_ROOT)
@@ -76,7 +76,7 @@ def _settings_of(file: TensorFile) -> Mapping[str, Any]:
     if text:
         said = parse_json(text)
         if not isinstance(said, dict):
-            raise ModelError(f"{file.path}: its {_ADAPTER} is no JSON object. Take another copy.")
+            raise ModelError(f"{file.path}: its {_ADAPTER} is no JSON object. Use another copy.")
         return said
     is_peft = any(name.startswith(PEFT_ROOT) for name in file.tensors)
     if not is_peft or all(
@@ -90,64 +90,64 @@ def _settings_of(file: TensorFile) -> Mapping[str, Any]:
     if settings is None or "lora_alpha" not in settings:
         raise ModelError(
             f"{file.path} is an adapter of PEFT, whose scale is in {SETTINGS}: {beside} is "
-            f"missing, damaged or without lora_alpha. Put the one that was saved with it beside it."
+            f"missing, damaged or without lora_alpha. Put the file saved with it beside it."
         )
     return {key: value for key, value in settings.items() if "." not in key}
 
 
 def _requires_alpha(settings: Mapping[str, Any], path: Path) -> bool:
-    """Whether settings have an alpha.
+    """Return whether settings have an alpha.
 
     Raises:
-        ModelError: They ask for another scale.
+        ModelError: They need another scale.
     """
     odd = next((setting for setting in _REFUSED if settings.get(setting)), None)
     if odd is not None:
         raise ModelError(
-            f"{path} was trained with PEFT's {odd}, which is not merged. Draw with it in diffusers."
+            f"{path} was trained with PEFT's {odd}, which cannot be merged; use it in diffusers."
         )
     return "lora_alpha" in settings
 
 
 def _checked(settings: Mapping[str, Any], path: Path) -> tuple[float, dict[str, float]]:
-    """The alpha and those by name.
+    """Return the alpha of a network, and the alphas of some layers by name.
 
     Raises:
-        ModelError: One is no finite number, or is for names that are no plain ones.
+        ModelError: One is no finite number, or its name is not a plain one.
     """
     pattern = settings.get("alpha_pattern") or {}
     if not isinstance(pattern, dict) or len(pattern) > _MOST_KEYS:
-        raise ModelError(f"{path}: its alpha_pattern is no list of layers. Take another copy.")
+        raise ModelError(f"{path}: its alpha_pattern is no list of layers. Use another copy.")
     odd = next((key for key in pattern if not _PLAIN_KEY.fullmatch(key)), None)
     if odd is not None:
         raise ModelError(
-            f"{path}: its alpha_pattern has {odd[:80]!r}, which is no plain name of a layer: "
-            f"letters, digits, dots and _ are read, with ^ before them. Draw with it in diffusers."
+            f"{path}: its alpha_pattern has {odd[:80]!r}, which is no plain name of a layer "
+            f"(letters, digits, dots and _, optionally after ^). Use it in diffusers."
         )
     alpha = finite_alpha(settings["lora_alpha"], path)
     return alpha, {key: finite_alpha(value, path) for key, value in pattern.items()}
 
 
 def finite_alpha(value: Any, path: Path) -> float:
-    """An alpha as a number.
+    """Return an alpha as a number.
 
     Raises:
-        ModelError: It is none, or NaN or infinite.
+        ModelError: It is not a number, or is NaN or infinite.
     """
     try:
         return finite(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"{path}: an alpha is {str(value)[:40]!r}; expected a finite number. The file is "
-            f"damaged; take another copy of it."
+            f"damaged; use another copy of it."
         ) from error
 
 
 def _is_of(key: str, module: str) -> bool:
-    """Whether a key of `alpha_pattern` is for a layer: its name, or its end after a dot.
+    """Return whether a key of `alpha_pattern` is for a layer: its name, or a dotted end of it.
 
-    PEFT takes the key for a regular expression, so a dot in it is any character, and with ^ it is
-    the whole name.
+    PEFT uses the key as a regular expression, so a dot in it is any character, and with ^ it is the
+    whole name.
     """
     plain = key.removeprefix("^")
     tail = module[-len(plain) :]

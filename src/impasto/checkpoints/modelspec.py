@@ -1,7 +1,7 @@
-"""The texts in an exported file: Stability AI's model metadata standard 1.0.1.
+"""The metadata of an exported file: Stability AI's model metadata standard 1.0.1.
 
-Keys and meanings: github.com/Stability-AI/ModelSpec. Programs show them to the user, and some read
-`modelspec.prediction_type` and `modelspec.encoder_layer` to set themselves up.
+Keys and meanings: github.com/Stability-AI/ModelSpec. Programs show it to the user, and some read
+`modelspec.prediction_type` and `modelspec.encoder_layer` to configure themselves.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from impasto.checkpoints.writing import HASH_KEY
 
 PREDICTION_TYPE = "modelspec.prediction_type"
 PREDICTION_KEYS = (PREDICTION_TYPE, "modelspec.predict_key")
-"""The standard's key, and that which ComfyUI's checkpoint saving writes."""
+"""The standard's key, and the one that ComfyUI writes when it saves checkpoints."""
 
 ARCHITECTURE = "modelspec.architecture"
 ENCODER_LAYER = "modelspec.encoder_layer"
 RESOLUTION = "modelspec.resolution"
 ZERO_TERMINAL_SNR_KEY = "impasto.zero_terminal_snr"
-"""In the metadata of a single file: no standard has a word for a schedule that ends in noise."""
+"""Metadata key of single files with zero terminal SNR: no standard has one."""
 
 ZERO_TERMINAL_SNR_KEYS = (ZERO_TERMINAL_SNR_KEY, "ss_zero_terminal_snr")
-"""Ours, and that of sd-scripts' `train_network.py`."""
+"""Impasto's key, and that of sd-scripts' `train_network.py`."""
 
 SIDES = range(8, 8193)
 """Sides of images, in pixels, that a model can have been trained at."""
@@ -40,7 +40,7 @@ _ALSO = {
     "eps": "epsilon",
     **dict.fromkeys(("v-prediction", "v_pred", "v-pred", "vpred", "v-zsnr"), "v_prediction"),
 }
-"""What programs write besides -> diffusers' word."""
+"""Other spellings that programs write -> diffusers' word."""
 
 _KNOWN = {**{spec: name for name, spec in PREDICTION_NAMES.items()},
           **{name: name for name in PREDICTION_NAMES}, **_ALSO}  # fmt: skip
@@ -52,13 +52,13 @@ class ModelSpec:
 
     Attributes:
         architecture: `stable-diffusion-v1`, `stable-diffusion-v2-512` or `...-v2-768-v`.
-        prediction_type: diffusers' word: `epsilon` or `v_prediction`.
-        title: The model's name.
+        prediction_type: `epsilon` or `v_prediction`, as in diffusers.
+        title: Title of the model.
         resolution: `WIDTHxHEIGHT` in pixels that it was trained at.
-        encoder_layer: CLIP's layer from the end; 1 is the last.
+        encoder_layer: CLIP layer, counted from the end; 1 is the last.
         timestep_range: First and last timestep that were trained on, or None for all.
-        dtypes: Part -> `float16` or the like.
-        others: Author, description, licence, tags and so on by the standard's names.
+        dtypes: Component -> `float16` or the like.
+        others: Author, description, license, tags and so on by the standard's names.
     """
 
     architecture: str
@@ -73,11 +73,11 @@ class ModelSpec:
     def metadata(
         self, layout: str, *, written_at: datetime.datetime | None = None
     ) -> dict[str, str]:
-        """All keys with their prefix; the hash is filled in when the file is written.
+        """Return all keys with their prefix; the hash is filled in when the file is written.
 
         Args:
             layout: `ldm` or `diffusers`.
-            written_at: When; None means now.
+            written_at: Date of writing; None means now.
         """
         now = written_at or datetime.datetime.now(datetime.UTC)
         texts = {
@@ -98,11 +98,11 @@ class ModelSpec:
 
 
 def read_prediction_type(metadata: Mapping[str, str]) -> tuple[str, str | None] | None:
-    """What a file's metadata says that its network predicts.
+    """Return the prediction type that a file's metadata states.
 
     Returns:
-        The key that says it, with diffusers' word, or None where the text is not known; None if no
-        key says anything.
+        The key that states it, with diffusers' word, or with None if the text is not known; None if
+            no key states it.
     """
     for key in PREDICTION_KEYS:
         said = metadata.get(key, "").strip().lower()
@@ -112,12 +112,12 @@ def read_prediction_type(metadata: Mapping[str, str]) -> tuple[str, str | None] 
 
 
 def says_zero_terminal_snr(metadata: Mapping[str, str]) -> bool:
-    """Whether a file's metadata says that its noise schedule ends in noise alone."""
+    """Return whether a file's metadata states that its noise schedule has zero terminal SNR."""
     return any(metadata.get(key, "").lower() == "true" for key in ZERO_TERMINAL_SNR_KEYS)
 
 
 def read_resolution(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """Width and height in pixels that a file says it was trained at; None for no or odd sizes."""
+    """Return width and height in pixels that a file was trained at; None if missing or invalid."""
     match = _RESOLUTION.fullmatch(metadata.get(RESOLUTION, "").strip())
     if match is None:
         return None
@@ -126,6 +126,6 @@ def read_resolution(metadata: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def read_encoder_layer(metadata: Mapping[str, str]) -> int | None:
-    """CLIP's layer from the end that a file says it was trained with, or None."""
+    """Return the CLIP layer, from the end, that a file was trained with; None if not stated."""
     said = metadata.get(ENCODER_LAYER, "")
     return int(said) if _LAYER.fullmatch(said) else None

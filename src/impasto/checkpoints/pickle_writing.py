@@ -1,6 +1,6 @@
-"""Writes PyTorch's pickled files in the form that other programs' safety checks let through.
+"""Writes PyTorch's pickled files in the form that other programs' safety checks accept.
 
-Every `.ckpt` and `.pt` of Impasto is written here. A1111 looks at such a file before it loads it
+Every `.ckpt` and `.pt` of Impasto is written here. A1111 checks such a file before it loads it
 (`modules/safe.py`): only the zip members of PyTorch 1.6 to 2.0 and a short list of classes pass.
 """
 
@@ -18,14 +18,14 @@ PICKLABLE = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32,
     torch.uint8,
 )  # fmt: skip
-"""Types whose storage classes A1111's check knows (bfloat16 since its version 1.4)."""
+"""Dtypes whose storage classes A1111's check knows (bfloat16 since its version 1.4)."""
 
 
 def require_picklable(dtypes: Mapping[str, torch.dtype], path: Path) -> None:
-    """Make sure that other programs will read tensors of these types from a pickled file.
+    """Check that other programs read tensors of these dtypes from a pickled file.
 
     Raises:
-        ModelError: One of them has a type that A1111 refuses.
+        ModelError: A1111 refuses one of the dtypes.
     """
     for name, dtype in dtypes.items():
         if dtype not in PICKLABLE:
@@ -36,7 +36,7 @@ def require_picklable(dtypes: Mapping[str, torch.dtype], path: Path) -> None:
 
 
 def save_pickle(content: Mapping[Any, Any], file: IO[bytes]) -> None:
-    """Write tensors and plain values as a pickled file of the form from before PyTorch 1.6.
+    """Write tensors and plain values as a pickled file in the format before PyTorch 1.6.
 
     The zip files of PyTorch 2.1 and later have members (`byteorder`, `.format_version`,
     `.storage_alignment`) that A1111 takes for a sign of a malicious file.

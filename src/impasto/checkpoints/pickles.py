@@ -1,7 +1,7 @@
-"""Reads PyTorch's pickled files (`.ckpt`, `.pt`, `.bin`) without ever running what is in them.
+"""Reads PyTorch's pickled files (`.ckpt`, `.pt`, `.bin`) without ever running code in them.
 
 torch.load(weights_only=True) builds tensors and plain containers alone. A few harmless classes that
-training programs left in such files are allowed besides; anything else is refused by name.
+training programs left in such files are also allowed; anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ and a file that is made to fill the RAM about 1,000 times (the limit of DEFLATE 
 
 
 class LightningCallback:
-    """Stands in for pytorch-lightning's ModelCheckpoint, by which SD 1's files key a dictionary."""
+    """Stands in for pytorch-lightning's ModelCheckpoint, a key of a dictionary in SD 1's files."""
 
 
 _scalar = np.float64(0).__reduce__()[0]
@@ -57,14 +57,14 @@ _USUAL = {
 
 
 def load_pickle(path: Path) -> Any:
-    """Read a pickled file; tensors of a zip file are mapped, not read, if none is compressed.
+    """Read a pickled file; tensors of an uncompressed zip file are mapped instead of read.
 
     Raises:
-        ModelError: It wants to run or build something that is not allowed (named), is damaged, or
+        ModelError: It needs to run or build something that is not allowed (named), is damaged, or
             is compressed so far that it would fill the RAM.
     """
     is_zip = _is_zip(path)
-    named = path.suffix == ".safetensors"  # torch would believe that name
+    named = path.suffix == ".safetensors"  # torch would go by that name
     is_stored = is_zip and _is_stored(path)
     can_map = is_stored and not named
     if is_zip and not is_stored:
@@ -80,19 +80,22 @@ def load_pickle(path: Path) -> Any:
             return torch.load(source, map_location="cpu", weights_only=True, mmap=can_map)
     except UnpicklingError as error:
         names = _unusual_names(path, is_zip=is_zip)
-        if not names:  # torch's own message advises to load it unsafely
+        if not names:  # torch's own message advises unsafe loading
             raise _damaged(path, "its pickle cannot be read") from error
         raise ModelError(
             f"{path} is refused: beside tensors it contains {', '.join(names)}, and a file with "
-            f"that could run a program on this machine. Nothing in it was run. Take a .safetensors "
+            f"that could run a program on this machine. Nothing in it was run. Use a .safetensors "
             f"version of this model, or another source."
         ) from error
-    except Exception as error:  # a damaged pickle raises any class, as its opcodes are run
+    except Exception as error:  # the opcodes of a damaged pickle may raise any class
         raise _damaged(path, reason_of(error)) from error
 
 
 def is_read_whole(path: Path) -> bool:
-    """Whether a file is a pickle that cannot be mapped: from before PyTorch 1.6, or compressed."""
+    """Return whether a file is a pickle that cannot be mapped: compressed, or in the old format.
+
+    The old format is that before PyTorch 1.6.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -111,11 +114,11 @@ def _is_zip(path: Path) -> bool:
 
 
 def _is_stored(path: Path) -> bool:
-    """Whether the bytes of a zip file's members are in it as they are; PyTorch writes them so."""
+    """Return whether a zip file's members are all uncompressed, as PyTorch writes them."""
     try:
         with zipfile.ZipFile(path) as archive:
             return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-    except Exception:  # damaged, of which torch says more
+    except Exception:  # damaged: torch's own error says more
         return False
 
 
@@ -142,7 +145,7 @@ def _damaged(path: Path, reason: str) -> ModelError:
 
 
 def _unusual_names(path: Path, *, is_zip: bool) -> list[str]:
-    """What the file's pickles name that a file of tensors does not, found without running them."""
+    """Return names in a file's pickles that files of tensors do not have; nothing is run."""
     try:
         names = set(_names_in(path, is_zip=is_zip))
     except Exception:  # a damaged pickle, as above: only the message lacks the names then
@@ -169,7 +172,7 @@ def _names_in(path: Path, *, is_zip: bool) -> Iterator[str]:
 
 
 def _names_of_pickle(file: IO[bytes]) -> Iterator[str]:
-    """`module.name` of each global in one pickle; see PEP 307 and PEP 3154 for the two forms."""
+    """Yield `module.name` of each global in one pickle; PEP 307 and PEP 3154 have the forms."""
     texts: list[str] = []
     memory: dict[int, str] = {}
     for opcode, argument, _ in pickletools.genops(file):

@@ -1,4 +1,4 @@
-"""Pieces of tensors on their way into a file: hashed and written while the next are read."""
+"""Pieces of tensors to be written: hashed and written while the next are read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from impasto.checkpoints.tensors import TYPE_NAMES, LazyTensor
 from impasto.progress import Advance
 
 _TOGETHER = 1 << 20
-"""Bytes of small tensors that are hashed and written at a time: telling two threads of each one
-takes longer than its hash."""
+"""Bytes of small tensors that are hashed and written at a time: passing each one to two threads
+takes longer than hashing it."""
 _WAITING = 16 << 20
 """Bytes that may wait to be hashed and written while the next are read; a larger tensor that cannot
 be read in part waits alone."""
@@ -26,14 +26,14 @@ be read in part waits alone."""
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor, or a part of one, on its way into a file.
+    """A tensor, or a part of one, to be written to a file.
 
     Attributes:
-        name: Of the tensor.
-        tensor: What it is.
-        values: The bytes of its elements from `begin` up to `end`.
-        begin: Position of the first of them.
-        end: Position after the last of them.
+        name: Name of the tensor.
+        tensor: The tensor.
+        values: Bytes of its elements from `begin` up to `end`.
+        begin: Position of the first element.
+        end: Position after the last element.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Piece:
 
 
 class HashedAndWritten:
-    """Hashes and writes pieces in their order, on a thread each; errors come to who waits.
+    """Hashes and writes pieces in order, on one thread each; errors are raised to the caller.
 
     Args:
-        file: Where they are written.
-        hasher: Is called with each of them.
-        advance: Is told of the bytes that were written, by the thread that adds.
+        file: File that they are written to.
+        hasher: Called with each piece.
+        advance: Called with the number of bytes written, on the thread that adds pieces.
     """
 
     def __init__(self, file: IO[bytes], hasher: Callable[[Piece], None], advance: Advance) -> None:
@@ -82,7 +82,7 @@ class HashedAndWritten:
             self._writing.shutdown(cancel_futures=True)
 
     def make_room(self, size: int) -> None:
-        """Wait until so many bytes may be read."""
+        """Wait until `size` more bytes may be read."""
         if self._size + size > _TOGETHER:
             self._send()
         self._wait(max(_WAITING - size, 0))
@@ -107,7 +107,7 @@ class HashedAndWritten:
             self._wait_for_first()
 
     def _drain(self) -> None:
-        """Wait for all that is under way, tensors without elements too, which count no bytes."""
+        """Wait for all pieces, tensors without elements too, which count no bytes."""
         while self._under_way:
             self._wait_for_first()
 
@@ -128,7 +128,7 @@ class HashedAndWritten:
 
 
 def hash_none(*_: object) -> None:
-    """Make no hash, for files that nobody compares."""
+    """Compute no hash, for files that are never compared."""
 
 
 class HashAll:
@@ -138,19 +138,19 @@ class HashAll:
         self.digest = hashlib.sha256()
 
     def __call__(self, piece: Piece) -> None:
-        """Take the bytes of the next piece."""
+        """Add the bytes of the next piece."""
         self.digest.update(piece.values)
 
 
 class HashEach:
-    """A hash for each tensor, with its type and shape."""
+    """One hash per tensor, including its dtype and shape."""
 
     def __init__(self, hashes: dict[str, str]) -> None:
         self._hashes = hashes
         self._digest = hashlib.sha256()
 
     def __call__(self, piece: Piece) -> None:
-        """Take the bytes of the next piece; at a tensor's last, note its hash."""
+        """Add the bytes of the next piece; after a tensor's last piece, store its hash."""
         if piece.begins:
             self._digest = begun_hash(piece.tensor.dtype, piece.tensor.shape)
         self._digest.update(piece.values)
@@ -159,11 +159,11 @@ class HashEach:
 
 
 def begun_hash(dtype: torch.dtype, shape: Sequence[int]) -> hashlib._Hash:
-    """The hash of a tensor ahead of its bytes."""
+    """Return the hash of a tensor's dtype and shape, to be updated with its bytes."""
     return hashlib.sha256(f"{TYPE_NAMES[dtype]}{list(shape)}".encode())
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor's elements, in row-major order."""
+    """Return the bytes of a tensor's elements, in row-major order."""
     values: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     return values

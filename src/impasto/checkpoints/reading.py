@@ -1,4 +1,4 @@
-"""Opens one file of tensors, `.safetensors` or pickled, whatever its name ends in."""
+"""Opens one file of tensors, `.safetensors` or pickled, whatever its extension."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ class TensorFile:
     """A checkpoint that was opened, with its tensors by name.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         form: `safetensors` or `pickle`.
         tensors: Its tensors by name.
-        metadata: The texts in it; for pickled files those that Impasto wrote.
-        counters: Whole numbers beside the tensors, such as `global_step`.
-        other_keys: Keys that are no texts: hypernetworks have whole numbers.
-        text_keys: Names of what is no tensor, which tell what other sorts of files are.
+        metadata: Its metadata texts; for pickled files those that Impasto wrote.
+        counters: Integers beside the tensors, such as `global_step`.
+        other_keys: Keys that are not strings: hypernetworks have integers.
+        text_keys: Names of entries that are not tensors; they help to identify other kinds of
+            files.
     """
 
     path: Path
@@ -60,20 +61,20 @@ class TensorFile:
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Open a file by what is in it, not by its name.
+    """Open a file by its content, not by its name.
 
     Raises:
         ModelError: It is missing, damaged, refused, or of no known form.
     """
     try:
-        # a pipe or device would wait for ever
+        # opening a pipe or device would block
         if presence.exists(path) and not presence.is_file(path):
             what = "a folder" if presence.is_dir(path) else "no regular file"
             raise ModelError(f"{path} is {what}; expected a file of tensors.")
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
-        raise ModelError(f"{path} is not there. Check its path.") from error
+        raise ModelError(f"{path} does not exist. Check its path.") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
     with untrusted(path):
@@ -83,7 +84,9 @@ def open_tensor_file(path: Path) -> TensorFile:
 def _open_by_content(path: Path, head: bytes) -> TensorFile:
     pickled = head.startswith((ZIP_MAGIC, PICKLE_MAGIC))
     header_fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
-    if head[8:9] == b"{" and (header_fits or not pickled):  # a length may begin as a pickle does
+    if head[8:9] == b"{" and (
+        header_fits or not pickled
+    ):  # a header length may start like a pickle
         return _open_safetensors(path)
     if pickled:
         return _open_pickle(path)
@@ -100,18 +103,18 @@ def _what_it_looks_like(head: bytes) -> str:
     if text.startswith((b"<!doctype", b"<html")):
         return "it is a web page, saved in place of the file"
     if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file it stands for"
+        return "it is a Git LFS pointer, not the file itself"
     named = next((what for magic, what in _MAGICS.items() if head.startswith(magic)), None)
     if named is not None:
         return f"it is {named}"
-    return f"it begins with {head[:8].hex(' ')}"
+    return f"it starts with {head[:8].hex(' ')}"
 
 
 def _open_safetensors(path: Path) -> TensorFile:
-    """Tensors are read one by one, or in part, into memory of their own.
+    """Open a safetensors file; its tensors are read one by one, or in part, into separate memory.
 
-    A mapped file would count as the process's memory until the last tensor is read, and could end
-    the process if another program cut it short meanwhile. The library checks the header first.
+    A mapped file would count as the process's memory until the last tensor is read, and could crash
+    the process if another program truncated it meanwhile. The library checks the header first.
     """
     check = unchanged(path)
     try:
@@ -192,12 +195,17 @@ def _open_pickle(path: Path) -> TensorFile:
 
 
 def _require_plain(path: Path, name: Any, tensor: Tensor) -> None:
-    """Refuse a tensor that has no values of its own for each of its elements."""
+    """Refuse a tensor that does not store a value for each of its elements.
+
+    Raises:
+        ModelError: It is not dense, not on the CPU, of an unreadable dtype, or larger than its
+            data.
+    """
     is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
     if not is_dense or tensor.device.type != "cpu" or tensor.dtype not in READABLE:
         raise ModelError(
-            f"{path}: {name} is a tensor of a sort that models do not have ({tensor.dtype}, "
-            f"{tensor.layout}, on {tensor.device.type}). Take another copy of this model."
+            f"{path}: {name} is a kind of tensor that models do not have ({tensor.dtype}, "
+            f"{tensor.layout}, on {tensor.device.type}). Use another copy of this model."
         )
     if tensor.nbytes > tensor.untyped_storage().nbytes():
         raise ModelError(
@@ -207,7 +215,7 @@ def _require_plain(path: Path, name: Any, tensor: Tensor) -> None:
 
 
 def _unnested(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The innermost dictionary of tensors: some programs wrapped them more than once."""
+    """Return the innermost dictionary of tensors: some programs nest them more than once."""
     for _ in range(4):
         inner = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), None)
         if inner is None:

@@ -1,7 +1,7 @@
-"""Tensors on their way from a file into the memory that they will have, while other work goes on.
+"""Reads tensors from files into their final memory in the background.
 
-Importing the classes of networks takes seconds of one processor. Reading meanwhile takes another
-one, and waits for Python so seldom that the imports hardly notice.
+Importing the classes of networks takes seconds on one processor. The reading meanwhile uses another
+one, and takes the GIL so rarely that the imports are hardly delayed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from impasto.checkpoints.stored_bytes import StoredBytes
 from impasto.checkpoints.tensors import LazyTensor, TensorMemory, Tensors
 
 SPARE_BYTES = 2 << 30
-"""RAM that is left to everything else."""
+"""RAM that is left for everything else."""
 
 _BATCH = 64 << 20
-"""Bytes that are read at a time. Between two times the thread waits for Python, up to milliseconds
-where others compute in it; and whoever needs the last of them, or ends the run, waits for all."""
+"""Bytes that are read at a time. Between two batches the thread waits for the GIL, up to
+milliseconds if others compute in Python; a caller that needs the last tensor of a batch, or ends
+the run, waits for the whole batch.
+"""
 
 
 @dataclass
 class _Batch:
-    """Neighbours in a file, read at a time.
+    """Neighbouring tensors in a file, read at a time.
 
     Attributes:
-        stored: Where the first of them begins.
-        memories: Name -> memory of a tensor, in the order of the file, until it is taken.
-        read: Is done when all of it has been read, and says whether it has.
+        stored: Start of the first of them.
+        memories: Name -> memory of a tensor, in the order of the file, until it is used.
+        read: Finishes when the batch has been read; its result is whether that succeeded.
     """
 
     stored: StoredBytes
@@ -44,13 +46,13 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _AheadTensor(LazyTensor):
-    """A tensor that may be in its memory already; it is read as usual where it is not."""
+    """A tensor that may have been read ahead; otherwise it is read as usual."""
 
     name: str = ""
     batch: _Batch | None = None
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """Read the tensor; the first caller gets the copy that was prefetched."""
+        """Read the tensor; the first caller gets the memory that was read ahead."""
         memory = self._read_ahead()
         if memory is None or memory.values.dtype != dtype:
             return super().read_as(dtype)
@@ -58,14 +60,14 @@ class _AheadTensor(LazyTensor):
         return memory.values
 
     def _read_ahead(self) -> TensorMemory | None:
-        """Its memory, for the first who asks, if its bytes are there or on their way."""
+        """Return its memory to the first caller if it is read ahead or being read, else None."""
         if self.batch is None or self.stored is None:
             return None
-        # where nobody has begun, this thread may do so at once
+        # if the batch has not been started, this thread reads the tensor at once
         is_read = not self.batch.read.cancel() and self.batch.read.result()
         memory = self.batch.memories.pop(
             self.name, None
-        )  # not before, or a read would leave it out
+        )  # not earlier, or the read would leave it out
         if not is_read:
             return None
         self.stored.check()
@@ -73,14 +75,15 @@ class _AheadTensor(LazyTensor):
 
 
 class ReadAhead:
-    """Reads tensors ahead, on a thread that ends with the last of them.
+    """Reads tensors ahead on a thread that ends with the last of them.
 
     Args:
-        tensors: Those that will be needed, of which some may not be in files.
-        dtype: The type that they will come to; what is stored in a wider one is not read ahead.
+        tensors: Tensors that will be needed; those that are not in files are not read ahead.
+        dtype: Dtype that they will be converted to; tensors stored in a wider one are not read
+            ahead.
 
     Attributes:
-        tensors: The same tensors, which take what was read of them.
+        tensors: The same tensors, which return the values read ahead.
     """
 
     def __init__(self, tensors: Tensors, dtype: torch.dtype) -> None:
@@ -91,7 +94,7 @@ class ReadAhead:
         size = sum(math.prod(row.lazy.shape) for row in rows) * dtype.itemsize
         if ram.free_bytes() < size + SPARE_BYTES:
             return
-        # memory is asked for here: each call of PyTorch's would wait for Python on the thread
+        # memory is allocated here: on the thread, each call of PyTorch's would wait for the GIL
         self._batches = [_batch_of(neighbours, dtype) for neighbours in _neighbours(rows)]
         batches = {name: batch for batch in self._batches for name in batch.memories}
         self.tensors = {
@@ -101,7 +104,7 @@ class ReadAhead:
         self._thread.start()
 
     def close(self) -> None:
-        """Read no further, wait until the thread has ended, and free what nobody took."""
+        """Stop reading, wait until the thread has ended, and free tensors that were not used."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -118,7 +121,7 @@ class ReadAhead:
                 continue
             try:
                 batch.stored.read_into(*buffers)
-            except Exception:  # whoever asks for a tensor of it reads it, and says what is wrong
+            except Exception:  # callers read the tensors themselves, and so get the error
                 batch.read.set_result(False)
             else:
                 batch.read.set_result(True)
@@ -126,7 +129,7 @@ class ReadAhead:
 
 @dataclass(frozen=True)
 class _Row:
-    """A tensor, and where it lies."""
+    """A tensor and its position in a file."""
 
     name: str
     lazy: LazyTensor
@@ -134,12 +137,12 @@ class _Row:
 
     @property
     def end(self) -> int:
-        """Position in its file after the last byte."""
+        """The position after its last byte in the file."""
         return self.stored.begin + self.lazy.size_bytes
 
 
 def _in_files(tensors: Tensors, dtype: torch.dtype) -> list[_Row]:
-    """Those that can be read ahead, in the order of their files."""
+    """Return the tensors that can be read ahead, in the order of their files."""
     rows = [
         _Row(name, lazy, lazy.stored)
         for name, lazy in tensors.items()
@@ -149,7 +152,7 @@ def _in_files(tensors: Tensors, dtype: torch.dtype) -> list[_Row]:
 
 
 def _neighbours(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Those that lie one after another in a file."""
+    """Yield groups of contiguous tensors in a file, of up to one batch's size."""
     group: list[_Row] = []
     for row in rows:
         if group and not (

@@ -1,9 +1,9 @@
-"""Scaled fp8 weights: puts the scale of each weight back into it, or refuses an unknown scaling.
+"""Scaled fp8 weights: multiplies each weight by its scale, or refuses an unknown scaling.
 
-Programs that store weights in 8 bits keep a scale beside each of them: `weight = stored * scale`.
-Names, as `scale_weight` and `weight_scale`: ComfyUI `comfy/utils.py` (`convert_old_quants`) and
-`QUANTIZATION.md`; sd-scripts `library/fp8_optimization_utils.py`, which also scales blocks of
-a row. `models/reading/opening.py` and `models/reading/diffusers_folder.py` call this on every file.
+Programs that store weights in 8 bits store a scale beside each of them: `weight = stored * scale`.
+Names, such as `scale_weight` and `weight_scale`: ComfyUI `comfy/utils.py` (`convert_old_quants`)
+and `QUANTIZATION.md`; sd-scripts `library/fp8_optimization_utils.py`, which also scales blocks of a
+row. `models/reading/opening.py` and `models/reading/diffusers_folder.py` call this for every file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 SCALES = ("scale_weight", "weight_scale")
 UNUSED = ("scale_input", "input_scale")
-"""Scales of a layer's inputs, for programs that compute in 8 bits; weights do without."""
+"""Scales of a layer's inputs, for programs that compute in 8 bits; weights do not need them."""
 
 MARKER = "scaled_fp8"
 LAYER_FORMAT = "comfy_quant"
@@ -37,8 +37,8 @@ class Unscaled:
     """A file's tensors after their scales were applied.
 
     Attributes:
-        tensors: Without scales; scaled weights are float32.
-        notes: What was done, in sentences; empty where nothing was scaled.
+        tensors: Tensors without scales; scaled weights are float32.
+        notes: Sentences about the scaling; empty if nothing was scaled.
     """
 
     tensors: Tensors
@@ -46,12 +46,12 @@ class Unscaled:
 
 
 def apply_scales(tensors: Tensors, metadata: Mapping[str, str], source: str) -> Unscaled:
-    """Multiply scaled weights by their scales, when they are read.
+    """Return tensors whose scaled weights are multiplied by their scales when they are read.
 
     Args:
         tensors: All tensors of a file by name.
-        metadata: The texts in it, which may name the format of each layer.
-        source: Its path, for messages.
+        metadata: Metadata of the file, which may name the format of each layer.
+        source: Path of the file, for messages.
 
     Raises:
         ModelError: A scale has no weight, does not fit it, or is of an unknown kind.
@@ -64,7 +64,7 @@ def apply_scales(tensors: Tensors, metadata: Mapping[str, str], source: str) -> 
     for name, weight in scales.items():
         if weight not in tensors:
             raise ModelError(
-                f"{source} is incomplete: it has {name}, but not {weight}, which that scales. "
+                f"{source} is incomplete: it has the scale {name}, but not its weight {weight}. "
                 f"Download or copy it again."
             )
         kept[weight] = _multiplied(tensors[weight], tensors[name], weight, source)
@@ -83,14 +83,18 @@ def _weight_of(name: str, endings: tuple[str, ...]) -> str | None:
 
 
 def _require_known(tensors: Tensors, known: set[str], source: str) -> None:
-    """Refuse what looks like a scale of some weight and is none of those that are understood."""
+    """Refuse tensors that look like scales of weights and are of no known kind.
+
+    Raises:
+        ModelError: There is such a tensor.
+    """
     for name in tensors:
         module, _, last = name.rpartition(".")
         beside = f"{module}.weight" in tensors or module.endswith(".weight")
         if name not in known and beside and last != "weight" and _SCALING.search(last):
             raise ModelError(
                 f"{source}: {name} looks like a scale of a quantized weight, of a kind that "
-                f"Impasto does not know; without it the weights would be wrong. Take an fp16, bf16 "
+                f"Impasto does not know; without it the weights would be wrong. Use an fp16, bf16 "
                 f"or fp32 version of this model."
             )
 
@@ -98,7 +102,11 @@ def _require_known(tensors: Tensors, known: set[str], source: str) -> None:
 def _require_formats(
     tensors: Tensors, metadata: Mapping[str, str], scaled: set[str], source: str
 ) -> None:
-    """Compare what a file says of its layers' formats with what is understood."""
+    """Check that the stated formats of the layers are known and that their scales exist.
+
+    Raises:
+        ModelError: A format is unknown, or a scale is missing.
+    """
     stated = {**_stated_in_metadata(metadata, source)}
     for name, tensor in tensors.items():
         if _last(name) == LAYER_FORMAT:
@@ -107,7 +115,7 @@ def _require_formats(
         if stated_format not in FORMATS:
             raise ModelError(
                 f"{source}: {layer} is quantized as {stated_format!r}; of such formats only "
-                f"{' and '.join(FORMATS)} can be read. Take an fp16, bf16 or fp32 version."
+                f"{' and '.join(FORMATS)} can be read. Use an fp16, bf16 or fp32 version."
             )
         has_weight = f"{layer}.weight" in tensors
         if has_weight and f"{layer}.weight" not in scaled:
@@ -125,8 +133,8 @@ def _stated_in_metadata(metadata: Mapping[str, str], source: str) -> dict[str, A
         return {str(layer): _format_of(said) for layer, said in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"{source}: its metadata {QUANTIZATION_KEY} cannot be read, so what its weights mean "
-            f"is not known. Take an fp16, bf16 or fp32 version of this model."
+            f"{source}: its metadata {QUANTIZATION_KEY} cannot be read, so the meaning of its "
+            f"weights is not known. Use an fp16, bf16 or fp32 version of this model."
         ) from error
 
 
@@ -135,7 +143,7 @@ def _stated_in(tensor: LazyTensor, name: str, source: str) -> Any:
         return _format_of(parse_json(bytes(tensor.read().flatten().tolist())))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"{source}: {name} cannot be read, so what its weight means is not known. Take an "
+            f"{source}: {name} cannot be read, so the meaning of its weight is not known. Use an "
             f"fp16, bf16 or fp32 version of this model."
         ) from error
 
@@ -148,13 +156,13 @@ def _multiplied(weight: LazyTensor, scale: LazyTensor, name: str, source: str) -
     if weight.dtype not in FP8 or not scale.dtype.is_floating_point:
         raise ModelError(
             f"{source}: {name} is {weight.dtype} with a scale of {scale.dtype} beside it; expected "
-            f"fp8 and a floating-point scale. Take an fp16, bf16 or fp32 version of this model."
+            f"fp8 and a floating-point scale. Use an fp16, bf16 or fp32 version of this model."
         )
     blocks = _blocks(weight.shape, scale.shape)
     if blocks is None:
         raise ModelError(
             f"{source}: the scale of {name} is {list(scale.shape)}, which does not fit a weight of "
-            f"{list(weight.shape)}; expected one number, one a row, or one for each block of a row."
+            f"{list(weight.shape)}; expected one number, one per row, or one per block of a row."
         )
     grouped, factors = blocks
 
@@ -168,9 +176,9 @@ def _multiplied(weight: LazyTensor, scale: LazyTensor, name: str, source: str) -
 def _blocks(
     weight: tuple[int, ...], scale: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Shapes in which a weight and its scale can be multiplied, or None where they do not fit.
+    """Return shapes in which a weight and its scale can be multiplied, or None if they do not fit.
 
-    One number for all, one for each row (`[out]`, `[out, 1]`, ...), or one for each block of a
+    The scale is one number for all, one per row (`[out]`, `[out, 1]`, ...), or one per block of a
     row (`[out, blocks, 1]` or `[out, blocks]`).
     """
     numbers = torch.Size(scale).numel()

@@ -1,4 +1,4 @@
-"""Where the bytes of tensors lie in files, and how they come into memory that is given."""
+"""Positions of tensors' bytes in files, and reading them into given memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 
 _MOST_BUFFERS = 512
-"""Pieces of memory that one call of the system fills; Linux and macOS allow 1024 (IOV_MAX)."""
+"""Buffers that one system call fills; Linux and macOS allow 1024 (IOV_MAX)."""
 
 
 @dataclass(frozen=True)
 class StoredBytes:
-    """Bytes that lie in a file, one after another.
+    """Contiguous bytes in a file.
 
     Attributes:
         path: The file.
-        begin: Position of the first of them.
-        check: Raises a ModelError where the file is not what it was when it was opened.
+        begin: Position of the first byte.
+        check: Raises a ModelError if the file has changed since it was opened.
     """
 
     path: Path
@@ -30,14 +30,14 @@ class StoredBytes:
     check: Callable[[], None]
 
     def shifted(self, count: int) -> StoredBytes:
-        """Those that begin so many bytes later."""
+        """Return the bytes that start `count` bytes later."""
         return replace(self, begin=self.begin + count)
 
     def read_into(self, *buffers: memoryview) -> None:
-        """Fill buffers, one after another, from here on.
+        """Fill buffers, one after another, from this position on.
 
-        Python is free meanwhile, and asked for once per call of the system: a thread that reads
-        while others run Python waits up to 5 ms for each.
+        The GIL is released meanwhile and taken once per system call: a thread that reads while
+        others run Python waits up to 5 ms for each.
 
         Raises:
             ModelError: The file was changed, cannot be read, or has become shorter.
@@ -58,7 +58,7 @@ class StoredBytes:
 
 
 def _fill(file: FileIO, begin: int, buffers: Sequence[memoryview]) -> int:
-    """Fill buffers from a position on; how many bytes there were."""
+    """Fill buffers from a position on, and return the number of bytes read."""
     done = 0
     for group in _groups(buffers):
         wanted, found = sum(map(len, group)), 0
@@ -76,7 +76,7 @@ def _groups(buffers: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
 
 
 def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of buffers of which so many bytes are filled."""
+    """Return the unfilled rest of buffers of which `count` bytes are filled."""
     left = []
     for buffer in buffers:
         if count < len(buffer):
@@ -86,7 +86,7 @@ def _without_first(buffers: Sequence[memoryview], count: int) -> list[memoryview
 
 
 def _read_some(file: FileIO, position: int, buffers: Sequence[memoryview]) -> int:
-    """One call of the system, which fills what it likes; on Windows one buffer at a time."""
+    """Make one system call, which may fill less; on Windows one buffer at a time."""
     if len(buffers) > 1 and hasattr(os, "preadv"):
         return os.preadv(file.fileno(), buffers, position)
     file.seek(position)
@@ -94,10 +94,10 @@ def _read_some(file: FileIO, position: int, buffers: Sequence[memoryview]) -> in
 
 
 def unchanged(path: Path) -> Callable[[], None]:
-    """Remember what the file is now; the function complains when it is another.
+    """Return a function that raises a ModelError if the file has changed since this call.
 
     Raises:
-        OSError: The file is not there.
+        OSError: The file does not exist.
     """
 
     def stamp() -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
-"""Tensors whose names, shapes and types are known before they are read.
+"""Lazy tensors, whose names, shapes and dtypes are known before they are read.
 
-All reading ends in these mappings and all writing begins with them, so that converting a model
-holds the tensor that is read, and besides only what waits to be written (`writing.py`).
+All reading returns these mappings and all writing takes them, so that converting a model holds only
+the tensor that is read and those that wait to be written (`writing.py`).
 """
 
 from __future__ import annotations
@@ -24,33 +24,35 @@ SAFETENSORS_TYPES = {
 TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
 _PIECE = 1 << 20
-"""Bytes that are read at a time where a tensor can be read in part: they stay in a CPU's
-cache until they are converted, hashed and written. Much less than `allocation.MAPPED_FROM`, also
-twice as wide: each larger piece is new memory, which the system takes longer to hand out than all
-the rest takes."""
+"""Bytes that are read at a time if a tensor can be read in part: they stay in a CPU's cache until
+they are converted, hashed and written. This is much less than `allocation.MAPPED_FROM`, even for a
+dtype twice as wide: each larger piece is new memory, and the system takes longer to provide that
+than everything else takes.
+"""
 
 _AT_ONCE = 1 << 15
-"""Elements that are computed with at a time: of more, PyTorch wakes threads of its own (GRAIN_SIZE
-in ATen/TensorIterator.h), which then wait for work on CPUs that others need."""
+"""Elements that are processed at a time: for more, PyTorch uses its own thread pool (GRAIN_SIZE in
+ATen/TensorIterator.h), whose threads then wait for work on CPUs that others need.
+"""
 
 
 class TensorChangedError(Exception):
-    """A tensor is not what it was said to be when it is read."""
+    """A tensor does not have its announced shape or dtype when it is read."""
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is somewhere else until it is read.
+    """A tensor with known shape and dtype that is not in memory until it is read.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its type as stored.
-        read: Gives it, on the CPU. Copy it before writing to it, unless `owns_memory`.
-        owns_memory: Whether each reading gives new memory, that nothing else looks at.
-        read_range: Gives the elements from one position up to another, flat and in row-major order,
-            on the CPU; None where only the whole can be read. Copy them before writing to them.
-        stored: Where its elements lie in a file, flat and in row-major order; None where they are
-            computed, or not in one piece.
+        shape: Shape of the tensor.
+        dtype: Its dtype as stored.
+        read: Returns the tensor on the CPU. Copy it before writing to it, unless `owns_memory`.
+        owns_memory: Whether each read returns new memory that nothing else uses.
+        read_range: Returns the elements from one position up to another, flat and in row-major
+            order, on the CPU; None if only the whole can be read. Copy them before writing to them.
+        stored: Position of its elements in a file, flat and in row-major order; None if they are
+            computed, or not contiguous.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +64,7 @@ class LazyTensor:
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
-        """A tensor that is in memory already, on any device."""
+        """Wrap a tensor that is in memory already, on any device."""
 
         def read_range(begin: int, end: int) -> Tensor:
             return tensor.detach().view(-1)[begin:end].cpu()
@@ -77,9 +79,9 @@ class LazyTensor:
         )
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Positions that its elements are read by, one range after another: of up to 1 MiB each.
+        """Return the ranges of positions in which its elements are read, of up to 1 MiB each.
 
-        One range where only the whole can be read.
+        There is one range if only the whole can be read.
         """
         count = prod(self.shape)
         if self.read_range is None or self.size_bytes <= _PIECE:
@@ -91,7 +93,7 @@ class LazyTensor:
         """Read the elements of one of `ranges`, flat.
 
         Raises:
-            TensorChangedError: The tensor has another shape or type now.
+            TensorChangedError: The tensor now has another shape or dtype.
         """
         if self.read_range is not None:
             found = self.read_range(begin, end)
@@ -104,7 +106,7 @@ class LazyTensor:
         return found.reshape(-1)
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """A copy which may be written to; another type is made on the thread that asks for it."""
+        """Read the tensor in a dtype, as a writable copy; the calling thread converts it."""
         if dtype == self.dtype:
             return self.read() if self.owns_memory else self.read().clone()
         if self.stored is not None and dtype.itemsize >= self.dtype.itemsize:
@@ -122,22 +124,22 @@ class LazyTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its elements."""
+        """The size of its elements in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     def reshaped(self, shape: tuple[int, ...]) -> LazyTensor:
-        """A lazy tensor of the same elements in another shape."""
+        """Return a lazy tensor of the same elements in another shape."""
         return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
 
     def transposed(self) -> LazyTensor:
-        """A matrix with rows and columns exchanged."""
+        """Return a lazy tensor of the transposed matrix."""
         return LazyTensor(self.shape[::-1], self.dtype, lambda: self.read().T.contiguous())
 
     def third(self, number: int) -> LazyTensor:
-        """The first, second or last third along the first dimension; `number` is 0, 1 or 2.
+        """Return the first, second or last third along the first dimension; `number` is 0, 1 or 2.
 
         It is a copy: a view would keep all three in memory for as long as one of them waits to be
-        written, where only its own bytes are counted.
+        written, while only its own bytes are counted.
         """
         rows = self.shape[0] // 3
         shape = (rows, *self.shape[1:])
@@ -160,13 +162,13 @@ class LazyTensor:
         return LazyTensor(shape, self.dtype, read, owns_memory=True, read_range=read_own)
 
     def cast(self, dtype: torch.dtype | None) -> LazyTensor:
-        """A tensor in another floating-point type; integers stay, and None keeps the type."""
+        """Return the tensor in another floating-point dtype; None and integer types: unchanged."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
         read_range = self.read_range
 
         def read_cast_range(begin: int, end: int) -> Tensor:
-            assert read_range is not None  # noqa: S101 - not offered otherwise
+            assert read_range is not None  # noqa: S101 - set only if `read_range` is
             values = torch.empty(end - begin, dtype=dtype)
             _convert(read_range(begin, end), values)
             return values
@@ -182,15 +184,15 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class TensorMemory:
-    """Memory that a tensor is read into as it is stored, and converted in.
+    """Memory that a tensor is read into in its stored dtype, and converted in place.
 
-    What is stored lies at the end of it. Converting from the first element to the last writes
-    nowhere that is still to be read, as long as the type is no narrower.
+    The stored elements are at the end of it. Converting from the first element to the last never
+    overwrites elements that are still to be read, as long as the dtype is no narrower.
 
     Attributes:
-        values: The tensor; its elements count once they are converted.
-        found: The elements as they are stored, flat, in the same memory.
-        bytes: Where these elements go when they are read.
+        values: The tensor; its elements are valid once they are converted.
+        found: The elements in their stored dtype, flat, in the same memory.
+        bytes: The memory that these elements are read into.
     """
 
     values: Tensor
@@ -199,14 +201,14 @@ class TensorMemory:
 
     @classmethod
     def for_tensor(cls, tensor: LazyTensor, dtype: torch.dtype) -> TensorMemory:
-        """Memory that nothing was read into, for a type that is no narrower than its own."""
+        """Allocate memory for reading a tensor in a dtype that is no narrower than its own."""
         values = torch.empty(tensor.shape, dtype=dtype)
         memory = values.view(-1).view(torch.uint8)
         found = memory[memory.numel() - tensor.size_bytes :]
         return cls(values, found.view(tensor.dtype), found.numpy().data)
 
     def convert(self, begin: int, end: int) -> None:
-        """Make values of elements that were read, after those before them."""
+        """Convert elements that have been read, after those before them."""
         if self.values.dtype != self.found.dtype:
             _convert(self.found[begin:end], self.values.view(-1)[begin:end], shared=True)
 
@@ -215,7 +217,7 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def joined(pieces: tuple[LazyTensor, ...]) -> LazyTensor:
-    """Tensors one after another along the first dimension."""
+    """Return the concatenation of tensors along the first dimension."""
     first = pieces[0]
     rows = sum(piece.shape[0] for piece in pieces)
     return LazyTensor(
@@ -224,19 +226,19 @@ def joined(pieces: tuple[LazyTensor, ...]) -> LazyTensor:
 
 
 def pieces_of(flat: Tensor) -> Iterator[Tensor]:
-    """A flat tensor in pieces that PyTorch computes with on the thread that asks."""
+    """Yield a flat tensor in pieces small enough for PyTorch to process on the calling thread."""
     for begin in range(0, len(flat), _AT_ONCE):
         yield flat[begin : begin + _AT_ONCE]
 
 
 def _convert(source: Tensor, target: Tensor, *, shared: bool = False) -> None:
-    """Copy flat values to another type; between 16-bit types by way of float32, as PyTorch rounds.
+    """Copy flat values to another dtype; between 16-bit dtypes via float32, as PyTorch rounds.
 
-    Its own conversion between those goes number by number and takes twice as long.
+    PyTorch's own conversion between those goes element by element and takes twice as long.
 
     Args:
         source: The values.
-        target: Where they go.
+        target: Tensor that they are copied into.
         shared: Whether both may be the same memory.
     """
     both_narrow = source.dtype.itemsize == target.dtype.itemsize == 2
@@ -248,5 +250,5 @@ def _convert(source: Tensor, target: Tensor, *, shared: bool = False) -> None:
 
 
 def total_bytes(tensors: Tensors) -> int:
-    """Bytes of all tensors."""
+    """Return the size of all tensors in bytes."""
     return sum(tensor.size_bytes for tensor in tensors.values())

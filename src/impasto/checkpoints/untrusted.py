@@ -1,4 +1,4 @@
-"""Turns whatever the content of a stranger's file provokes into one of Impasto's errors."""
+"""Turns every exception that the content of an untrusted file causes into an Impasto error."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ LONGEST_REASON = 160
 
 @contextmanager
 def untrusted(path: Path | str) -> Iterator[None]:
-    """While the content of a file is taken apart: a file that makes no sense is a ModelError.
+    """Turn exceptions while a file's content is parsed into a ModelError.
 
-    The bytes of a damaged or hostile file decide how libraries fail on them: too deep, too large,
-    of the wrong type, missing, not finite. What they raise, MemoryError and RecursionError
-    included, says nothing to the user but that the file is not what it should be.
+    The bytes of a damaged or malicious file decide how libraries fail on them: too deep, too large,
+    of the wrong type, missing, not finite. Their exceptions, MemoryError and RecursionError
+    included, tell the user nothing but that the file is invalid.
 
     Args:
         path: The file, for the message.
 
     Raises:
-        ModelError: Something else than an error of Impasto's own was raised inside.
+        ModelError: An exception other than an Impasto error was raised in the block.
     """
     try:
         yield
     except ImpastoError:
         raise
-    except Exception as error:  # whatever libraries raise on what a stranger has written
+    except Exception as error:  # libraries raise any class on a malicious file
         raise ModelError(
             f"{path} is damaged or not what it claims to be ({reason_of(error)}). Download or copy "
             f"it again."
@@ -37,10 +37,14 @@ def untrusted(path: Path | str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error, shortened; its type where it says nothing."""
+    """Return the first line of an error, shortened, after its type; only the type if empty."""
     try:
         text = str(error).strip().partition("\n")[0]
-    except (RecursionError, MemoryError, ValueError):  # it quotes what was too deep or too large
+    except (
+        RecursionError,
+        MemoryError,
+        ValueError,
+    ):  # it quotes a value that was too deep or too large
         text = ""
     if len(text) > LONGEST_REASON:
         text = f"{text[:LONGEST_REASON]} ..."

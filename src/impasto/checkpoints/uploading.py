@@ -1,4 +1,4 @@
-"""Models onto the Hugging Face Hub: which files, and sending them."""
+"""Uploads models to the Hugging Face Hub: selects the files and sends them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _FOLDER_FILES = re.compile(
     r"(\.safetensors|\.bin|\.index\.json)|impasto\.json|ldm_only\.safetensors",
     re.ASCII,
 )
-"""What a Diffusers folder consists of, by diffusers, transformers and this program; anything else
+"""Files of a Diffusers folder that diffusers, transformers and this program write; any other file
 in it, such as notes or a token, is not published."""
 
 _NO_TOKEN = (
-    "There is no token for the Hugging Face Hub. Make one with the right to write at "
+    "There is no token for the Hugging Face Hub. Create one with write permission at "
     "https://huggingface.co/settings/tokens; then give it with `hf auth login`, or in the "
     "environment variable HF_TOKEN. Nothing was sent."
 )
@@ -33,10 +33,10 @@ Content = Path | bytes
 
 
 def require_repo_id(repo_id: str) -> None:
-    """Make sure that a text names a repository of the Hub, with its owner.
+    """Check that a text is the name of a Hub repository, with its owner.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It is not.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -47,15 +47,15 @@ def require_repo_id(repo_id: str) -> None:
         raise ConfigError(f"{repo_id!r} is no name of a repository: {error}") from error
     if "/" not in repo_id:
         raise ConfigError(
-            f"{repo_id!r} has no owner. Give owner/name, with the name of your account or your "
+            f"{repo_id!r} has no owner. Give owner/name, where owner is your account or your "
             f"organisation on the Hugging Face Hub."
         )
 
 
 def model_files(model: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a model by their names in a repository, and the names of those left out.
+    """Return a model's files by their names in a repository, and the names of those left out.
 
-    A stranger may have made a folder: links that lead out of it are not followed.
+    The folder may come from an untrusted source: links that lead out of it are not followed.
 
     Raises:
         ModelError: It is neither a model's file nor a Diffusers folder.
@@ -82,12 +82,12 @@ def model_files(model: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def size_of(content: Content) -> int:
-    """The bytes of what is to be sent."""
+    """Return the size of a file or of bytes to be sent."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def has_token() -> bool:
-    """Whether there is a token for the Hub, in the environment or from `hf auth login`."""
+    """Return whether a token for the Hub exists, in the environment or from `hf auth login`."""
     from huggingface_hub import get_token
 
     return bool(get_token())
@@ -96,19 +96,19 @@ def has_token() -> bool:
 def upload(
     repo_id: str, contents: Mapping[str, Content], progress: Progress, *, private: bool
 ) -> str:
-    """Send files into a repository, made if it is not there, as one commit; return its address.
+    """Upload files to a repository as one commit, creating it if necessary; return its address.
 
-    Files that have arrived are kept by the Hub also if this is interrupted before the commit, so
-    that a second time sends only the others.
+    Files that have arrived are stored by the Hub even if the upload is interrupted before the
+    commit, so that a second try sends only the others.
 
     Args:
         repo_id: `owner/name`.
         contents: Name in the repository -> file or bytes.
-        progress: Is told of the MiB that have arrived.
-        private: Whether nobody else may see the repository.
+        progress: Shows the MiB that have arrived.
+        private: Whether the repository must be private.
 
     Raises:
-        ConfigError: There is no token, or the repository is there and not private as asked.
+        ConfigError: There is no token, or the repository exists and is not private as requested.
         StorageError: The Hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -122,9 +122,8 @@ def upload(
         address = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
         if private and not api.model_info(repo_id).private:
             raise ConfigError(
-                f"{repo_id} is there already and everybody can see it, so nothing was sent. Make "
-                f"it private in its settings on the Hub, choose another name, or leave --private "
-                f"out."
+                f"{repo_id} already exists and is public, so nothing was sent. Make it private in "
+                f"its settings on the Hub, choose another name, or leave --private out."
             )
         operations = [
             CommitOperationAdd(name, str(c) if isinstance(c, Path) else c)
@@ -135,8 +134,8 @@ def upload(
     except (OSError, ValueError, RuntimeError, HTTPError, OfflineModeIsEnabled) as error:
         raise StorageError(
             f"{repo_id} could not be written on the Hugging Face Hub ({_reason(error)}). Check the "
-            f"network, the spelling, and that the token has the right to write there. Run the same "
-            f"command again: files that have arrived are not sent again."
+            f"network, the spelling, and that the token has write permission. Run the same command "
+            f"again: files that have arrived are not sent again."
         ) from error
     return address
 

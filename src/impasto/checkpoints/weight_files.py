@@ -1,8 +1,8 @@
-"""Finds and reads the weight files of one part of a Diffusers folder, whole or in shards.
+"""Finds and reads the weight files of one component of a Diffusers folder, whole or in shards.
 
-A part has up to several sets of files: the main one, and variants such as `fp16` or `non_ema`. A
+A component has one or more sets of files: the main one, and variants such as `fp16` or `non_ema`. A
 set is one file, or shards with an index (`diffusion_pytorch_model.safetensors.index.json`) that
-says which tensor is in which. Names: diffusers `utils/constants.py` and `models/modeling_utils.py`,
+maps tensors to shards. Names: diffusers `utils/constants.py` and `models/modeling_utils.py`,
 transformers `modeling_utils.py`.
 """
 
@@ -19,30 +19,30 @@ from impasto import presence
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
 
-if TYPE_CHECKING:  # imports torch, which names and files are looked at without
+if TYPE_CHECKING:  # imports torch, which inspecting names and files does not need
     from impasto.checkpoints.tensors import LazyTensor, Tensors
 
 T = TypeVar("T")
 
 NOT_AVERAGED = "non_ema"
-"""The set of plain weights of a part whose main set is their average, as in SD 1.5's folder."""
+"""The set of plain weights of a component whose main set is their average, as in SD 1.5."""
 
 HALF = "fp16"
-"""The set of half precision, which is taken where there is no main set."""
+"""The set of half-precision weights, used if there is no main set."""
 
 _NETWORK = re.compile("UNet|Transformer|Text|EncoderModel")
-"""In the names of classes that take part in denoising, or say what to denoise to."""
+"""Parts of the class names of networks that denoise, or encode the conditioning."""
 
 _VARIANT = r"(?:\.((?!.*-\d+-of-)[A-Za-z0-9_-]+))?"
 
 
 @dataclass(frozen=True)
 class Stems:
-    """What the weight files of a network are called, without variant and ending.
+    """File names of a network's weights, without variant and suffix.
 
     Attributes:
-        name: Today.
-        former: What it was.
+        name: Current name.
+        former: Earlier names.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Stems:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The folders of a family in diffusers' form: plain data of `models/families.py`.
+    """The folders of a family's Diffusers folder: plain data of `models/families.py`.
 
     Attributes:
-        weights: Folder of each network, and what its files are called.
+        weights: Folder of each network, and the stems of its files.
         tokenizers: Folders of the tokenizers.
-        vae: The folder of the VAE, which is also published by itself.
-        averaged: Folders of the networks whose averaged weights may be there besides.
+        vae: Folder of the VAE, which is also published separately.
+        averaged: Folders of the networks that may have averaged weights in addition.
     """
 
     weights: tuple[tuple[str, Stems], ...]
@@ -67,27 +67,27 @@ class FolderLayout:
 
     @property
     def folders(self) -> set[str]:
-        """The folders that networks are in."""
+        """The folders that contain networks."""
         return {folder for folder, _ in self.weights}
 
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """Which set of weights is taken where a part has several.
+    """Which set of weights to use if a component has several.
 
     Attributes:
-        weights: `plain` takes the set `non_ema` first; `ema` and `auto` take the main one.
-        variant: A set to take before all others, such as `fp16`.
+        weights: `plain` prefers the set `non_ema`; `ema` and `auto` prefer the main one.
+        variant: Set to prefer to all others, such as `fp16`.
     """
 
     weights: str = "auto"
     variant: str | None = None
 
     def of(self, sets: Mapping[str | None, T]) -> tuple[str | None, T] | None:
-        """The set that is taken, with its name; None where each would have to be named.
+        """Return the chosen set with its name, or None if the sets can be used only by name.
 
         Args:
-            sets: By variant, the main one by None; see `weight_sets_in`.
+            sets: Sets by variant, the main one under None; see `weight_sets_in`.
         """
         asked = (self.variant,) if self.variant else ()
         plain = (NOT_AVERAGED,) if self.weights == "plain" else ()
@@ -95,10 +95,10 @@ class WeightChoice:
         return next(((name, sets[name]) for name in order if name in sets), None)
 
     def lacking(self, taken: str | None) -> str:
-        """The files that a set stands in for, since they are not there; empty where it does not.
+        """Return the name of the missing set that another one replaces; empty if none is missing.
 
         Args:
-            taken: The name of the set that is taken.
+            taken: Name of the set that is used.
         """
         if self.variant is not None:
             return "" if taken == self.variant else self.variant
@@ -106,7 +106,7 @@ class WeightChoice:
 
 
 def networks_in(index: Mapping[str, Any]) -> set[str]:
-    """The folders that a `model_index.json` names of networks which make the image."""
+    """Return the folders in a `model_index.json` of the networks that generate the image."""
     return {
         folder
         for folder, named in index.items()
@@ -118,14 +118,14 @@ def networks_in(index: Mapping[str, Any]) -> set[str]:
 def folder_layout_of(
     index: Mapping[str, Any], layouts: Collection[FolderLayout]
 ) -> FolderLayout | None:
-    """The layout that has all networks of a `model_index.json` and the fewest besides, or None."""
+    """Return the smallest layout that has all networks of a `model_index.json`, or None."""
     networks = networks_in(index)
     fitting = [layout for layout in layouts if networks <= layout.folders]
     return min(fitting, key=lambda layout: len(layout.weights), default=None)
 
 
 def find_weights(folder: Path, stems: Stems) -> dict[str | None, Path]:
-    """The sets of weights in the folder of a network; see `weight_sets_in`."""
+    """Return the sets of weights in the folder of a network; see `weight_sets_in`."""
     if not presence.is_dir(folder):
         return {}
     names = [path.name for path in folder.iterdir() if presence.is_file(path)]
@@ -133,9 +133,9 @@ def find_weights(folder: Path, stems: Stems) -> dict[str | None, Path]:
 
 
 def weight_sets_in(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
-    """The sets of weights among the names of a network's files: variant, or None -> its file.
+    """Return the sets of weights among a network's file names: variant, or None -> its file.
 
-    safetensors come before `.bin`, and whole files before shards, whose file is their index.
+    safetensors take precedence over `.bin`, and whole files over shards, whose file is their index.
     """
     found: dict[str | None, str] = {}
     for pattern, name in product(_patterns(stems), sorted(names)):
@@ -147,7 +147,7 @@ def weight_sets_in(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a set of weights is there; of an index, with every shard that it names.
+    """Return whether all shards of a set of weights exist; true for a set of one file.
 
     Raises:
         ModelError: It is an index that cannot be read.
@@ -157,10 +157,11 @@ def is_whole(file: Path) -> bool:
 
 
 def read_weights(file: Path) -> tuple[Tensors, Mapping[str, str]]:
-    """The tensors of a set of weights, and the texts in its file.
+    """Return the tensors of a set of weights, and the metadata of its file.
 
     Raises:
-        ModelError: A file of it is missing or damaged, or the index names another place.
+        ModelError: A file of it is missing or damaged, or the index names a path outside the
+            folder.
     """
     from impasto.checkpoints.reading import open_tensor_file
 
@@ -188,7 +189,7 @@ def _patterns(stems: Stems) -> list[re.Pattern[str]]:
         for ending in ("safetensors", "bin")
         for stem in names
     ]
-    # `model.fp16.safetensors.index.json` of old, `model.safetensors.index.fp16.json` of today
+    # formerly `model.fp16.safetensors.index.json`, now `model.safetensors.index.fp16.json`
     shards = [
         re.compile(rf"{stem}{_VARIANT}\.{ending}\.index{_VARIANT}\.json")
         for ending in ("safetensors", "bin")

@@ -1,9 +1,9 @@
 """Writes files of tensors as they are read, so that saving a model needs no second copy of it.
 
-Tensors are read in pieces where that is possible. While one is read and checked, up to 16 MiB of
-those before it wait to be hashed and written, or one larger tensor that is read as a whole. The
-safetensors library takes all tensors at once, which for a cast model means a copy of the whole; its
-format (github.com/huggingface/safetensors, README "Format") is eight bytes of header length, a JSON
+Tensors are read in pieces if possible. While one is read and checked, up to 16 MiB of those before
+it wait to be hashed and written, or one larger tensor that has to be read whole. The safetensors
+library takes all tensors at once, which for a cast model means a copy of the whole; its format
+(github.com/huggingface/safetensors, README "Format") is eight bytes of header length, a JSON
 header, and the tensors' bytes.
 """
 
@@ -60,24 +60,25 @@ def write_safetensors(
 ) -> str:
     """Write a safetensors file durably, and return the SHA-256 of the tensors' bytes.
 
-    Where `metadata` has `modelspec.hash_sha256`, its value is replaced by that hash.
+    If `metadata` has `modelspec.hash_sha256`, its value is replaced by that hash.
 
     Args:
-        path: Where; replaced if it exists.
-        tensors: Read one by one, in the order of the file.
-        metadata: Texts for the header.
+        path: Path to write to; replaced if it exists.
+        tensors: Tensors, which are read one by one in the order of the file.
+        metadata: Metadata texts for the header.
         advance: Called with the number of bytes written.
-        unchecked: Names of tensors that may have values which are not finite: those of states, and
-            what no network uses. An attention mask is infinite by definition, and so are ratios of
-            a schedule that ends in noise alone.
-        hashes: Is filled with `tensor_hash` of each tensor by name; then the hash of all bytes is
-            not made, and what is returned is empty, so that each byte is still hashed once.
-        hashed: Whether that hash is made at all; else what is returned is empty.
-        durable: Whether it is flushed to the disk at once; else the system does that when it likes.
+        unchecked: Names of tensors that may have non-finite values: those of states, and those that
+            no network uses. An attention mask is infinite by definition, and so are ratios of a
+            schedule with zero terminal SNR.
+        hashes: Filled with `tensor_hash` of each tensor by name; the hash of all bytes is then not
+            computed and the result is empty, so that each byte is still hashed once.
+        hashed: Whether that hash is computed at all; if not, the result is empty.
+        durable: Whether the file is flushed to the disk at once; if not, the system decides when.
 
     Raises:
-        ModelError: A value is NaN or infinite, or becomes so in the type asked for.
-        StorageError: The disk is full or the folder cannot be written; `path` is as it was.
+        ModelError: A value is NaN or infinite, or becomes so in the requested dtype.
+        StorageError: The disk is full or the folder cannot be written; an earlier file is
+            unchanged.
     """
     with files.replace_file(path, durable=durable) as partial:
         told = advance or (lambda _: None)
@@ -92,7 +93,7 @@ def write_safetensors(
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 over a tensor's type, shape and bytes: two tensors of one hash are the same."""
+    """Return a SHA-256 over a tensor's dtype, shape and bytes; equal hashes mean equal tensors."""
     digest = begun_hash(tensor.dtype, tensor.shape)
     digest.update(bytes_of(tensor))
     return digest.hexdigest()
@@ -106,14 +107,14 @@ def write_ckpt(
     *,
     unchecked: Collection[str] = (),
 ) -> str:
-    """Write a `.ckpt` durably: `state_dict` and the metadata, by torch.save.
+    """Write a `.ckpt` durably by torch.save: `state_dict` and the metadata.
 
-    The form is that of `save_pickle`, which A1111 opens. torch.save wants all tensors at once: they
+    The form is that of `save_pickle`, which A1111 opens. torch.save needs all tensors at once: they
     are written as safetensors first and mapped from there, so memory stays small and the disk needs
     room for both for a moment.
 
-    Args and errors are those of `write_safetensors`; a type of tensor that A1111 refuses in a
-    pickled file is a ModelError too.
+    Args and errors are those of `write_safetensors`; a dtype that A1111 refuses in a pickled file
+    is a ModelError too.
     """
     require_picklable({name: tensor.dtype for name, tensor in tensors.items()}, path)
     with files.replace_file(path) as partial:
@@ -125,7 +126,7 @@ def write_ckpt(
             with partial.open("wb") as file:
                 save_pickle({"state_dict": _mapped(mapped), METADATA_ENTRY: _as_text(texts)}, file)
         except BaseException as error:
-            # The frames that failed keep the file mapped, and Windows removes no file that is.
+            # The failed frames keep the file mapped, and Windows does not remove mapped files.
             traceback.clear_frames(error.__traceback__)
             raise
         finally:
@@ -134,9 +135,10 @@ def write_ckpt(
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped; those without elements anew.
+    """Return the tensors of a file, mapped; those without elements are allocated separately.
 
-    Such a one begins where its neighbour does, and torch.save refuses two types at one address.
+    Such a tensor starts at the address of its neighbour, and torch.save refuses two dtypes at one
+    address.
     """
     return {
         name: tensor if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -145,12 +147,12 @@ def _mapped(path: Path) -> dict[str, Tensor]:
 
 
 def in_file_order(tensors: Tensors) -> list[str]:
-    """Names, widest types first, so that each tensor begins at a multiple of its type's size."""
+    """Return names with the widest dtypes first, so that each tensor is aligned to its dtype."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
-    """The length and the JSON header, padded with spaces to a multiple of eight bytes."""
+    """Return the length and the JSON header, padded with spaces to a multiple of eight bytes."""
     rows: dict[str, object] = {}
     if metadata:
         rows["__metadata__"] = _as_text(metadata)
@@ -167,7 +169,7 @@ def header_of(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
 
 
 def _as_text(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata as UTF-8 has it: a title may be a file's name, which may be of any bytes."""
+    """Return metadata that UTF-8 can encode: a title may be a file name, which may be any bytes."""
     return {printable(key): printable(text) for key, text in metadata.items()}
 
 
@@ -185,7 +187,7 @@ def _write_into(
         whole = HashAll()
         _write_values(file, tensors, advance, whole, checked)
         digest = whole.digest.hexdigest()
-        if hashed:  # of the same length, so the header keeps its size
+        if hashed:  # the hash has the same length, so the header's size does not change
             file.seek(0)
             file.write(header_of(tensors, {**metadata, HASH_KEY: f"0x{digest}"}))
     return digest
@@ -209,10 +211,10 @@ def _write_values(
 
 
 def _checked(name: str, lazy: LazyTensor, begin: int, end: int, *, finite_only: bool) -> Tensor:
-    """Elements of a tensor, flat.
+    """Return elements of a tensor, flat, after checking them.
 
     Raises:
-        ModelError: They have values that are not finite, or are not what they were said to be.
+        ModelError: They have non-finite values, or another shape or dtype than announced.
     """
     try:
         values = lazy.elements(begin, end)
@@ -229,14 +231,14 @@ def _checked(name: str, lazy: LazyTensor, begin: int, end: int, *, finite_only: 
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite; NaN is passed on by the minimum and the maximum."""
+    """Return whether no value is NaN or infinite; a NaN shows in the minimum and the maximum."""
     if not tensor.dtype.is_floating_point:
         return True
     return all(map(_is_piece_finite, pieces_of(tensor.reshape(-1))))
 
 
 def _is_piece_finite(piece: Tensor) -> bool:
-    if piece.dtype.itemsize == 1:  # PyTorch finds no extremes of fp8
+    if piece.dtype.itemsize == 1:  # PyTorch has no aminmax for fp8
         piece = piece.to(torch.float32)
     least, greatest = piece.aminmax()
     return math.isfinite(least) and math.isfinite(greatest)

@@ -1,8 +1,8 @@
-"""Which noise goes to which image of a batch (immiscible diffusion).
+"""Assigns the noises of a batch to its images (immiscible diffusion).
 
 Li et al. 2024 (arXiv:2406.12303): of the noises drawn for a batch each image gets one, so that the
-distances between images and noises are least in all. Each noise stays as Gaussian as it was; what
-changes is that an image meets noises that are nearer to it more often.
+sum of the distances between images and noises is minimal. Each noise remains Gaussian; the
+difference is that an image is paired with nearer noises more often.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Latents = Float[Tensor, "b c h w"]
 
 
 def assigned(x_0: Latents, noise: Latents) -> Latents:
-    """The noises in the order in which they go to the images.
+    """Return the noises in the order in which they are assigned to the images.
 
     Distances are those of values rounded to float16, as in the paper's section 3.2.
 
     Args:
         x_0: Scaled latents.
-        noise: As many noises, on the same device.
+        noise: The same number of noises, on the same device.
     """
     if len(x_0) == 1:
         return noise
@@ -33,7 +33,7 @@ def assigned(x_0: Latents, noise: Latents) -> Latents:
 
 
 def least_assignment(costs: npt.NDArray[np.float64]) -> list[int]:
-    """The column for each row, all different, for which the costs are least in all.
+    """Return the column assigned to each row, all different, with the minimal sum of costs.
 
     The Hungarian method with shortest augmenting paths (Jonker and Volgenant 1987, Computing 38),
     in O(n^3): exact, and for the up to some hundred rows of a batch a matter of milliseconds.
@@ -56,7 +56,7 @@ def least_assignment(costs: npt.NDArray[np.float64]) -> list[int]:
             reached, done[column] = distance[column], True
             current = int(row_of[column])
         _shift(of_row, of_column, row_of, distance, done, (row, reached))
-        while column >= 0:  # back along the path, each row moves on to the next column
+        while column >= 0:  # back along the path, each row is assigned the next column
             previous = int(before[column])
             row_of[column] = row if previous < 0 else row_of[previous]
             column = previous
@@ -73,7 +73,7 @@ def _shift(
     done: npt.NDArray[np.bool_],
     end: tuple[int, float],
 ) -> None:
-    """Change the potentials so that what lies on the path costs nothing."""
+    """Change the potentials so that the edges of the path have reduced cost 0."""
     row, reached = end
     of_row[row] += reached
     for column in np.flatnonzero(done):

@@ -1,4 +1,4 @@
-"""What a U-Net is told of a batch besides noisy latents and timesteps, as one object."""
+"""The inputs of a U-Net for a batch, except noisy latents and timesteps, as one object."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from impasto.diffusion.transfer import to_device
 
 Arguments = Mapping[str, "Tensor | Arguments"]
-"""Names -> tensors of a batch, or more of the same; each tensor's first dimension is the batch."""
+"""Names -> tensors of a batch, or nested mappings; each tensor's first dimension is the batch."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Keyword arguments of a U-Net of diffusers: `unet(x_t, t, **conditioning.arguments)`.
+    """Keyword arguments of diffusers' U-Net: `unet(x_t, t, **conditioning.arguments)`.
 
     Attributes:
         arguments: Tensors by name, nested where the U-Net takes them nested (`added_cond_kwargs`).
@@ -26,28 +26,28 @@ class Conditioning:
     arguments: Arguments
 
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors, those of nested mappings among them."""
+        """Yield all tensors, including those of nested mappings."""
         return _leaves(self.arguments)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """Apply a function to every tensor."""
+        """Return a conditioning with a function applied to every tensor."""
         return Conditioning(_mapped(self.arguments, change))
 
     def to(self, device: torch.device) -> Conditioning:
-        """Move every tensor to a device, without waiting for a GPU."""
+        """Return the conditioning with every tensor on a device, without waiting for a GPU."""
         return self.map(lambda tensor: to_device(tensor, device))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory from being given away before what `stream` has to do with it is done."""
+        """Keep the tensors' memory from being reused before `stream` has finished using it."""
         for tensor in self.tensors():
             tensor.record_stream(stream)
 
     def __len__(self) -> int:
-        """The size of the batch."""
+        """Return the size of the batch."""
         return len(next(self.tensors()))
 
     def __getitem__(self, rows: slice) -> Conditioning:
-        """Some samples of the batch."""
+        """Return a slice of the samples of the batch."""
         return self.map(lambda tensor: tensor[rows])
 
 

@@ -1,6 +1,6 @@
-"""Checks of what functions given in code return: in their first call, so that later ones are free.
+"""Checks the results of functions given in code, in their first call only, so later ones are free.
 
-A shape that is wrong may well be broadcast, and the loss is then another one without an error.
+A wrong shape may be broadcast silently, and the loss would then be different without an error.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ CALLED_WITH = {
     "noise.noise": ("x_0", "randomness"),
     "noise.on_input": ("noise", "randomness"),
 }
-"""Name of a function that a step calls -> its arguments."""
+"""Name of a function that a training step calls -> its arguments."""
 
 
 class CheckedOnce:
     """A function whose arguments and result are checked in its first call.
 
     Args:
-        function: Given in code.
-        name: What it is called in errors: `Overrides.loss_weight`.
+        function: Function given in code.
+        name: Its name in errors: `Overrides.loss_weight`.
         part: Its key in `CALLED_WITH`.
     """
 
@@ -38,10 +38,10 @@ class CheckedOnce:
         self._is_checked = False
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns.
+        """Return the function's result.
 
         Raises:
-            ConfigError: It cannot be called so, or returns something else than is expected.
+            ConfigError: It cannot be called with these arguments, or returns an unexpected result.
         """
         if self._is_checked:
             return self._function(*arguments)
@@ -58,8 +58,8 @@ class CheckedNoise:
     """A `Noise` whose results are checked in the first call of each method.
 
     Args:
-        noise: Given in code.
-        name: What it is called in errors.
+        noise: Noise given in code.
+        name: Its name in errors.
     """
 
     def __init__(self, noise: Any, name: str) -> None:
@@ -69,13 +69,13 @@ class CheckedNoise:
 
 
 def with_checks(given: Mapping[str, Any], shown: str) -> dict[str, Any]:
-    """The functions of a training step that are given in code, with checks of their first calls.
+    """Return functions of a training step that are given in code, with checks of their first calls.
 
-    Those of Impasto itself stay as they are, and so does what a step does not call.
+    Impasto's own functions, and those that a step does not call, are unchanged.
 
     Args:
-        given: What is given, by name.
-        shown: What each is called in errors, with `{}` for its name: `Overrides.{}`.
+        given: The functions by name.
+        shown: Template of their names in errors, with `{}` for the name: `Overrides.{}`.
     """
     return {
         name: part if _is_of_impasto(part) else _checked(part, name, shown.format(name))
@@ -97,26 +97,26 @@ def _is_of_impasto(part: Any) -> bool:
 def require_called_with(
     function: Callable[..., Any], name: str, arguments: tuple[str, ...]
 ) -> None:
-    """Make sure that a function takes the arguments that it is called with.
+    """Check that a function takes the arguments that it is called with.
 
     Args:
-        function: Given in code.
-        name: What it is called in errors.
-        arguments: The names of the arguments, which are given by position.
+        function: Function given in code.
+        name: Its name in errors.
+        arguments: Names of the arguments, which are passed by position.
 
     Raises:
-        ConfigError: It takes others.
+        ConfigError: It takes other arguments.
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some of C have none
+    except (TypeError, ValueError):  # some C functions have no signature
         return
     try:
         signature.bind(*arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{name} is called with ({', '.join(arguments)}), and the function that was given "
-            f"takes {signature} ({error})."
+            f"{name} is called with ({', '.join(arguments)}), but the given function takes "
+            f"{signature} ({error})."
         ) from error
 
 
@@ -159,7 +159,7 @@ def _fault_of_timesteps(found: Any, randomness: Any, num_timesteps: int) -> str:
         if int(found.min()) >= 0 and int(found.max()) < num_timesteps:
             return ""
         least, most = int(found.min()), int(found.max())
-        return f"integers from 0 to {num_timesteps - 1}; these go from {least} to {most}"
+        return f"integers from 0 to {num_timesteps - 1}; found {least} to {most}"
     return f"one integer for each sample, a torch.int64 tensor of shape {list(expected)} on the CPU"
 
 
@@ -170,7 +170,10 @@ _FAULTS: dict[str, Callable[..., str]] = {
     "noise.noise": _fault_of_noise,
     "noise.on_input": _fault_of_noise,
 }
-"""Name of a function -> what is expected where its result is wrong; empty where it is right."""
+"""Name of a function -> function that describes the expected result if its result is wrong.
+
+It returns an empty text if the result is right.
+"""
 
 
 def _is_broadcast_to(found: Tensor, shape: torch.Size) -> bool:

@@ -1,7 +1,7 @@
-"""How far an output is from its target, place by place.
+"""Measures of the error between an output and its target, per element.
 
 Huber and smooth L1 are those of kohya-ss/sd-scripts (`library/train_util.py`, conditional_loss), a
-"pseudo-Huber" loss; its threshold may follow the timestep.
+"pseudo-Huber" loss; its threshold may depend on the timestep.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Latents = Float[Tensor, "b c h w"]
 
 @runtime_checkable
 class ErrorMeasure(Protocol):
-    """The error of each element, in float32."""
+    """Computes the error of each element, in float32."""
 
     def __call__(
         self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
     ) -> Latents:
-        """Non-negative numbers of the shape of the output."""
+        """Return non-negative errors in the shape of the output."""
 
 
 def squared(
@@ -35,7 +35,7 @@ def squared(
     t: Int[Tensor, "b"],  # noqa: ARG001
     schedule: NoiseSchedule,  # noqa: ARG001
 ) -> Latents:
-    """(output - target)^2; arXiv:2006.11239 eq. 14 (L_simple)."""
+    """Return (output - target)^2; arXiv:2006.11239 eq. 14 (L_simple)."""
     return (output.float() - target.float()).square()
 
 
@@ -45,19 +45,18 @@ def absolute(
     t: Int[Tensor, "b"],  # noqa: ARG001
     schedule: NoiseSchedule,  # noqa: ARG001
 ) -> Latents:
-    """The absolute error, |output - target|."""
+    """Return the absolute error, |output - target|."""
     return (output.float() - target.float()).abs()
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where Huber's loss turns from squares to lines, by timestep.
+    """The threshold at which Huber's loss changes from quadratic to linear, by timestep.
 
     Attributes:
-        kind: `constant`: c * scale; `exponential`: from scale at t = 0 to c * scale at T;
-            `snr`: from nearly 1 where there is little noise to c where there is nothing else,
-            whatever the scale.
-        c: At most noise, in (0, 1].
+        kind: `constant`: c * scale; `exponential`: from scale at t = 0 to c * scale at T; `snr`:
+            from nearly 1 at low noise to c at pure noise, whatever the scale.
+        c: Threshold at the highest noise level, in (0, 1].
         scale: Factor.
     """
 
@@ -66,7 +65,7 @@ class Threshold:
     scale: float = 1.0
 
     def __call__(self, t: Int[Tensor, "b"], schedule: NoiseSchedule) -> Float[Tensor, "b 1 1 1"]:
-        """The threshold of each sample."""
+        """Return the threshold of each sample."""
         return {"constant": self._constant, "exponential": self._exponential, "snr": self._snr}[
             self.kind
         ](t, schedule).view(-1, 1, 1, 1)
@@ -85,37 +84,37 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Huber:
-    """2 c (sqrt(d^2 + c^2) - c): like d^2 near 0, like 2 c |d| far away."""
+    """2 c (sqrt(d^2 + c^2) - c): approximately d^2 near 0, and 2 c |d| for large d."""
 
     threshold: Threshold
 
     def __call__(
         self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
     ) -> Latents:
-        """The error at each place."""
+        """Return the error of each element."""
         c = self.threshold(t, schedule)
         return 2 * c * _beyond(output, target, c)
 
 
 @dataclass(frozen=True)
 class SmoothL1:
-    """2 (sqrt(d^2 + c^2) - c): like d^2 / c near 0, like 2 |d| far away."""
+    """2 (sqrt(d^2 + c^2) - c): approximately d^2 / c near 0, and 2 |d| for large d."""
 
     threshold: Threshold
 
     def __call__(
         self, output: Latents, target: Latents, t: Int[Tensor, "b"], schedule: NoiseSchedule
     ) -> Latents:
-        """The error at each place."""
+        """Return the error of each element."""
         return 2 * _beyond(output, target, self.threshold(t, schedule))
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What masks weigh; the defaults are those of sd-scripts.
+    """How masks weight the loss; the defaults are those of sd-scripts.
 
     Attributes:
-        outside: The least weight of a place, in [0, 1]; OneTrainer's `unmasked_weight`
+        outside: Minimum weight of a position, in [0, 1]; OneTrainer's `unmasked_weight`
             (`modules/util/loss/masked_loss.py`).
         by_area: Whether each sample is divided by the mean of its weights, so that a small subject
             counts as much as one that fills the image; OneTrainer's `normalize_masked_area_loss`.
@@ -125,7 +124,7 @@ class Masking:
     by_area: bool = False
 
     def weights(self, mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """The weights of all places; a mask that is black all over stays so, but for `outside`."""
+        """Return the weight of each position; a black mask stays all 0, apart from `outside`."""
         weights = mask.clamp(min=self.outside)
         if not self.by_area:
             return weights
@@ -141,11 +140,11 @@ def per_sample(
     mask: Float[Tensor, "b 1 h w"] | None = None,
     masking: Masking = PLAIN_MASKING,
 ) -> Float[Tensor, "b"]:
-    """The mean of each sample of a batch.
+    """Return the mean error of each sample of a batch.
 
-    A mask weighs the places; the mean is over all of them, as in kohya-ss/sd-scripts
+    A mask weights the positions; the mean is over all of them, as in kohya-ss/sd-scripts
     (`library/custom_train_functions.py`, apply_masked_loss), so a small subject counts less unless
-    `masking` says otherwise.
+    `masking` changes that.
     """
     return (error if mask is None else error * masking.weights(mask)).mean(dim=(1, 2, 3))
 

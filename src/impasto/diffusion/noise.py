@@ -1,7 +1,7 @@
 """The noise that is added to latents, beyond plain Gaussian noise.
 
-Everything comes from a batch's draws; what is drawn once for a batch elsewhere is drawn once for
-the step here, so that the cut into micro-batches and processes changes nothing.
+All random numbers are a batch's own; those that other programs draw once per batch are drawn once
+per step here, so that the split into micro-batches and processes changes nothing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from impasto.diffusion.transfer import to_device
 
 Latents = Float[Tensor, "b c h w"]
 NOISE = "noise"
-"""The purpose of the draws of plain noise."""
+"""Purpose of the random numbers of plain noise."""
 
 
 @runtime_checkable
 class Noise(Protocol):
-    """How noise is made for a batch, from that batch's own random numbers."""
+    """Makes the noise for a batch from that batch's own random numbers."""
 
     def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
-        """What the U-Net is to find, on the device of the latents, float32."""
+        """Return the noise that the U-Net is to find, on the device of the latents, float32."""
 
     def on_input(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
-        """What is added to the latents: the noise, and perhaps some that is not in the target."""
+        """Return the noise added to the latents: `noise`, perhaps plus some not in the target."""
 
     def generate_ahead(self, shape: tuple[int, int, int], randomness: PerSampleRandomness) -> None:
-        """Draw what the others take for latents [B, *shape] ahead, in a thread; or nothing."""
+        """Draw the numbers for latents [B, *shape] ahead, on another thread; may do nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,18 @@ class NoiseRecipe:
     """How the noise of a sample is made; the defaults give plain noise.
 
     Attributes:
-        offset: Strength of noise that is the same over a channel, so that images may become
-            darker or brighter as a whole; Guttenberg 2023 (Diffusion with Offset Noise). 0.05 to
-            0.1 is usual.
-        offset_is_random: Multiply the strength by a number in [0, 1) that each step draws.
-        adaptive_scale: Add this times the absolute mean of a channel's latents to the strength.
-        multires_iterations: Add noise at this many coarser scales; Whitaker 2023 (Multi-Resolution
-            Noise). 6 to 10 is usual.
-        multires_discount: Each scale counts by this power of its number.
-        perturbation: Noise of this strength on the input that is not in the target; Ning et al.
-            2023 (arXiv:2301.11706), who use 0.1.
-        perturbation_is_random: As for the offset.
+        offset: Strength of noise that is constant over a channel, so that images can become darker
+            or brighter as a whole; Guttenberg 2023 (Diffusion with Offset Noise). 0.05 to 0.1 is
+            usual.
+        offset_is_random: Whether the strength is multiplied by a number in [0, 1) drawn per step.
+        adaptive_scale: This times the absolute mean of a channel's latents is added to the
+            strength.
+        multires_iterations: Number of coarser scales of added noise; Whitaker 2023
+            (Multi-Resolution Noise). 6 to 10 is usual.
+        multires_discount: Base of the weight of each scale; the exponent is the scale's number.
+        perturbation: Strength of noise on the input that is not in the target; Ning et al. 2023
+            (arXiv:2301.11706), who use 0.1.
+        perturbation_is_random: As `offset_is_random`, for the perturbation.
     """
 
     offset: float = 0.0
@@ -63,7 +64,7 @@ class NoiseRecipe:
     perturbation_is_random: bool = False
 
     def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
-        """What the U-Net is to find, on the device of the latents, float32."""
+        """Return the noise that the U-Net is to find, on the device of the latents, float32."""
         noise = to_device(randomness.normal(tuple(x_0.shape[1:]), NOISE), x_0.device)
         if self.offset:
             noise = noise + self._offset(x_0, randomness)
@@ -72,10 +73,10 @@ class NoiseRecipe:
         return noise
 
     def generate_ahead(self, shape: tuple[int, int, int], randomness: PerSampleRandomness) -> None:
-        """Draw what `noise` and `on_input` take for latents [B, *shape], before they are asked.
+        """Draw the numbers that `noise` and `on_input` need for latents [B, *shape] ahead.
 
-        One for each sample and purpose: a thread that reads data has the time for it, the one that
-        launches a GPU's kernels has not.
+        There is one draw per sample and purpose: a thread that reads data has the time for them,
+        the one that launches a GPU's kernels has not.
         """
         randomness.generate_ahead(shape, NOISE)
         if self.offset:
@@ -86,7 +87,7 @@ class NoiseRecipe:
             randomness.generate_ahead(shape, "input_perturbation")
 
     def on_input(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
-        """What is added to the latents: the noise, and perhaps some that is not in the target."""
+        """Return the noise added to the latents: `noise`, plus any perturbation."""
         if not self.perturbation:
             return noise
         strength = self.perturbation
@@ -108,7 +109,10 @@ class NoiseRecipe:
         return (strength + self.adaptive_scale * mean).clamp(min=0) * shift
 
     def _with_coarser_scales(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
-        """Each sample is brought to a standard deviation of 1, not each batch as elsewhere."""
+        """Add coarser noise, normalising each sample to a standard deviation of 1.
+
+        Other programs normalise each batch.
+        """
         channels, height, width = noise.shape[1:]
         total = noise
         for i, scale in self._scales((channels, height, width), randomness):
@@ -120,7 +124,7 @@ class NoiseRecipe:
     def _scales(
         self, shape: tuple[int, int, int], randomness: PerSampleRandomness
     ) -> Iterator[tuple[int, tuple[int, int, int]]]:
-        """The number and the size of each coarser scale, down to one row or column."""
+        """Yield the number and the shape of each coarser scale, down to one row or column."""
         channels, height, width = shape
         for i in range(self.multires_iterations):
             ratio = 2 + 2 * randomness.uniform_of_step(f"multires_scale {i}")

@@ -1,4 +1,4 @@
-"""What the U-Net is asked to predict; the rest of the program never asks which one it is."""
+"""The prediction target of the U-Net; no other module depends on which one it is."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Prediction(Protocol):
     """A parameterisation of the denoiser.
 
     Attributes:
-        name: diffusers' word for it, as `prediction_type` in scheduler configs.
-        begins_in_noise: Whether an output says something of the image where the input is noise
-            alone, so that samplers can begin there (zero terminal SNR).
+        name: diffusers' name for it, as `prediction_type` in scheduler configs.
+        begins_in_noise: Whether an output is informative about the image at pure noise, so that
+            samplers can start there (zero terminal SNR).
     """
 
     name: str
@@ -30,18 +30,18 @@ class Prediction(Protocol):
     def target(
         self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
-        """What the U-Net's output is compared with."""
+        """Return the tensor that the U-Net's output is compared with."""
 
     def recover_x_0(
         self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
-        """The clean latents that an output stands for."""
+        """Return the clean latents that an output implies."""
 
     def error_of_x_0(self, snr: Ratios) -> Ratios:
-        """How many times the squared error in x_0 the squared error of an output is."""
+        """Return the factor from the squared error in x_0 to the squared error of an output."""
 
     def debiasing(self, snr: Ratios) -> Ratios:
-        """The weight of a debiased loss; arXiv:2310.08442."""
+        """Return the weight of a debiased loss; arXiv:2310.08442."""
 
 
 class Epsilon:
@@ -57,21 +57,21 @@ class Epsilon:
         t: Timesteps,  # noqa: ARG002
         schedule: NoiseSchedule,  # noqa: ARG002
     ) -> Latents:
-        """The noise, which an epsilon model predicts."""
+        """Return the noise, which an epsilon model predicts."""
         return noise
 
     def recover_x_0(
         self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
-        """x_0 = (x_t - sigma_t eps) / sqrt(abar_t)."""
+        """Return x_0 = (x_t - sigma_t eps) / sqrt(abar_t)."""
         return (x_t - schedule.sigma(t) * output) / schedule.signal(t)
 
     def error_of_x_0(self, snr: Ratios) -> Ratios:
-        """SNR; Salimans and Ho 2022 (arXiv:2202.00512), section 4."""
+        """Return SNR; Salimans and Ho 2022 (arXiv:2202.00512), section 4."""
         return snr
 
     def debiasing(self, snr: Ratios) -> Ratios:
-        """The weight of debiased estimation, 1 / sqrt(SNR)."""
+        """Return the weight of debiased estimation, 1 / sqrt(SNR)."""
         return snr.rsqrt()
 
 
@@ -84,21 +84,21 @@ class Velocity:
     def target(
         self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
-        """V = sqrt(abar_t) eps - sigma_t x_0."""
+        """Return v = sqrt(abar_t) eps - sigma_t x_0."""
         return schedule.signal(t) * noise - schedule.sigma(t) * x_0
 
     def recover_x_0(
         self, output: Latents, x_t: Latents, t: Timesteps, schedule: NoiseSchedule
     ) -> Latents:
-        """x_0 = sqrt(abar_t) x_t - sigma_t v."""
+        """Return x_0 = sqrt(abar_t) x_t - sigma_t v."""
         return schedule.signal(t) * x_t - schedule.sigma(t) * output
 
     def error_of_x_0(self, snr: Ratios) -> Ratios:
-        """SNR + 1; Salimans and Ho 2022 (arXiv:2202.00512), section 4."""
+        """Return SNR + 1; Salimans and Ho 2022 (arXiv:2202.00512), section 4."""
         return snr + 1
 
     def debiasing(self, snr: Ratios) -> Ratios:
-        """1 / (SNR + 1)."""
+        """Return the weight of debiased estimation, 1 / (SNR + 1)."""
         return 1 / (snr + 1)
 
 

@@ -1,7 +1,7 @@
 """The random numbers of a batch, each a function of (seed, step, position, purpose).
 
-A sample's noise does not depend on which process, worker or micro-batch it meets, and numbers for
-one purpose never shift those for another. Drawn on the CPU, so every device sees the same.
+A sample's noise does not depend on its process, worker or micro-batch, and numbers for one purpose
+never shift those for another. They are drawn on the CPU, so that every device gets the same.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class PerSampleRandomness:
     """The source of randomness of some samples of one step.
 
     Attributes:
-        seed: The run's seed.
-        step: The optimizer step, counted from 0.
-        positions: Each sample's place in the step, in [0, update_size).
-        samples_in_step: Samples in the whole step: all micro-batches of all processes.
-        ahead: Purpose -> normal numbers that are drawn already, wherever they are by now.
+        seed: Seed of the run.
+        step: Optimizer step, counted from 0.
+        positions: Each sample's position in the step, in [0, update_size).
+        samples_in_step: Number of samples in the whole step: all micro-batches of all processes.
+        ahead: Purpose -> normal numbers that have been drawn already, on any device.
     """
 
     seed: int
@@ -35,9 +35,9 @@ class PerSampleRandomness:
     ahead: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def normal(self, shape: tuple[int, ...], purpose: str) -> Float[Tensor, "b *shape"]:
-        """Standard normal numbers of `shape` for each sample, float32.
+        """Return standard normal numbers of `shape` per sample, float32.
 
-        On the CPU, or where `to_device` has put those that were drawn ahead.
+        They are on the CPU or, if they were drawn ahead, where `to_device` has put them.
         """
         known = self.ahead.get(purpose)
         if known is not None and known.shape[1:] == shape:
@@ -48,21 +48,21 @@ class PerSampleRandomness:
         return numbers
 
     def generate_ahead(self, shape: tuple[int, ...], purpose: str) -> None:
-        """Have these numbers drawn now, by the thread that is here."""
+        """Draw these numbers now, on the calling thread."""
         self.ahead[purpose] = self.normal(shape, purpose)
 
     def to_device(self, send: Callable[[Tensor], Tensor]) -> PerSampleRandomness:
-        """Send the numbers that are drawn ahead to a device; the draws stay the same."""
+        """Return a copy whose numbers drawn ahead are on a device; their values are the same."""
         return replace(self, ahead={name: send(numbers) for name, numbers in self.ahead.items()})
 
     def uniform(self, purpose: str) -> Float[Tensor, "b"]:
-        """One number in [0, 1) for each sample, float64 on the CPU."""
+        """Return one number in [0, 1) per sample, float64 on the CPU."""
         return torch.stack(
             [torch.rand((), generator=g, dtype=torch.float64) for g in self._generators(purpose)]
         )
 
     def uniform_of_step(self, purpose: str) -> float:
-        """One number in [0, 1) for the whole step, the same for all its samples."""
+        """Return one number in [0, 1) for the whole step, the same for all its samples."""
         seed = derive_seed(self.seed, purpose, self.step, "update")
         return float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
 

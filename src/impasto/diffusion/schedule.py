@@ -1,4 +1,4 @@
-"""The forward process: how much of the image is left at each timestep.
+"""The forward process: the noise level at each timestep.
 
 Ho et al. 2020 (arXiv:2006.11239), eq. 4: q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I).
 """
@@ -28,7 +28,7 @@ class NoiseSchedule:
         beta_end: float = BETA_END,
         num_timesteps: int = NUM_TRAIN_TIMESTEPS,
     ) -> NoiseSchedule:
-        """Betas linear in their square root, as Stable Diffusion was trained.
+        """Return the schedule with betas linear in their square root, Stable Diffusion's own.
 
         Source: CompVis/latent-diffusion, `ldm/modules/diffusionmodules/util.py`
         (make_beta_schedule, "linear"); the constants are from SD's v1-inference.yaml.
@@ -37,7 +37,7 @@ class NoiseSchedule:
         return cls(torch.cumprod(1.0 - betas, dim=0))
 
     def to_zero_terminal_snr(self) -> NoiseSchedule:
-        """A schedule that is shifted and scaled so that its last step is noise alone.
+        """Return the schedule shifted and scaled so that its last step is pure noise.
 
         Lin et al. 2023 (arXiv:2305.08891), algorithm 1; sd-scripts' `--zero_terminal_snr`.
         """
@@ -47,23 +47,26 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
-        """T; timesteps are integers in [0, T)."""
+        """The number of timesteps, T; timesteps are integers in [0, T)."""
         return len(self.alphas_cumprod)
 
     def to(self, device: torch.device) -> NoiseSchedule:
-        """The schedule with its numbers on a device."""
+        """Return the schedule on a device."""
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
     def signal(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:
-        """sqrt(abar_t), the scale of the image in x_t."""
+        """Return sqrt(abar_t), the scale of the image in x_t."""
         return self.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
 
     def sigma(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:
-        """sqrt(1 - abar_t), the scale of the noise in x_t."""
+        """Return sqrt(1 - abar_t), the scale of the noise in x_t."""
         return (1 - self.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
 
     def snr(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """Signal-to-noise ratio abar_t / (1 - abar_t); Kingma et al. 2021 (arXiv:2107.00630)."""
+        """Return the signal-to-noise ratio abar_t / (1 - abar_t).
+
+        Kingma et al. 2021 (arXiv:2107.00630).
+        """
         kept = self.alphas_cumprod[t]
         return kept / (1 - kept)
 
@@ -73,5 +76,5 @@ class NoiseSchedule:
         noise: Float[Tensor, "b c h w"],
         t: Int[Tensor, "b"],
     ) -> Float[Tensor, "b c h w"]:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; arXiv:2006.11239 eq. 4."""
+        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; arXiv:2006.11239 eq. 4."""
         return self.signal(t) * x_0 + self.sigma(t) * noise

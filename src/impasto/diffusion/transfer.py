@@ -1,4 +1,4 @@
-"""From RAM to a device without waiting for it."""
+"""Copies tensors from RAM to a device without waiting."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU by way of pinned memory, so that nothing waits.
+    """Return the tensor on a device; copies to a GPU go through pinned memory and do not block.
 
-    PyTorch keeps pinned memory until the copy is done (`CachingHostAllocator`).
+    PyTorch keeps pinned memory alive until the copy has finished (`CachingHostAllocator`).
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -1,10 +1,10 @@
-"""Loss weights by noise level that are learned while training: the inverse of the loss itself.
+"""Loss weights by noise level that are learned during training: the inverse of the loss itself.
 
 Karras et al. 2024 (arXiv:2312.02696) minimise L / exp(u(sigma)) + u(sigma), after Kendall et al.
-2018 (arXiv:1705.07115). Its minimum has exp(u) = E[L] at each noise level, so that
-all levels come to weigh the same in the gradient. u is a linear layer on Fourier features of
-ln(sigma) / 4, as there. It begins where the loss in v has all weights equal (the paper's weight for
-data of variance 1), and has an Adam of its own (arXiv:1412.6980).
+2018 (arXiv:1705.07115). Its minimum has exp(u) = E[L] at each noise level, so that all levels end
+up with the same weight in the gradient. As in the paper, u is a linear layer on Fourier features of
+ln(sigma) / 4. It starts where the loss in v has all weights equal (the paper's weight for data of
+variance 1), and has a separate Adam optimizer (arXiv:1412.6980).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 
 FEATURES = 128
-"""As in the paper's `logvar_channels` (NVlabs/edm2, `training/networks_edm2.py`)."""
+"""Fourier features; the paper's `logvar_channels` (NVlabs/edm2, `training/networks_edm2.py`)."""
 
 RATE, BETAS, EPS = 2e-3, (0.9, 0.99), 1e-8
-"""Of the Adam. With losses that scatter by as much as they are, and 16 in a step, the weights come
-to 4 % of what they should be within a thousand steps; a larger rate scatters more."""
+"""Settings of Adam. For losses whose standard deviation equals their mean, and 16 of them per step,
+the weights are within 4 % of their ideal values after a thousand steps; a larger rate makes them
+vary more."""
 
 _LEAST_SNR = 1e-8
 _SEED = 20240607
@@ -32,8 +33,8 @@ _SEED = 20240607
 class Uncertainty:
     """exp(-u) as a loss weight, with the parameters of u.
 
-    Everything is on the device of the schedule and keeps its place in memory, so that recorded
-    steps read what is learned meanwhile.
+    All tensors are on the device of the schedule and stay in place in memory, so that recorded CUDA
+    graphs read the current values.
 
     Args:
         schedule: The noise levels.
@@ -54,9 +55,11 @@ class Uncertainty:
     def __call__(
         self, t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
     ) -> Float[Tensor, "b"]:
-        """How much each sample counts by its timestep: exp(-u)."""
-        del schedule, prediction  # those that it was made for
-        learned = (self._features[t] * self._weights).sum(1)  # autocast makes `@` one of 16 bits
+        """Return the weight of each sample by its timestep: exp(-u)."""
+        del schedule, prediction  # the ones given to the constructor
+        learned = (self._features[t] * self._weights).sum(
+            1
+        )  # autocast would compute `@` in 16 bits
         return torch.exp(-(self._start[t] + learned))
 
     def add(
@@ -66,25 +69,25 @@ class Uncertainty:
         weights: Float[Tensor, "b"],
         fraction: float,
     ) -> None:
-        """Take in what a micro-batch came to.
+        """Accumulate the gradient of a micro-batch.
 
         The derivative of w (L / exp(u) + u) by u is w - w L / exp(u).
 
         Args:
             t: Timesteps.
-            losses: Weighted with exp(-u), and with `weights`.
-            weights: Of the samples.
-            fraction: Of one sample in the mean over the step.
+            losses: Losses weighted with exp(-u), and with `weights`.
+            weights: Weights of the samples.
+            fraction: Fraction of one sample in the mean over the step.
         """
         by_u = (weights - losses.detach()) * fraction
         self._gradient += by_u @ self._features[t]
 
     def gradient(self) -> Tensor:
-        """The gradient of what was added, at its place in memory; processes need its mean."""
+        """Return the accumulated gradient itself, not a copy; processes average it in place."""
         return self._gradient
 
     def step(self) -> None:
-        """Move the parameters by the gradient, and forget it; one that is not finite moves none."""
+        """Update the parameters by the gradient and clear it; skip a non-finite gradient."""
         gradient, first, second = self._gradient, *BETAS
         good = torch.isfinite(gradient).all().to(torch.float32)
         gradient.copy_(torch.where(good > 0, gradient, torch.zeros_like(gradient)))
@@ -97,7 +100,7 @@ class Uncertainty:
         gradient.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that a training state keeps, by name."""
+        """Return the tensors that a training state stores, by name."""
         return {
             "weights": self._weights,
             "mean": self._mean,
@@ -107,7 +110,10 @@ class Uncertainty:
 
 
 def _fourier(noise: Float[Tensor, "t"]) -> Float[Tensor, "t f"]:
-    """Fourier features of unit norm on average; NVlabs/edm2, `MPFourier`, by fixed random draws."""
+    """Return Fourier features of unit norm on average, from fixed random draws.
+
+    NVlabs/edm2, `MPFourier`.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     draws = torch.randn(FEATURES, generator=generator, dtype=torch.float64)
     phases = torch.rand(FEATURES, generator=generator, dtype=torch.float64)

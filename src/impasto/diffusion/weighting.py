@@ -1,8 +1,8 @@
-"""How much each timestep counts in the loss, by its signal-to-noise ratio.
+"""Weights of timesteps in the loss, by their signal-to-noise ratio.
 
-Each is a function of the timestep, the schedule (the rescaled one, if it is) and what the U-Net
-predicts; `by_schedule` has it go by another. Several are multiplied. The names are sd-scripts'
-options (kohya-ss/sd-scripts, `library/custom_train_functions.py`).
+Each is a function of the timestep, the schedule (the rescaled one, if it is rescaled) and the
+prediction of the U-Net; `by_schedule` makes it use another schedule. Several are multiplied. The
+names are sd-scripts' options (kohya-ss/sd-scripts, `library/custom_train_functions.py`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MOST_SNR = 1000.0
 
 @runtime_checkable
 class LossWeight(Protocol):
-    """Weighs each sample's loss by its timestep."""
+    """Weights each sample's loss by its timestep."""
 
     def __call__(
         self, t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
     ) -> Float[Tensor, "b"]:
-        """How much each sample counts by its timestep, non-negative."""
+        """Return the non-negative weight of each sample."""
 
 
 def unweighted(
@@ -35,19 +35,19 @@ def unweighted(
     schedule: NoiseSchedule,  # noqa: ARG001
     prediction: Prediction,  # noqa: ARG001
 ) -> Float[Tensor, "b"]:
-    """Every timestep counts the same, as in L_simple."""
+    """Return a weight of 1 for every timestep, as in L_simple."""
     return torch.ones(len(t), device=t.device)
 
 
 def min_snr(gamma: float) -> LossWeight:
-    """min(SNR, gamma) as the weight of the error in x_0; Hang et al. 2023 (arXiv:2303.09556).
+    """Return min(SNR, gamma) as weight of the error in x_0; Hang et al. 2023 (arXiv:2303.09556).
 
-    The loss in epsilon has SNR in it already, that in v has SNR + 1, so it is divided by those:
-    min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1). Where nothing is left of the image
-    (SNR 0), the first is 1, its limit.
+    The loss in epsilon already contains the factor SNR, that in v SNR + 1, so it is divided by
+    those: min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1). At pure noise (SNR 0), the first
+    is 1, its limit.
 
     Args:
-        gamma: Larger values weigh low noise more; 5 is the paper's.
+        gamma: Larger values give low noise more weight; the paper uses 5.
     """
 
     def weight(
@@ -63,14 +63,14 @@ def min_snr(gamma: float) -> LossWeight:
 
 
 def soft_min_snr(gamma: float) -> LossWeight:
-    """SNR gamma / (SNR + gamma) as the weight of the error in x_0; Crowson et al. 2024.
+    """Return SNR gamma / (SNR + gamma) as weight of the error in x_0; Crowson et al. 2024.
 
-    arXiv:2401.11605 (soft-min-SNR): 1 / (sigma^2 + 1 / gamma) with SNR = 1 / sigma^2. Like min-SNR
-    for much and for little noise, and smooth between. Divided as there by what the loss in epsilon
-    or v has in it already.
+    arXiv:2401.11605 (soft-min-SNR): 1 / (sigma^2 + 1 / gamma) with SNR = 1 / sigma^2. It is like
+    min-SNR at high and at low noise, and smooth in between. As there, it is divided by the factor
+    that the loss in epsilon or v already contains.
 
     Args:
-        gamma: Larger values weigh low noise more; 4 is the paper's.
+        gamma: Larger values give low noise more weight; the paper uses 4.
     """
 
     def weight(
@@ -88,16 +88,16 @@ def soft_min_snr(gamma: float) -> LossWeight:
 def retention(
     t: Int[Tensor, "b"], num_timesteps: int, tau: float, keeps: Bool[Tensor, "b"]
 ) -> Float[Tensor, "b"]:
-    """How much a sample counts in Diff-Tuning: (t + 1)^tau, or (T - t)^tau for what keeps.
+    """Return Diff-Tuning's weights: (t + 1)^tau, or (T - t)^tau for samples that preserve.
 
-    Zhong et al. 2024 (arXiv:2406.00773); the numbers are those by which the authors' code draws
-    timesteps, as weights of timesteps that are drawn evenly, so both have a mean of 1 over all.
+    Zhong et al. 2024 (arXiv:2406.00773); the values are those by which the authors' code draws
+    timesteps, used as weights of evenly drawn timesteps, so both have a mean of 1 over all.
 
     Args:
         t: Timesteps, counted from 0.
-        num_timesteps: T, how many there are.
-        tau: How steep; 1 is the paper's.
-        keeps: Whether a sample is for keeping what the base model knows.
+        num_timesteps: T, the number of timesteps.
+        tau: Exponent; the paper uses 1.
+        keeps: Whether each sample is for preserving the base model's knowledge.
     """
     levels = torch.arange(1, num_timesteps + 1, dtype=torch.float64) ** tau
     levels = (levels / levels.mean()).to(torch.float32).to(t.device)
@@ -107,7 +107,7 @@ def retention(
 def debiased(
     t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
 ) -> Float[Tensor, "b"]:
-    """1 / sqrt(SNR) for epsilon, 1 / (SNR + 1) for v, SNR at most 1000; Yu et al. 2023.
+    """Return 1 / sqrt(SNR) for epsilon, 1 / (SNR + 1) for v, SNR at most 1000; Yu et al. 2023.
 
     arXiv:2310.08442; the second is sd-scripts'.
     """
@@ -119,16 +119,16 @@ def v_loss_as_noise_loss(
     schedule: NoiseSchedule,
     prediction: Prediction,  # noqa: ARG001
 ) -> Float[Tensor, "b"]:
-    """SNR / (SNR + 1), SNR at most 1000: an error in v as large as the same in epsilon."""
+    """Return SNR / (SNR + 1), SNR at most 1000: scales an error in v to that in epsilon."""
     snr = schedule.snr(t).clamp(max=MOST_SNR)
     return snr / (snr + 1)
 
 
 def noise_loss_like_v(fraction: float) -> LossWeight:
-    """1 + fraction * (SNR + 1) / SNR, SNR at most 1000: some of the loss in v added to epsilon's.
+    """Return 1 + fraction * (SNR + 1) / SNR, SNR at most 1000: adds some loss in v to epsilon's.
 
     Args:
-        fraction: How much of it.
+        fraction: Fraction of the loss in v that is added.
     """
 
     def weight(
@@ -140,7 +140,7 @@ def noise_loss_like_v(fraction: float) -> LossWeight:
 
 
 def product(weights: Sequence[LossWeight]) -> LossWeight:
-    """A weight that is the product of several."""
+    """Return a weight that is the product of several."""
 
     def weight(
         t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
@@ -154,7 +154,7 @@ def product(weights: Sequence[LossWeight]) -> LossWeight:
 
 
 def by_schedule(weight: LossWeight, own: NoiseSchedule) -> LossWeight:
-    """A weight that goes by a schedule of its own, whichever is trained with."""
+    """Return a weight that uses the schedule `own`, whichever schedule is trained with."""
 
     def by_that(
         t: Int[Tensor, "b"],
@@ -167,6 +167,6 @@ def by_schedule(weight: LossWeight, own: NoiseSchedule) -> LossWeight:
 
 
 def _at_no_signal(snr: Tensor, prediction: Prediction) -> Tensor:
-    """The limit of SNR / error_of_x_0(SNR) for SNR -> 0."""
+    """Return the limit of SNR / error_of_x_0(SNR) for SNR -> 0."""
     tiny = torch.full_like(snr, 1e-12)
     return tiny / prediction.error_of_x_0(tiny)

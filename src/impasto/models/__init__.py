@@ -1,1 +1,1 @@
-"""Stable Diffusion's parts: the table of families, loading, saving, text and latents."""
+"""The models of Stable Diffusion: the table of families, loading, saving, text and latents."""

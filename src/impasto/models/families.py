@@ -1,8 +1,8 @@
-"""The table of model families: what differs between them is a column here, not a branch elsewhere.
+"""The table of model families: each difference between them is a column here, not a branch.
 
-A family is a row: its networks (`Component`), and what they are used with. Names of networks stand
-here, in the settings and in tests, and nowhere else. Layers below cannot see the table; they are
-handed what they need of it as plain data: a `FileLayout`, a `FolderLayout`.
+A family is a row: its networks (`Component`), and how they are used. The names of networks are
+written here, in the settings and in tests, and nowhere else. Lower layers do not see the table;
+they are passed the parts that they need as plain data: a `FileLayout`, a `FolderLayout`.
 
 Facts: CompVis/stable-diffusion `configs/stable-diffusion/v1-inference.yaml`, Stability-AI
 stablediffusion `configs/stable-diffusion/v2-inference*.yaml`, and the configurations of their
@@ -170,48 +170,49 @@ FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)
 RELATIVES = {
     (0, 2, 4): "SSD-1B", (0, 1, 2): "Segmind Vega", (0, 2, 5): "KOALA 700M", (0, 2, 6): "KOALA 1B",
 }  # fmt: skip
-"""Models made smaller from SDXL, by their depths; ComfyUI `comfy/supported_models.py`."""
+"""Smaller models distilled from SDXL, by their depths; ComfyUI `comfy/supported_models.py`."""
 
 BY_SETTING = {
     "unet": ComponentKind.UNET,
     "text_encoder": ComponentKind.TEXT,
     "vae": ComponentKind.VAE,
 }
-"""How settings and options call kinds of networks, as in `saving.vae_dtype`."""
+"""Names of the kinds of networks in settings and options, as in `saving.vae_dtype`."""
 
 
 def by_kind(values: Mapping[str, T]) -> dict[ComponentKind, T]:
-    """What settings say of networks, by their kind."""
+    """Return values given per setting name (`unet`, `text_encoder`, `vae`) by kind of network."""
     return {BY_SETTING[setting]: value for setting, value in values.items()}
 
 
 def file_layouts() -> tuple[FileLayout, ...]:
-    """How single files of all families name their networks."""
+    """Return how single files of all families name their networks, without duplicates."""
     return tuple(dict.fromkeys(family.layout for family in FAMILIES))
 
 
 def folder_layouts(pipeline: object = None) -> tuple[FolderLayout, ...]:
-    """The layouts of Diffusers folders of all families, or of those of a pipeline's class.
+    """Return the layouts of the Diffusers folders of all families, or of one pipeline class's.
 
     Args:
-        pipeline: diffusers' name of the class; of one that is no family's, all count.
+        pipeline: diffusers' name of the class; if no family has it, the layouts of all are
+            returned.
     """
     named = [family for family in FAMILIES if family.pipeline.class_name == pipeline]
     return tuple(dict.fromkeys(family.folders for family in named or FAMILIES))
 
 
 def components_of(layout: FolderLayout) -> tuple[Component, ...]:
-    """The networks that have these folders; where families share them, of the first."""
+    """Return the networks of the first family that has these folders."""
     return next(family.components for family in FAMILIES if family.folders == layout)
 
 
 def known_as() -> str:
-    """What the families are called, in a sentence: `SD 1.x or SD 2.x`."""
+    """Return the names of the families as part of a sentence: `SD 1.x or SD 2.x`."""
     return " or ".join(dict.fromkeys(family.generation for family in FAMILIES))
 
 
 def dialect_of(name: str, activation: object) -> str | None:
-    """Whose text encoder of that name has an activation, or None where no family has it so."""
+    """Return the dialect of the text encoder with this name and activation, or None."""
     return next(
         (
             component.naming.dialect

@@ -1,7 +1,7 @@
-"""What a model family is: the words that the table of `families.py` is written in.
+"""The types that describe a model family, and of which the table in `families.py` is made.
 
-A family is a row: its networks (`Component`), and what they are used with. `Marks` are what tells
-one from another.
+A family is a row of that table: its networks (`Component`), and how they are used. `Marks` are the
+properties by which families are distinguished.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ Library = Literal["diffusers", "transformers"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the output of a text encoder is read.
+    """Settings for the use of a text encoder's output.
 
     Attributes:
-        width: Numbers of each state at full size.
-        activation: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
-        tokenizer: The folder of its tokenizer in diffusers' form.
-        pad_token: What that fills a text up with.
-        pad_id: Its id.
-        layer: Which layer's states are taken, counted from the end; 1 is the last.
-        final_norm: Whether the final layer norm is applied to them.
-        pooled: Whether its projection of the text's end is taken too.
-        eats_pad: Whether the tokenizer that sd-scripts trains with takes `pad_token` out of words.
+        width: Width of the encoder's hidden states at full size.
+        activation: Activation function: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
+        tokenizer: Folder of the encoder's tokenizer in a Diffusers folder.
+        pad_token: Token with which the tokenizer pads a text.
+        pad_id: Token id of `pad_token`.
+        layer: Layer whose hidden states are used, counted from the end; 1 is the last.
+        final_norm: Whether the final layer norm is applied to those states.
+        pooled: Whether the pooled text (the projected state of the EOS token) is used too.
+        eats_pad: Whether the tokenizer that sd-scripts trains with removes `pad_token` from inside
+            words.
     """
 
     width: int
@@ -52,16 +53,16 @@ class Component:
     """A network of a family: U-Net, VAE or text encoder.
 
     Attributes:
-        name: What it is called in states, exports, logs and configurations.
-        kind: What it does.
-        naming: How single files name it: the prefix, and the map of names.
-        folder: Its folder in diffusers' form.
-        stems: What its weight files are called there.
-        library: Where its class is.
-        class_name: The class.
-        channels: Widths of the levels of a U-Net or VAE at full size. Networks of other widths
-            have to come with their configuration.
-        reading: How it is used; of a text encoder.
+        name: Name of the network in states, exports, logs and configurations.
+        kind: Role of the network.
+        naming: How single files name its tensors: a prefix and a key map.
+        folder: Its folder in a Diffusers folder.
+        stems: File names of its weights there, without suffixes.
+        library: Python package that has its class.
+        class_name: Name of its class.
+        channels: Widths of the levels of a U-Net or VAE at full size. Networks of other widths need
+            a configuration file.
+        reading: How the output of a text encoder is used; None for other networks.
     """
 
     name: str
@@ -76,26 +77,28 @@ class Component:
 
     @property
     def file(self) -> str:
-        """The file name of its weights in diffusers' form."""
+        """The path of its weights within a Diffusers folder."""
         return f"{self.folder}/{self.stems.name}.safetensors"
 
     @property
     def text(self) -> Reading:
-        """How it is used, of what is a text encoder."""
+        """The settings for the use of its output; the component must be a text encoder."""
         assert self.reading is not None, f"{self.name} is no text encoder"  # noqa: S101
         return self.reading
 
 
 @dataclass(frozen=True)
 class SizeConditioning:
-    """Sizes of the image that a U-Net is told beside the text, each as a sinusoidal embedding.
+    """Image sizes that a U-Net takes besides the text, each as a sinusoidal embedding.
 
-    Podell et al. 2023 (arXiv:2307.01952), 2.2: the size of the original, what the crop leaves out
-    above and to the left, and the size that is trained on.
+    Podell et al. 2023 (arXiv:2307.01952), 2.2: the size of the original, the pixels cropped off at
+    the top and left, and the training resolution.
 
     Attributes:
-        width: Of each embedding.
-        as_drawn: Whether every image counts as one that is drawn: of its size, and not cropped.
+        width: Width of each embedding.
+        count: Number of sizes.
+        as_drawn: Whether every image is described as a generated one: original size equal to the
+            target, not cropped.
     """
 
     width: int
@@ -103,7 +106,7 @@ class SizeConditioning:
     as_drawn: bool = False
 
     def numbers(self, geometry: Geometry) -> tuple[int, ...]:
-        """The numbers, in the order of diffusers' `add_time_ids`."""
+        """Return the sizes of an image in pixels, in the order of diffusers' `add_time_ids`."""
         if self.as_drawn:
             geometry = Geometry.whole(geometry.target)
         return geometry.numbers
@@ -111,13 +114,14 @@ class SizeConditioning:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The names that diffusers has for the whole model.
+    """The names that diffusers uses for the whole model.
 
     Attributes:
-        class_name: Its class.
-        others: What `model_index.json` has besides, of what is not there.
-        empty_text_entry: The entry of `model_index.json` that says whether an empty negative
-            prompt is zeros instead of the encoded empty text; None where there is no such entry.
+        class_name: Name of the pipeline class.
+        others: Further entries of `model_index.json`, for optional components that the model does
+            not have.
+        empty_text_entry: Entry of `model_index.json` that states whether an empty negative prompt
+            is zeros instead of the encoded empty text; None if the class has no such entry.
     """
 
     class_name: str
@@ -125,40 +129,45 @@ class Pipeline:
     empty_text_entry: str | None = None
 
     def zeroes_empty_text(self, index: Mapping[str, Any]) -> bool:
-        """Whether a `model_index.json` says that an empty negative prompt is zeros."""
+        """Return whether a `model_index.json` states that an empty negative prompt is zeros."""
         return self.empty_text_entry is not None and index.get(self.empty_text_entry) is True
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table.
+    """One row of the table of model families.
 
     Attributes:
-        key: How settings name it.
-        name: What it is called in reports.
-        generation: What it is called together with those that have the same networks.
-        components: Its networks, in the order in which they are written.
+        key: Name of the family in settings.
+        name: Name of the family in reports.
+        generation: Common name of the families that have the same networks.
+        components: Networks of the family, in the order in which they are written.
         prediction: What the U-Net predicts.
-        linear_projection: Whether attention is entered by a linear layer, not a 1x1 convolution.
-        head_count: Attention heads of the U-Net, where their number is fixed, else None.
-        upcast_attention: Whether attention overflows float16 (SD 2.1 does, and its files cannot be
-            told from 2.0's).
-        takes_any_layer: Whether models of it were trained on other layers of the text encoder, so
-            that it counts what a file says of that.
-        architecture: Its name in `modelspec.architecture`.
-        resolution: Pixels per side that the original was trained at.
-        pipeline: What diffusers calls it.
-        scaling_factor: Scaled latents = this times the VAE's.
-        sizes: The size conditioning of the U-Net; None for none.
+        linear_projection: Whether the input projection of attention is a linear layer instead of a
+            1x1 convolution.
+        head_count: Number of attention heads of the U-Net if it is fixed, else None.
+        upcast_attention: Whether attention overflows float16 (SD 2.1's does, and its files cannot
+            be distinguished from 2.0's).
+        takes_any_layer: Whether models of the family were trained on different layers of the text
+            encoder, so that a layer stated in a file is respected.
+        architecture: Name of the family in `modelspec.architecture`.
+        resolution: Pixels per side that the original model was trained at.
+        pipeline: Names that diffusers uses for the model.
+        scaling_factor: Factor by which the VAE's latents are multiplied to get scaled latents.
+        sizes: Size conditioning of the U-Net; None for none.
         cell: Pixels per side of a latent.
-        mark: The empty tensor that single files of this row have and others of its generation
-            have not; None where files are told apart by other things, or by its absence.
-        depths: Transformer blocks of each attention, by level on the way down, at full size; None
-            where no other model is told apart by them.
-        npz_endings: What names of sd-scripts' files of its latents end on; the first is written.
-        text_npz_ending: What names of sd-scripts' files of its texts end on; None for none.
-        base_version: What sd-scripts calls it in `ss_base_model_version` of a LoRA.
-        lora_by_file_names: Whether LoRAs name layers of the U-Net as single files do, not as
+        mark: Name of the empty tensor that single files of this family have and others of its
+            generation have not; None if the files are distinguished by other things, or by the
+            absence of a mark.
+        depths: Transformer blocks of each attention module, by level on the way down, at full size;
+            None if no other model is distinguished by them.
+        npz_endings: Suffixes of the names of sd-scripts' files of latents for the family; the first
+            is written.
+        text_npz_ending: Suffix of the names of sd-scripts' files of text encoder outputs; None for
+            none.
+        base_version: Name of the family in `ss_base_model_version` of a LoRA, as sd-scripts writes
+            it.
+        lora_by_file_names: Whether LoRAs name layers of the U-Net as single files do instead of as
             diffusers does.
     """
 
@@ -185,7 +194,7 @@ class Family:
     lora_by_file_names: bool = False
 
     def of_kind(self, kind: ComponentKind) -> tuple[Component, ...]:
-        """The components of a kind."""
+        """Return the components of a kind."""
         return tuple(component for component in self.components if component.kind is kind)
 
     @property
@@ -195,12 +204,12 @@ class Family:
 
     @property
     def vae(self) -> Component:
-        """The component between pixels and latents."""
+        """The component that encodes pixels to latents and decodes latents to pixels."""
         return self.of_kind(ComponentKind.VAE)[0]
 
     @property
     def text_encoders(self) -> tuple[Component, ...]:
-        """The networks that read, in the order in which their states are put together."""
+        """The text encoders, in the order in which their states are concatenated."""
         return self.of_kind(ComponentKind.TEXT)
 
     @property
@@ -210,25 +219,25 @@ class Family:
 
     @property
     def context_width(self) -> int:
-        """Width of the states that the U-Net attends to, at full size."""
+        """The width of the states that the U-Net attends to, at full size."""
         return sum(component.text.width for component in self.text_encoders)
 
     @property
     def takes_pooled(self) -> bool:
-        """Whether the U-Net takes a pooled text besides."""
+        """Whether the U-Net takes a pooled text in addition to the text states."""
         return any(component.text.pooled for component in self.text_encoders)
 
     @property
     def takes_clip_skip(self) -> bool:
-        """Whether a run may choose the layer that its text is read at; one of two encoders not."""
+        """Whether a run may choose the text encoder layer; false for families with two encoders."""
         return len(self.text_encoders) == 1
 
     def heads(self, channels: list[int]) -> int | list[int]:
-        """For `attention_head_dim`, which in these models counts heads: 8, or one per 64."""
+        """Return `attention_head_dim`, here a head count: `head_count`, or one per 64 channels."""
         return self.head_count or [width // 64 for width in channels]
 
     def by_name(self, values: Mapping[ComponentKind, T]) -> dict[str, T]:
-        """Values given for kinds of networks, by the name of each network."""
+        """Return values given per kind as values per network name, leaving out kinds not given."""
         return {
             component.name: values[component.kind]
             for component in self.components
@@ -237,7 +246,7 @@ class Family:
 
     @property
     def layout(self) -> FileLayout:
-        """How single files name the components."""
+        """The naming of the components in single files."""
         components = (
             NamedComponent(component.name, component.kind, component.naming)
             for component in self.components
@@ -246,7 +255,7 @@ class Family:
 
     @property
     def folders(self) -> FolderLayout:
-        """The folder of each component in diffusers' form."""
+        """The folders of the components in a Diffusers folder."""
         weights = tuple((component.folder, component.stems) for component in self.components)
         return FolderLayout(
             weights,
@@ -257,7 +266,7 @@ class Family:
 
     @property
     def marks(self) -> Marks:
-        """The properties that tell this family from others."""
+        """The properties that distinguish this family from others."""
         return Marks(
             encoders=tuple(
                 (component.name, component.naming.dialect) for component in self.text_encoders
@@ -270,28 +279,29 @@ class Family:
 
 
 ENTRIES = {False: "convolution", True: "linear"}
-"""What is before attention, by whether it is linear."""
+"""Kind of the input projection of attention, by whether it is linear."""
 
 CONDITIONED_BY = {
     "add_embedding": "a pooled text and sizes",
     "class_embedding": "a class or another image",
-    "encoder_hid_proj": "states that it projects itself",
-    "position_net": "places of things",
+    "encoder_hid_proj": "text states with a separate projection",
+    "position_net": "positions of objects",
 }
-"""Modules of diffusers' U-Nets that take something besides noise, time and text -> what."""
+"""Modules of diffusers' U-Nets for inputs other than noise, timestep and text -> the input."""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What a model's files show, or what a family's files would: the same words for both.
+    """Properties found in a model's files, or expected of a family's files, in the same form.
 
     Attributes:
-        encoders: Name of each text encoder, and whose it is.
-        entry: What is before attention.
-        besides: Which of `CONDITIONED_BY` the U-Net has.
-        context_width: Width of what it attends to; counts for networks of full size.
-        depths: Transformer blocks of each attention by level; count where a family has them, for
-            networks of full size.
+        encoders: Name of each text encoder, and its dialect (OpenAI's or OpenCLIP's).
+        entry: Kind of the input projection of attention.
+        besides: Modules of `CONDITIONED_BY` that the U-Net has.
+        context_width: Width of the states that the U-Net attends to; compared only for networks of
+            full size.
+        depths: Transformer blocks of each attention module by level; compared only if the family
+            states them, for networks of full size.
     """
 
     encoders: tuple[tuple[str, str], ...]
@@ -301,14 +311,14 @@ class Marks:
     depths: tuple[int, ...] | None = None
 
     def descriptions(self) -> dict[str, str]:
-        """What is looked at -> what is there, in words."""
+        """Return a description in words of each property, by its name."""
         dialects = " and ".join(dialect for _, dialect in self.encoders) or "no"
         besides = " and ".join(CONDITIONED_BY[module] for module in self.besides)
         return {
             "encoders": f"{dialects} text encoder{'s' if len(self.encoders) > 1 else ''}",
             "context_width": f"context width {self.context_width}",
             "entry": f"{self.entry} before attention",
-            "besides": f"conditioned by {besides} too" if besides else "conditioned by text alone",
+            "besides": f"conditioned on {besides} too" if besides else "conditioned on text alone",
             "depths": f"{' + '.join(map(str, self.depths or ()))} transformer blocks by level",
         }
 
@@ -318,7 +328,7 @@ class Marks:
         return ", ".join(descriptions[name] for name in descriptions if told.get(name, True))
 
     def against(self, family: Marks, *, full_size: bool) -> list[str]:
-        """What is otherwise than in a family, as that family has it, in words."""
+        """Return a family's properties that differ from these, as descriptions in words."""
         compared = ["encoders", "entry", "besides"]
         if full_size:
             compared += ["context_width", *(["depths"] if family.depths is not None else [])]

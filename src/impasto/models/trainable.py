@@ -1,4 +1,4 @@
-"""What a run trains: the modules that learn, the ones that only compute, and what is saved."""
+"""The modules that a run trains, the frozen ones beside them, and the tensors that it saves."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class TrainedModule:
     """A module that learns, with its learning rate.
 
     Attributes:
-        name: Of the component, or what it is: its name in states, exports and logs.
-        module: The module whose tensors are saved.
-        lr: Its learning rate at the top of the schedule.
-        block_lrs: Other rates for parameters whose names begin so; of several, the longest
-            beginning counts. What has rate 0 does not learn: see `freeze_blocks`.
-        from_step: The optimizer step from which it learns.
-        until_step: The one from which it learns no more; None means to the end.
-        shards: What of its parameters this process holds, where they are sharded.
+        name: Name of the component, or of the method, in states, exports and logs.
+        module: Module whose tensors are saved.
+        lr: Learning rate at the peak of the schedule.
+        block_lrs: Other learning rates, by prefix of the parameter names; of several matching
+            prefixes, the longest counts. Parameters with rate 0 do not learn: see `freeze_blocks`.
+        from_step: First optimizer step in which it learns.
+        until_step: First optimizer step in which it no longer learns; None means that it learns to
+            the end.
+        shards: This process's shards of the parameters, if they are sharded.
         reads_text: Whether it is a text encoder: captions are encoded with gradients if it learns.
     """
 
@@ -43,18 +44,18 @@ class TrainedModule:
     reads_text: bool = False
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name; what this process holds of them."""
+        """Return the parameters that learn by name; of sharded ones, the shards of this process."""
         return dict(self._whole() if self.shards is None else self.shards)
 
     def count(self) -> int:
-        """How many numbers learn, in all."""
+        """Return the total number of values that learn."""
         return sum(parameter.numel() for parameter in self._whole().values())
 
     def _whole(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
     def by_rate(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
-        """The parameters that learn in groups of one rate, the part's own first."""
+        """Return the parameters that learn in groups of equal rate, the module's own rate first."""
         groups: dict[str, dict[str, nn.Parameter]] = {"": {}}
         for name, parameter in self.parameters().items():
             groups.setdefault(block_of(name, self.block_lrs), {})[name] = parameter
@@ -65,22 +66,22 @@ class TrainedModule:
         ]
 
     def is_trained_at(self, step: int) -> bool:
-        """Whether the part learns in a step, counted from 0."""
+        """Return whether the module learns in a step, counted from 0."""
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A method of training: which modules learn and what is saved of them.
+    """A method of training: which modules learn and which of their tensors are saved.
 
     Attributes:
-        unet: diffusers' U-Net, with whatever is attached to it: validation and previews call it.
-        network: What training calls in its place, as accelerate wraps it: has all that learns
-            there among its parameters.
+        unet: diffusers' U-Net with everything attached to it; validation and previews call it.
+        network: Module that training calls instead, and that accelerate wraps; all parameters that
+            learn beside the text encoders are among its own.
         states: The text encoders.
-        modules: What learns.
-        hypernetworks: Those that are attached.
-        family: Of the base model.
+        modules: Modules that learn.
+        hypernetworks: Hypernetworks attached to the U-Net.
+        family: Family of the base model.
     """
 
     unet: nn.Module
@@ -91,18 +92,19 @@ class Trainable(Protocol):
     family: Family
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """Part -> tensors by name, for the exported model."""
+        """Return component -> tensors by name, for the exported model."""
 
 
 @dataclass(frozen=True)
 class TextEncoderTraining:
-    """How text encoders learn beside the U-Net.
+    """Settings for training the text encoders beside the U-Net.
 
     Attributes:
-        lr: Its learning rate, by the encoder's name; one with rate 0 does not learn.
-        last_layers: Only so many of the layers that are used learn, the last ones; None is all.
-        from_step: The step from which it learns.
-        until_step: The step from which it does not any more; None is never.
+        lr: Learning rate by the encoder's name; an encoder with rate 0 does not learn.
+        last_layers: Number of layers that learn, counted from the last layer used; None for all.
+        from_step: First optimizer step in which they learn.
+        until_step: First optimizer step in which they no longer learn; None if they learn to the
+            end.
     """
 
     lr: Mapping[str, float]
@@ -112,17 +114,19 @@ class TextEncoderTraining:
 
 
 class FullFineTune:
-    """The whole U-Net learns, and the text encoder if asked.
+    """Trains the whole U-Net, and the text encoders if selected.
 
     Args:
-        model: The base model; its modules are changed in place.
+        model: Base model; its modules are changed in place.
         lr: Learning rate of the U-Net.
-        text_encoder: How the text encoder learns; None leaves it as it is.
-        block_lrs: Other learning rates for blocks of the U-Net; 0 leaves one as it is.
-        clip_skip: Which layer of the text encoder is used; later ones never learn.
-        gradient_checkpointing: Recompute activations in the backward pass.
-        checkpointed_levels: Of so many of the U-Net's resolutions, the highest first; None is all.
-        only: Patterns of names of the U-Net's parameters, of which alone learn; empty is all.
+        text_encoder: How the text encoders are trained; None leaves them frozen.
+        block_lrs: Other learning rates for blocks of the U-Net; 0 freezes a block.
+        clip_skip: Layer of the text encoder that is used; later layers never learn.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        checkpointed_levels: Number of the U-Net's resolutions, from the highest, whose activations
+            are recomputed; None for all.
+        only: Patterns of parameter names of the U-Net; only matching parameters learn, and all if
+            it is empty.
     """
 
     def __init__(
@@ -163,12 +167,12 @@ class FullFineTune:
         self.modules = tuple(modules)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """The tensors of the parts that learn."""
+        """Return component -> tensors by name, of the components that learn."""
         return {trained.name: trained.module.state_dict() for trained in self.modules}
 
 
 def _let_learn(encoder: ClipHiddenStates, layers: int | None) -> None:
-    """Let learn what a text encoder's answers depend on, or only so many last layers of it."""
+    """Unfreeze the modules that affect a text encoder's output, or only its last `layers` ones."""
     encoder.requires_grad_(requires_grad=True).train()
     for module in encoder.unused_modules():
         module.requires_grad_(requires_grad=False)
@@ -177,56 +181,57 @@ def _let_learn(encoder: ClipHiddenStates, layers: int | None) -> None:
 
 
 def block_of(name: str, blocks: Collection[str]) -> str:
-    """The block that a parameter of this name is in: the longest that its name begins with.
+    """Return the block that contains a parameter: of those that prefix its name, the longest.
 
-    Empty where there is none.
+    Returns an empty string if no block does.
     """
     return max((block for block in blocks if name.startswith(f"{block}.")), key=len, default="")
 
 
 def freeze_blocks(unet: nn.Module, rates: Mapping[str, float]) -> None:
-    """Have the parameters of blocks whose rate is 0 not learn."""
+    """Freeze the parameters of blocks whose learning rate is 0."""
     for name, parameter in unet.named_parameters():
         if rates.get(block_of(name, rates)) == 0:
             parameter.requires_grad = False
 
 
 def freeze_others(unet: nn.Module, patterns: Sequence[str]) -> None:
-    """Have the parameters whose names fit no pattern not learn."""
+    """Freeze the parameters whose names match none of the patterns."""
     for name, parameter in unet.named_parameters():
         if not any(fnmatchcase(name, pattern) for pattern in patterns):
             parameter.requires_grad = False
 
 
 def found_by(unet: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
-    """The parameters whose names fit a pattern, whether they learn or not."""
+    """Return the parameters whose names match a pattern, frozen ones included."""
     return {n: p for n, p in unet.named_parameters() if fnmatchcase(n, pattern)}
 
 
 class UNetWithHypernetwork(nn.Module):
-    """A U-Net and what is attached to it, as one module: what several processes exchange."""
+    """A U-Net and its hypernetwork as one module, whose gradients several processes exchange."""
 
     def __init__(self, unet: nn.Module, hypernetwork: Hypernetwork) -> None:
         super().__init__()
         self.unet, self.hypernetwork = unet, hypernetwork
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        """The U-Net's output; its attention asks the hypernetwork."""
+        """Return the U-Net's output; its attention calls the hypernetwork."""
         return self.unet(*args, **options)
 
 
 class HypernetworkTraining:
-    """A hypernetwork learns; the model stays as it is.
+    """Trains a hypernetwork; the model stays frozen.
 
     Args:
-        model: The base model; the hypernetwork is attached to its U-Net.
-        hypernetwork: What learns.
-        name: What it is called.
+        model: Base model; the hypernetwork is attached to its U-Net.
+        hypernetwork: Hypernetwork that learns.
+        name: Name of the hypernetwork.
         lr: Its learning rate.
-        clip_skip: Which layer of the text encoder is used.
-        gradient_checkpointing: Recompute activations in the backward pass.
-        checkpointed_levels: Of so many of the U-Net's resolutions, the highest first; None is all.
-        frozen_dtype: What the U-Net's weights are kept in; None leaves them.
+        clip_skip: Layer of the text encoder that is used.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        checkpointed_levels: Number of the U-Net's resolutions, from the highest, whose activations
+            are recomputed; None for all.
+        frozen_dtype: Type that the U-Net's weights are converted to; None leaves them unchanged.
 
     Raises:
         ModelError: The hypernetwork is for a U-Net of other widths.
@@ -258,14 +263,15 @@ class HypernetworkTraining:
             checkpoint_levels(self.unet, checkpointed_levels)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """The tensors of the hypernetwork, for its file."""
+        """Return the tensors of the hypernetwork, for its file."""
         return {trained.name: trained.module.state_dict() for trained in self.modules}
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The blocks of a U-Net or a text encoder, of some millions of numbers each.
+    """Return the blocks of a U-Net or a text encoder, with some millions of parameters each.
 
-    Residual and attention blocks, and transformer layers: the modules in the lists of these names.
+    Blocks are residual and attention blocks and transformer layers: the modules in the lists
+    `resnets`, `attentions` and `layers`.
     """
     return [
         module
@@ -275,10 +281,10 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 def recomputed_blocks(unet: Any) -> list[nn.Module]:
-    """The blocks of a U-Net that compute their activations again where all levels do.
+    """Return the blocks of a U-Net that recompute their activations if all levels do.
 
-    Residual blocks and transformer blocks (diffusers 0.42). The first residual block of the middle
-    keeps its activations even then.
+    These are residual blocks and transformer blocks (diffusers 0.42). The first residual block of
+    the middle block retains its activations even then.
     """
     found: list[nn.Module] = []
     for module in unet.modules():
@@ -293,14 +299,14 @@ _BLOCK_LISTS = {"resnets", "attentions", "layers"}
 
 
 def checkpoint_levels(unet: Any, levels: int | None) -> None:
-    """Have the blocks of a U-Net's highest resolutions compute their activations again.
+    """Have the blocks of a U-Net's highest resolutions recompute their activations.
 
     Activations are largest there: of those of SD 1 at 512 pixels, two thirds are in the blocks of
-    64x64 latents. The middle block counts to the lowest resolution.
+    64x64 latents. The middle block belongs to the lowest resolution.
 
     Args:
         unet: diffusers' UNet2DConditionModel.
-        levels: How many resolutions; None is all.
+        levels: Number of resolutions, from the highest; None for all.
     """
     unet.enable_gradient_checkpointing()
     down, up = list(unet.down_blocks), list(unet.up_blocks)

@@ -1,1 +1,1 @@
-"""Images from prompts: for previews during training and for `impasto sample`."""
+"""Generates images from prompts: for previews during training and for `impasto sample`."""

@@ -1,4 +1,4 @@
-"""Makes a model as loaded ready to draw, for `impasto sample` and for the worker of the studio."""
+"""Prepares a loaded model for generating images, for `impasto sample` and the studio's worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from impasto.progress import counted
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 
-_MOST_NAMED = 3  # of the prompts that are cut
+_MOST_NAMED = 3  # truncated prompts listed in the warning
 
 
 def prepare_sampler(
@@ -31,18 +31,20 @@ def prepare_sampler(
     *,
     zeroes_empty_text: bool | None = None,
 ) -> Sampler:
-    """Bring a model and its hypernetworks to a device; attaching them is left to the caller.
+    """Bring a model and its hypernetworks to a device; the caller attaches the hypernetworks.
 
     Args:
-        base: The model. Its VAE comes to the device only while it decodes.
+        base: The model. Its VAE is brought to the device only while it decodes.
         stack: The hypernetworks.
-        device: Where it draws.
-        clip_skip: CLIP's layer from the end; None means what the file says, or the last.
-        emphasis: What `(cat:1.2)` does.
-        zeroes_empty_text: Whether an empty negative prompt is zeros; None is what the model says.
+        device: Device on which images are generated.
+        clip_skip: CLIP layer, counted from the end; None means that stated in the file, or the
+            last.
+        emphasis: Effect of emphasis such as `(cat:1.2)`.
+        zeroes_empty_text: Whether an empty negative prompt is zeros; None means as the model
+            states.
 
     Raises:
-        ConfigError: Zeros are asked for, and the model's family always encodes the empty text.
+        ConfigError: Zeros are requested, and the model's family always encodes the empty text.
     """
     if zeroes_empty_text:
         require_zeroes_empty_text(base, "An empty negative prompt as zeros")
@@ -58,12 +60,12 @@ def prepare_sampler(
 
 
 def with_strengths(prompt: Prompt, stack: HypernetworkStack, strength: float | None) -> Prompt:
-    """A prompt that names every hypernetwork, so that its file tells what it was drawn with.
+    """Return a prompt that names every hypernetwork, so that its file records their strengths.
 
     Args:
-        prompt: The prompt; strengths that it names stay.
+        prompt: The prompt; strengths that it names are unchanged.
         stack: The hypernetworks.
-        strength: Of those that the prompt does not name; None means each its own.
+        strength: Strength of hypernetworks that the prompt does not name; None means each its own.
     """
     tags = (
         f"<hypernet:{name}:{own if strength is None else strength:g}>"
@@ -74,7 +76,7 @@ def with_strengths(prompt: Prompt, stack: HypernetworkStack, strength: float | N
 
 
 def cut_warning(base: BaseModel, texts: Iterable[str], emphasis: Emphasis = "mean") -> str:
-    """A sentence about prompts that are longer than the model reads; empty if none is."""
+    """Return a warning about prompts that are longer than the model reads; empty if none is."""
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
     tokens = build_tokens(base, layout)[0]
     cut = [text for text in dict.fromkeys(texts) if tokens.too_long([text])]

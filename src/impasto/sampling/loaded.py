@@ -1,4 +1,4 @@
-"""Models that stay loaded between drawings: one model, and the hypernetworks drawn with last."""
+"""Keeps the last model and its hypernetworks loaded between requests for images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from impasto.models.networks.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.networks.loading import BaseModel, load_base_model
 
 Mark = tuple[str, tuple[tuple[str, int, int], ...]]
-"""A path with the size and time of change of its files: another mark is another model."""
+"""A path with the sizes and modification times of its files; it differs between models."""
 
 
 class LoadedModels:
-    """Keeps the model that was asked for last.
+    """Keeps the most recently requested model loaded.
 
     Args:
-        device: Where it draws.
+        device: Device on which images are generated.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,12 +32,12 @@ class LoadedModels:
         self._networks: dict[Mark, Hypernetwork] = {}
 
     def model(self, path: str) -> BaseModel:
-        """The model at a path, read only if it is not the one of the last time.
+        """Return the model at a path, loading it unless it is loaded already.
 
-        The one before is unloaded first, so that memory is never needed for both.
+        The previous model is unloaded first, so that memory is never needed for both.
 
         Raises:
-            ModelError: There is none, or it cannot be read.
+            ModelError: It does not exist, or cannot be read.
         """
         mark = mark_of(path)
         if self._base is None or mark != self._mark:
@@ -48,11 +48,11 @@ class LoadedModels:
         return self._base
 
     def is_loaded(self, path: str) -> bool:
-        """Whether the model at a path is the one that is loaded."""
+        """Return whether the model at a path is the loaded one."""
         return self._base is not None and mark_of(path) == self._mark
 
     def hypernetworks(self, given: Sequence[tuple[str, float]]) -> HypernetworkStack:
-        """Hypernetworks from files, each with its strength; those of the last time are kept.
+        """Load hypernetworks with their strengths from files, reusing those of the last call.
 
         Raises:
             ConfigError: Two have the same name.
@@ -70,7 +70,7 @@ class LoadedModels:
         return stack
 
     def release(self) -> None:
-        """Let the model go, and give its memory back to the system."""
+        """Unload the model, and return its memory to the system."""
         self._base = self._mark = None
         self._networks = {}
         gc.collect()
@@ -79,16 +79,15 @@ class LoadedModels:
 
 
 def mark_of(path: str) -> Mark:
-    """What tells a model on disk from another one.
+    """Return the path, sizes and modification times that identify a model on disk.
 
     Raises:
-        ModelError: There is nothing at that path. Names of the Hub are no paths: a request
-            downloads nothing.
+        ModelError: The path does not exist. Hub ids are no paths: a request downloads nothing.
     """
     file_or_folder = Path(path)
     if not presence.exists(file_or_folder):
         raise ModelError(
-            f"{path} is not there: it was removed, renamed or moved. Choose another model."
+            f"{path} does not exist: it was removed, renamed or moved. Choose another model."
         )
     found = (
         [file_or_folder] if presence.is_file(file_or_folder) else sorted(file_or_folder.rglob("*"))

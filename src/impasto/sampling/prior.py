@@ -1,9 +1,9 @@
-"""Regularisation images that a base model draws itself, so that training keeps what it knows.
+"""Regularisation images that a base model generates itself, so that training preserves its prior.
 
-Ruiz et al. 2023, DreamBooth (arXiv:2208.12242), section 3.3: the prior is kept by training on
-samples of the frozen model, drawn for the class's words. Image number n of a folder follows from
-the settings and n alone, so a folder that was left unfinished is finished to the same bits on the
-same device.
+Ruiz et al. 2023, DreamBooth (arXiv:2208.12242), section 3.3: the prior is preserved by training on
+samples of the frozen model, generated from the class's words. Image number n of a folder depends on
+the settings and n alone, so an unfinished folder is completed with the same bits on the same
+device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, save_png
 
 RECORD = ".prior.json"
-"""What decides the images of a folder; a scan of the folder passes over it."""
+"""File that records the settings of a folder's images; a scan of the folder ignores it."""
 
 VERSION = 1
 CAPTION = ".txt"
@@ -30,12 +30,13 @@ CAPTION = ".txt"
 
 @dataclass(frozen=True)
 class PriorPlan:
-    """Which images the base model draws for regularisation.
+    """The regularisation images that the base model generates.
 
     Attributes:
-        texts: Captions that are drawn in turn: image n is of text n modulo their number.
-        count: How many images.
-        prompt: Everything but the text; its seed is the first image's, and each further one adds 1.
+        texts: Captions that are used in turn: image n has text n modulo their number.
+        count: Number of images.
+        prompt: All settings but the text; its seed is the first image's, and each further image
+            adds 1.
     """
 
     texts: Sequence[str]
@@ -43,35 +44,36 @@ class PriorPlan:
     prompt: Prompt
 
     def prompt_at(self, number: int) -> Prompt:
-        """The prompt of an image, counted from 0."""
+        """Return the prompt of an image, counted from 0."""
         settings = {**asdict(self.prompt), "seed": self.prompt.seed + number}
         return Prompt(**{**settings, "text": self.text_at(number)})
 
     def text_at(self, number: int) -> str:
-        """The caption of an image."""
+        """Return the caption of an image, counted from 0."""
         return self.texts[number % len(self.texts)]
 
     def record(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """All that decides an image of a given number; how many there are does not.
+        """Return everything that determines an image of a given number, so not their count.
 
         Args:
-            model: What identifies the model, and how it reads words.
+            model: Identity of the model, and how it reads text.
         """
         settings = asdict(self.prompt)
-        del settings["text"], settings["loras"]  # none are drawn with
+        del settings["text"], settings["loras"]  # no LoRAs are used
         return {"version": VERSION, "model": dict(model), "texts": list(self.texts), **settings}
 
 
 def missing_images(folder: Path, count: int) -> list[int]:
-    """The numbers of images that are not there yet."""
+    """Return the numbers of images that do not exist yet."""
     return [number for number in range(count) if not presence.exists(_image(folder, number))]
 
 
 def require_same_folder(folder: Path, record: Mapping[str, Any]) -> None:
-    """Make sure that a folder is new, or was begun with the same settings; write them down.
+    """Check that a folder is new, or was started with the same settings, and record them.
 
     Raises:
-        ConfigError: It holds something else, or was begun with others; what differs is named.
+        ConfigError: It holds something else, or was started with others; the message names the
+            differences.
         StorageError: It cannot be written.
     """
     files.require_writable(folder)
@@ -82,7 +84,7 @@ def require_same_folder(folder: Path, record: Mapping[str, Any]) -> None:
         there = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in known)
         if there:
             raise ConfigError(
-                f"{folder} holds {there[0]}, and not the record of an unfinished set of drawn "
+                f"{folder} holds {there[0]}, but no record of an unfinished set of generated "
                 f"images ({RECORD}). Nothing was changed. Choose a new folder."
             )
         files.write_json(file, dict(record))
@@ -96,29 +98,29 @@ def require_same_folder(folder: Path, record: Mapping[str, Any]) -> None:
         ]
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{file} cannot be read, so it is not known how the images beside it were drawn: "
+            f"{file} cannot be read, so the settings of the images beside it are not known: "
             f"{error}. Choose a new folder."
         ) from error
     if differing:
         raise ConfigError(
-            f"{folder} was begun with other settings: {'; '.join(differing)}. Nothing was changed. "
-            f"Take the same, or a new folder."
+            f"{folder} was started with other settings: {'; '.join(differing)}. Nothing was "
+            f"changed. Use the same settings, or a new folder."
         )
 
 
 def draw_missing(plan: PriorPlan, folder: Path, sampler: Sampler, progress: Progress) -> int:
-    """Draw the images that are not there yet, each with its caption beside it.
+    """Generate the missing images, each with its caption beside it.
 
-    The caption is written first, so an image that is there has one.
+    The caption is written first, so that every existing image has one.
 
     Args:
-        plan: What is drawn.
-        folder: Where to: `00000.png` and `00000.txt`, and so on.
-        sampler: Draws.
-        progress: Is told.
+        plan: Images to generate.
+        folder: Folder to write to: `00000.png` and `00000.txt`, and so on.
+        sampler: Generates the images.
+        progress: Shows the progress.
 
     Returns:
-        How many were drawn.
+        The number of images generated.
 
     Raises:
         StorageError: The disk is full.
@@ -135,10 +137,10 @@ def draw_missing(plan: PriorPlan, folder: Path, sampler: Sampler, progress: Prog
 
 
 def write_missing_captions(plan: PriorPlan, folder: Path) -> int:
-    """Write the captions that are not there, of images that are; those that are there stay.
+    """Write the missing captions of existing images; existing captions are unchanged.
 
     Returns:
-        How many were written.
+        The number of captions written.
 
     Raises:
         StorageError: The disk is full.

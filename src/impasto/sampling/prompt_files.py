@@ -1,7 +1,7 @@
-"""Files of prompts, as sd-scripts has them: text with options, TOML, or JSON.
+"""Reads files of prompts in sd-scripts' formats: text with options, TOML, or JSON.
 
-kohya-ss/sd-scripts, `library/train_util.py`, load_prompts: one prompt per line with options after
-` --`; `[prompt]` with `[[prompt.subset]]`; or a list of texts or of objects.
+kohya-ss/sd-scripts, `library/train_util.py`, load_prompts: one prompt per line with options after `
+--`; `[prompt]` with `[[prompt.subset]]`; or a list of texts or of objects.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def read_prompt_file(file: Path, defaults: Prompt) -> list[Prompt]:
 
     Args:
         file: `.txt`, `.toml` or `.json`.
-        defaults: What holds where the file does not say; the seed rises by one from prompt to
-            prompt.
+        defaults: Values of settings that the file does not state; the seed rises by one from prompt
+            to prompt.
 
     Raises:
-        ConfigError: It is missing or malformed, or an option is unknown or out of range; with line
-            or number of the prompt.
+        ConfigError: It is missing or malformed, or an option is unknown or out of range; the
+            message has the line or the number of the prompt.
     """
     try:
         text = read_text(file)
     except FileNotFoundError as error:
-        raise ConfigError(f"The prompt file {file} is not there. Check its path.") from error
+        raise ConfigError(f"The prompt file {file} does not exist. Check its path.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The prompt file {file} cannot be read: {cause_of(error)}.") from error
     readers: dict[str, Callable[[Path, str], list[tuple[str, dict[str, Any]]]]] = {
@@ -81,7 +81,7 @@ def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
         prompt, *options = line.strip().split(" --")
         values: dict[str, Any] = {"text": prompt.strip()}
         for option in options:
-            name, _, value = option.partition(" ")  # there by re.IGNORECASE: --W is --w
+            name, _, value = option.partition(" ")  # sd-scripts ignores case: --W is --w
             values[_known(where, name.strip().lower(), _OPTIONS, "--")] = value.strip()
         entries.append((where, values))
     return entries
@@ -96,7 +96,7 @@ def _read_toml(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(shared, dict) or not isinstance(shared.get("subset", []), list):
         raise ConfigError(f"{file} has no [prompt] with [[prompt.subset]] in it.")
     if not all(isinstance(subset, dict) for subset in shared.get("subset", [])):
-        raise ConfigError(f"{file}: prompt.subset holds something that is no table of a prompt.")
+        raise ConfigError(f"{file}: prompt.subset holds an entry that is not a table.")
     common = {k: v for k, v in shared.items() if k != "subset"}
     return [
         _named(f"{file}, prompt {number}", {**common, **subset})
@@ -133,14 +133,14 @@ def _known(where: str, name: str, names: Mapping[str, str], dashes: str) -> str:
     if name in names:
         return names[name]
     if name in _FOREIGN:
-        raise ConfigError(f"{where}: {dashes}{name} is for {_FOREIGN[name]}, which models as "
+        raise ConfigError(f"{where}: {dashes}{name} is for {_FOREIGN[name]}, which models "
                           f"trained here do not have. Take it out.")  # fmt: skip
     listed = ", ".join(f"{dashes}{known}" for known in names)
     raise ConfigError(f"{where}: {dashes}{name} is unknown; expected {listed}.")
 
 
 def _whole(value: Any) -> int:
-    """Read a whole number."""
+    """Return a value as an integer."""
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise TypeError(f"{value} is not a whole number")
     return int(value)
@@ -161,7 +161,7 @@ _EXPECTED = {str: "text", int: "a number without a fraction", float: "a number"}
 
 
 def _prompt(where: str, values: dict[str, Any], defaults: Prompt) -> Prompt:
-    """A prompt with its values as numbers and in their ranges."""
+    """Return a prompt with its values as numbers and in their ranges."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         kind = _KINDS[name]

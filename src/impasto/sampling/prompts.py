@@ -1,4 +1,4 @@
-"""What a sample is drawn from, and how that is written into its file."""
+"""The settings of a generated image, and the text that records them in its file."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ _HYPERNETWORK = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with all that decides its image.
+    """A prompt with all settings that determine its image.
 
     Attributes:
-        text: What it should show.
+        text: What the image should show.
         negative: What it should not show.
         seed: Seed of the initial noise.
         width: Pixels, a multiple of 8.
         height: Pixels, a multiple of 8.
-        steps: Sampler steps.
-        guidance_scale: Strength of the words; 1 means none. Ho and Salimans 2022
-            (arXiv:2207.12598).
-        sampler: A key of `SAMPLERS`.
-        guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
-            Lin et al. 2023 (arXiv:2305.08891), section 3.4. It has no effect without guidance.
-        loras: Names and strengths of the LoRAs that were added to the model, for its file alone.
+        steps: Number of sampler steps.
+        guidance_scale: Strength of guidance; 1 means none. Ho and Salimans 2022 (arXiv:2207.12598).
+        sampler: Key of `SAMPLERS`.
+        guidance_rescale: Fraction of the contrast added by guidance that is removed again, from 0
+            to 1; Lin et al. 2023 (arXiv:2305.08891), section 3.4. It has no effect without
+            guidance.
+        loras: Names and strengths of the LoRAs that were added to the model, only for the image's
+            file.
     """
 
     text: str
@@ -50,22 +51,22 @@ class Prompt:
 
     @property
     def plain_text(self) -> str:
-        """The text without what it says of hypernetworks."""
+        """The text without its hypernetwork tags."""
         return _HYPERNETWORK.sub("", self.text).strip()
 
     @property
     def texts(self) -> tuple[str, str]:
-        """What the text encoder is given: what the image should show, and what not."""
+        """The inputs of the text encoder: `plain_text`, and the negative prompt."""
         return self.plain_text, self.negative
 
     @property
     def is_rescaled(self) -> bool:
-        """Whether guidance is rescaled: there is none at a scale of 1."""
+        """Whether guidance is rescaled; false at a scale of 1, which is no guidance."""
         return self.guidance_rescale > 0 and self.guidance_scale != 1
 
     @property
     def strengths(self) -> dict[str, float]:
-        """Hypernetwork -> strength, as in `<hypernet:name:0.5>`; 1 where none is given.
+        """Hypernetwork -> strength, as in `<hypernet:name:0.5>`; 1 if none is given.
 
         AUTOMATIC1111/stable-diffusion-webui, `modules/extra_networks_hypernet.py`.
         """
@@ -75,9 +76,9 @@ class Prompt:
         }
 
     def parameters(self, more: Mapping[str, str] | None = None) -> str:
-        """The text that A1111 writes into PNG files and other programs read from them.
+        """Return the text that A1111 writes into PNG files and other programs read from them.
 
-        A LoRA is told as A1111's prompts name one, so that it draws with the file of that name.
+        LoRAs are written as tags of A1111's prompts, so that A1111 uses the file of that name.
 
         Args:
             more: Other settings by their names in A1111, such as `Clip skip`.
@@ -94,11 +95,11 @@ class Prompt:
 
 
 def require_drawable(prompt: Prompt, cell: int) -> None:
-    """Make sure that an image can be drawn as large as it is asked for, and so on.
+    """Check that the size and the other settings of a prompt are in their ranges.
 
     Args:
-        prompt: What is asked for.
-        cell: How many pixels a side of a latent's cell is.
+        prompt: The prompt.
+        cell: Pixels per side of a latent's cell.
 
     Raises:
         ConfigError: A number is out of its range, or a side is no multiple of the cell.
@@ -111,11 +112,11 @@ def require_drawable(prompt: Prompt, cell: int) -> None:
 
 
 def require_sides(sides: Mapping[str, int | None], cell: int) -> None:
-    """Make sure that an image has no part of a latent's cell.
+    """Check that the sides of an image are multiples of a latent's cell.
 
     Args:
-        sides: What each is called -> its pixels; None where the model decides it.
-        cell: How many pixels a side of a latent's cell is.
+        sides: Name of each side -> its pixels; None if the model determines it.
+        cell: Pixels per side of a latent's cell.
 
     Raises:
         ConfigError: A side is no multiple of the cell.
@@ -126,25 +127,25 @@ def require_sides(sides: Mapping[str, int | None], cell: int) -> None:
 
 
 def require_sampler(name: str) -> None:
-    """Make sure that there is a sampler of a name.
+    """Check that a sampler with this name exists.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It does not.
     """
     if name not in SAMPLERS:
         raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
 
 
 _EMPHASIS: dict[Emphasis, str | None] = {"mean": None, "no_norm": "No norm", "off": "None"}
-"""A1111's names; None is its usual one, "Original" (`modules/sd_emphasis.py`)."""
+"""A1111's names; None is its default, "Original" (`modules/sd_emphasis.py`)."""
 
 
 def text_settings(clip_skip: int | None, emphasis: Emphasis) -> dict[str, str]:
-    """How text is read, in the words of A1111's PNG files, which leave out what is usual.
+    """Return how text is read, in the terms of A1111's PNG files, which omit defaults.
 
     Args:
-        clip_skip: CLIP's layer from the end; None means the family's own.
-        emphasis: What `(cat:1.2)` does.
+        clip_skip: CLIP layer, counted from the end; None means the family's own.
+        emphasis: Effect of emphasis such as `(cat:1.2)`.
     """
     told = {
         "Clip skip": str(clip_skip) if clip_skip is not None and clip_skip > 1 else None,

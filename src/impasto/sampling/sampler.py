@@ -1,7 +1,7 @@
-"""Draws images with diffusers' schedulers and Impasto's own conditioning.
+"""Generates images with diffusers' schedulers and Impasto's own conditioning.
 
-The loop is written out instead of taking diffusers' pipeline, so that a sample sees text exactly
-as training does (clip skip included) and leaves the random state of training alone.
+The loop is written out instead of using diffusers' pipeline, so that a sample reads text exactly as
+training does (clip skip included) and leaves the random state of training unchanged.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from impasto.sampling.whole_steps import set_timesteps
 
 
 def _unheard(_: int) -> None:
-    """Report no progress to anybody."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model that is ready to draw.
+    """A model that is ready to generate images.
 
     Attributes:
-        unet: diffusers' UNet2DConditionModel; samples are drawn on its device.
+        unet: diffusers' UNet2DConditionModel; images are generated on its device.
         vae: diffusers' AutoencoderKL; brought to that device for decoding and back.
-        conditioner: Text to cross-attention inputs.
+        conditioner: Turns text into cross-attention inputs.
         scheduler_config: The model's scheduler configuration.
-        scaling_factor: Scaled latents = this times the VAE's.
-        hypernetworks: Those that are attached to the U-Net.
+        scaling_factor: Factor by which the VAE's latents are multiplied to get scaled latents.
+        hypernetworks: Hypernetworks attached to the U-Net.
         cell: Pixels per side of a latent.
-        tiled: Whether large images are decoded in tiles, even if the VAE does not encode so.
-        zeroes_empty_text: Whether an empty negative prompt is zeros instead of the encoded
-            empty text; diffusers' `force_zeros_for_empty_prompt`.
-        text_settings: How it reads text, where that is not the usual, as A1111 names it.
+        tiled: Whether large images are decoded in tiles, even if the VAE does not encode in tiles.
+        zeroes_empty_text: Whether an empty negative prompt is zeros instead of the encoded empty
+            text; diffusers' `force_zeros_for_empty_prompt`.
+        text_settings: Settings for reading text that are not A1111's defaults, by A1111's names.
     """
 
     unet: Any
@@ -79,12 +79,13 @@ class Sampler:
     def of(
         cls, model: BaseModel, clip_skip: int | None = None, layout: TextLayout | None = None
     ) -> Sampler:
-        """A sampler for a model as loaded.
+        """Build a sampler for a loaded model.
 
         Args:
             model: The model.
-            clip_skip: CLIP's layer from the end; None means what the file says, or the last.
-            layout: How prompts are read; None means what the file says, or as A1111 does.
+            clip_skip: CLIP layer, counted from the end; None means that stated in the file, or the
+                last.
+            layout: Layout of prompts; None means that stated in the file, or A1111's.
         """
         metadata = model.contents.metadata
         layer = trained_clip_skip(model.contents) if clip_skip is None else clip_skip
@@ -104,30 +105,30 @@ class Sampler:
 
     @torch.no_grad()
     def draw(self, prompt: Prompt, stepped: Advance = _unheard) -> Image.Image:
-        """Draw one image; the same prompt gives the same image.
+        """Generate one image; the same prompt gives the same image.
 
         Args:
-            prompt: What to draw.
-            stepped: Is told of each step of the sampler; what it raises ends the drawing.
+            prompt: Prompt and settings.
+            stepped: Called after each sampler step; an exception that it raises ends the sampling.
 
         Raises:
             ConfigError: A number of the prompt is out of its range, or it names a hypernetwork that
-                is not there.
+                is not loaded.
         """
         with self.hypernetworks.at(prompt.strengths):
             return self._to_images([self._latents(prompt, stepped)])[0]
 
     @torch.no_grad()
     def generate_all(self, prompts: Sequence[Prompt], drawn: Advance) -> list[Image.Image]:
-        """Draw several images; the VAE comes to the device once, when all of them are drawn.
+        """Generate several images; the VAE is brought to the device once, after all are sampled.
 
         Args:
-            prompts: What to draw.
-            drawn: Is told of each image that only has to be decoded.
+            prompts: Prompts and settings.
+            drawn: Called for each image that only remains to be decoded.
 
         Raises:
             ConfigError: A number of a prompt is out of its range, or one names a hypernetwork that
-                is not there.
+                is not loaded.
         """
         latents = []
         for prompt in prompts:
@@ -137,7 +138,7 @@ class Sampler:
         return self._to_images(latents)
 
     def _latents(self, prompt: Prompt, stepped: Advance = _unheard) -> Tensor:
-        """The latents at the end of the sampler's steps."""
+        """Return the latents at the end of the sampler's steps."""
         require_drawable(prompt, self.cell)
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config, prompt.steps)
         set_timesteps(scheduler, prompt.steps, self.unet.device)
@@ -164,9 +165,10 @@ class Sampler:
     def _guided(
         self, latents: Tensor, t: Tensor, conditioning: Conditioning, prompt: Prompt
     ) -> Tensor:
-        """Classifier-free guidance; Ho and Salimans 2022 (arXiv:2207.12598), eq. 6.
+        """Return the output with classifier-free guidance.
 
-        The scale is 1 + w of the paper, as everywhere in Stable Diffusion.
+        Ho and Salimans 2022 (arXiv:2207.12598), eq. 6. The scale is 1 + w of the paper, as
+        everywhere in Stable Diffusion.
         """
         scale = prompt.guidance_scale
         if scale == 1:
@@ -190,27 +192,27 @@ class Sampler:
 
 
 ZERO_SNR_RESCALE = 0.7
-"""The guidance rescale that suits models whose noise schedule ends in noise alone: without it,
-guidance makes their images too bright or dark. Lin et al. 2023 (arXiv:2305.08891), section 3.4,
-found 0.7 for a guidance of 7.5."""
+"""The guidance rescale that suits models with zero terminal SNR: without it, guidance makes their
+images too bright or dark. Lin et al. 2023 (arXiv:2305.08891), section 3.4, found 0.7 for a guidance
+of 7.5."""
 
 
 def rescale_advice(
     scheduler_config: Mapping[str, Any], prompts: Iterable[Prompt], setting: str
 ) -> str:
-    """A sentence for models whose images guidance makes too bright or dark; empty for others.
+    """Return advice for models whose images guidance makes too bright or dark; empty for others.
 
     Args:
         scheduler_config: The model's scheduler configuration.
-        prompts: What is drawn.
-        setting: What sets the rescale to 0.7, as the user writes it.
+        prompts: Prompts and settings of the images.
+        setting: Setting of the rescale, as the user writes it.
     """
     plain = any(p.guidance_scale > 1 and not p.guidance_rescale for p in prompts)
     if not (plain and scheduler_config.get(_RESCALED)):
         return ""
     return (
-        f"The model's noise schedule ends in noise alone (zero terminal SNR), and guidance makes "
-        f"such images too bright or dark. If they are, set {setting}: {ZERO_SNR_RESCALE} is the "
+        f"The model's noise schedule ends in pure noise (zero terminal SNR), and guidance can make "
+        f"its images too bright or dark. If it does, set {setting}: {ZERO_SNR_RESCALE} is the "
         f"value of arXiv:2305.08891, section 3.4."
     )
 
@@ -218,15 +220,15 @@ def rescale_advice(
 def rescaled(
     guided: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"], fraction: float
 ) -> Float[Tensor, "b c h w"]:
-    """Bring what was guided back towards the standard deviation of what the words alone give.
+    """Rescale guided output towards the standard deviation of the output for the prompt alone.
 
-    Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16; the deviation is that of each sample over
-    all of its values.
+    Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16; the deviation is that of each sample over all
+    of its values.
 
     Args:
         guided: The U-Net's output with guidance.
         wanted: Its output for the prompt, without guidance.
-        fraction: Of the rescaled output in the result, from 0 (as it was guided) to 1.
+        fraction: Fraction of the rescaled output in the result, from 0 (unchanged) to 1.
     """
     if fraction == 0:
         return guided
@@ -239,7 +241,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "pndm": {"skip_prk_steps": True},
     "dpmsolver": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
 }
-"""What a sampler is told besides."""
+"""Additional options of samplers."""
 UNSTATED = {
     "beta_schedule": "scaled_linear",
     "beta_start": BETA_START,
@@ -247,33 +249,35 @@ UNSTATED = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-"""What Stable Diffusion's samplers take where a configuration, as that of PNDM or Euler, leaves it
-open: the noise that models are trained with then (`schedule_of`), and the values of diffusers'
-StableDiffusionPipeline and of the configurations it comes with. diffusers' classes alone would take
-others."""
+"""Stable Diffusion's values for settings that a configuration, such as that of PNDM or Euler, does
+not state: the noise schedule that models are trained with then (`schedule_of`), and the values of
+diffusers' StableDiffusionPipeline and of its configurations. The defaults of diffusers' classes
+differ."""
 
 
 def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> Any:
-    """One of diffusers' schedulers with the model's noise schedule and prediction type.
+    """Return one of diffusers' schedulers with the model's noise schedule and prediction type.
 
-    Latents are never clipped to [-1, 1], whatever the configuration says: they reach beyond that
+    Latents are never clipped to [-1, 1], whatever the configuration states: they exceed that range
     (diffusers' StableDiffusionPipeline does the same).
 
     Args:
-        name: A sampler.
+        name: Name of the sampler.
         config: The model's scheduler configuration.
-        steps: How many steps it will take. Stable Diffusion's go one timestep later than even ones
-            (`steps_offset`), which for as many steps as there are timesteps would be one too late.
+        steps: Number of steps that it will take. Stable Diffusion's are one timestep later than
+            even ones (`steps_offset`), which for as many steps as there are timesteps would be one
+            too late.
 
     Raises:
-        ConfigError: No sampler has that name, or the configuration needs what is not installed.
+        ConfigError: No sampler has that name, or the configuration needs a package that is not
+            installed.
     """
     require_sampler(name)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "skip_prk_steps"}
     if kept.get("use_beta_sigmas") and find_spec("scipy") is None:
         raise ConfigError(
             "The model's scheduler configuration spaces its steps by the beta distribution "
-            "(use_beta_sigmas), which needs SciPy: install it beside Impasto, or set that to false."
+            "(use_beta_sigmas), which needs SciPy: install it beside Impasto, or set this to false."
         )
     kept = {**UNSTATED, **kept, "clip_sample": False}
     factory = _factory(name)
@@ -286,7 +290,7 @@ def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = No
 
 
 def _for_all_timesteps(scheduler: str, steps: int, timesteps: int) -> dict[str, Any]:
-    """What is set besides where a sampler takes nearly as many steps as there are timesteps.
+    """Return further options if a sampler takes nearly as many steps as there are timesteps.
 
     DPMSolverMultistepScheduler spaces one step more than it takes. "leading" and "linspace" then
     give it the same timestep twice, and it divides by their difference; "trailing" does not.
@@ -298,7 +302,7 @@ def _for_all_timesteps(scheduler: str, steps: int, timesteps: int) -> dict[str, 
 
 
 def _factory(name: str) -> Any:
-    """Find the class of a sampler by its name."""
+    """Return the class of a sampler by its name."""
     if name == "lms":
         from impasto.sampling.multistep import LinearMultistepScheduler
 
@@ -310,12 +314,12 @@ def _factory(name: str) -> Any:
 
 _RESCALED = "rescale_betas_zero_snr"
 LEAST_SIGNAL = 2.0**-24
-"""What is left of the image's power at the last step of a rescaled schedule, where samplers would
-divide by zero; diffusers' own schedulers of that setting take the same."""
+"""The fraction of the image's power at the last step of a rescaled schedule, where samplers would
+otherwise divide by zero; diffusers' own schedulers with that setting use the same value."""
 
 
 def _rescaled_betas(config: Mapping[str, Any]) -> list[float]:
-    """A schedule rescaled to zero terminal SNR, for samplers of diffusers that cannot rescale."""
+    """Return betas rescaled to zero terminal SNR, for diffusers' samplers that cannot rescale."""
     kept = schedule_of(config).alphas_cumprod.double().clamp(min=LEAST_SIGNAL)
     before = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
     betas: list[float] = (1 - kept / before).tolist()
@@ -325,7 +329,7 @@ def _rescaled_betas(config: Mapping[str, Any]) -> list[float]:
 def save_png(
     image: Image.Image, path: Path, prompt: Prompt, more: Mapping[str, str] | None = None
 ) -> None:
-    """Write a PNG with the prompt and settings in its `parameters` text; `more` as there."""
+    """Write a PNG with the prompt, its settings, and the settings `more`, as `parameters` text."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", prompt.parameters(more or {}))
     with files.replace_file(path) as partial, partial.open("wb") as file:

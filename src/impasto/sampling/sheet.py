@@ -1,4 +1,4 @@
-"""A grid of images as one, with what varies written at its rows and columns."""
+"""Combines images into one grid, with labels at its rows and columns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 MOST_PIXELS = 100_000_000
-"""Pixels of a sheet at most; larger grids are made of smaller images. Pillow takes more than 179
-million for an attack."""
+"""Maximum pixels of a sheet; the images of larger grids are made smaller. Pillow refuses to open
+images of more than 179 million as a possible attack."""
 
 _GAP = 4
 _WHITE, _BLACK = (255, 255, 255), (20, 20, 20)
@@ -24,8 +24,8 @@ def draw_sheet(
 
     Args:
         cells: Row and column -> the file of the image; at least one.
-        rows: What is written left of each row; nothing if empty.
-        columns: What is written above each column; nothing if empty.
+        rows: Label to the left of each row; empty for no labels.
+        columns: Label above each column; empty for no labels.
     """
     sizes = [_size_of(file) for file in cells.values()]
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
@@ -65,7 +65,7 @@ def _short(label: str) -> str:
 
 
 def _fitted(label: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """A label broken into lines that are no wider than a column, as far as its words allow."""
+    """Break a label into lines that are no wider than a column, as far as its words allow."""
     lines: list[str] = []
     for word in _short(label).split():
         longer = f"{lines[-1]} {word}" if lines else word

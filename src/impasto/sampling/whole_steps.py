@@ -1,9 +1,9 @@
-"""Has diffusers' schedulers take as many steps as they are asked for.
+"""Makes diffusers' schedulers take exactly the requested number of steps.
 
-"Trailing" spacing is T, T - T/n, T - 2 T/n, ... above 0, each rounded and less 1: n timesteps
-(Lin et al. 2023, arXiv:2305.08891, table 2). diffusers counts them by `np.arange(T, 0, -T / n)`
-(0.42, `set_timesteps` of each scheduler), which for 62 of the n up to 1000 = T, 61 the first of
-them, comes a rounding error above 0 once more: a timestep of -1, which no model knows.
+"Trailing" spacing is T, T - T/n, T - 2 T/n, ... above 0, each rounded and less 1: n timesteps (Lin
+et al. 2023, arXiv:2305.08891, table 2). diffusers computes them by `np.arange(T, 0, -T / n)` (0.42,
+`set_timesteps` of each scheduler), which for 62 of the n up to 1000 = T, 61 the first of them,
+yields one more value, a rounding error above 0: a timestep of -1, which no model knows.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 
 
 class _Steps(int):
-    """A number of steps by which timesteps are divided upwards: so many parts are never too few."""
+    """A number of steps; dividing timesteps by it rounds up, so that no extra step arises."""
 
     def __rtruediv__(self, timesteps: int) -> float:
         return math.nextafter(timesteps / int(self), math.inf)
 
 
 def set_timesteps(scheduler: Any, steps: int, device: torch.device | None = None) -> None:
-    """Have a scheduler of diffusers choose its timesteps, all of them in [0, T).
+    """Set the timesteps of diffusers' scheduler, all of them in [0, T).
 
     Args:
         scheduler: The scheduler.
-        steps: How many steps it will take.
-        device: Where the timesteps are needed.
+        steps: Number of steps that it will take.
+        device: Device on which the timesteps are needed.
     """
     scheduler.set_timesteps(_Steps(steps), device=device)

@@ -1,7 +1,7 @@
-"""Draws what is asked in a folder (`runs/drawings.py`), one request after the other.
+"""Generates the images requested in a folder (`runs/drawings.py`), one request after another.
 
 The model stays loaded between requests for the same one. `cli/draw_worker.py` runs this in a
-process of its own; an error of a request is answered in its status, and the worker goes on.
+separate process; an error of a request is reported in its status, and the worker continues.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ _LOOK_EVERY_S = 0.2
 _TOLD_EVERY_S = 0.3
 
 
-class Cancelled(Exception):  # noqa: N818 - what somebody asked for
-    """The drawing was asked to end."""
+class Cancelled(Exception):  # noqa: N818 - a user's request, not an error
+    """The drawing was cancelled by the user."""
 
 
 @dataclass(frozen=True)
 class DrawWorker:
-    """Draws the requests of a folder.
+    """Generates the images that are requested in a folder.
 
     Attributes:
-        folder: Where they are.
-        models: What it draws with.
-        exhausted_memory: Tells which memory ran out by an error, "RAM" or "VRAM"; None for others.
-        told: Is given a line for each request that has ended.
+        folder: Folder of the requests.
+        models: Models that are kept loaded.
+        exhausted_memory: Returns which memory an error shows to be exhausted, "RAM" or "VRAM"; None
+            for other errors.
+        told: Called with a line for each request that has ended.
     """
 
     folder: DrawFolder
@@ -52,7 +53,10 @@ class DrawWorker:
     told: Callable[[str], None]
 
     def serve(self, idle_s: float) -> None:
-        """Draw until nothing was asked for some time, or the folder's `stop` asks for the end.
+        """Answer requests until there were none for some time, or the folder's `stop` file exists.
+
+        Args:
+            idle_s: Seconds without requests after which it ends.
 
         Raises:
             RunError: Another worker serves the folder.
@@ -60,26 +64,26 @@ class DrawWorker:
         """
         with storage_errors.reported(self.folder.path):
             self.folder.path.mkdir(parents=True, exist_ok=True)
-        over: set[str] = set()  # all drawings are kept, and the folder is looked at all the time
+        over: set[str] = set()  # drawings accumulate, and the folder is polled frequently
         while True:
             with FolderLock(self.folder.path, "drawing", _refuse):
                 files.write_json(self.folder.worker_file, {"process": current_process().token})
                 was_stopped = self._serve_locked(idle_s, over)
-            # who asked before the lock was gone has started no other worker
+            # clients that asked before the lock was released have started no other worker
             if was_stopped or not self.folder.waiting(over):
                 return
 
     def _serve_locked(self, idle_s: float, over: set[str]) -> bool:
-        """Draw until the end; returns whether it was asked for.
+        """Answer requests until the end; return whether a stop was requested.
 
         Args:
-            idle_s: Seconds after which it ends where nothing is asked.
+            idle_s: Seconds without requests after which it ends.
             over: Names of drawings that have ended, which is kept up to date.
 
         Raises:
             StorageError: The status of a drawing cannot be written.
         """
-        self.folder.stop_file.unlink(missing_ok=True)  # it was meant for the worker before
+        self.folder.stop_file.unlink(missing_ok=True)  # it was for the previous worker
         self._note_killed()
         idle_since = time.monotonic()
         while not presence.exists(self.folder.stop_file):
@@ -96,14 +100,14 @@ class DrawWorker:
         return True
 
     def _note_killed(self) -> None:
-        """Write down which drawings ended with a worker before; they are not begun again."""
+        """Record which drawings ended with a killed worker; they are not started again."""
         for drawing in self.folder.all():
             status = drawing.status()
             if status["phase"] == "killed":
                 files.write_json(drawing.status_file, status)
 
     def answer(self, drawing: Drawing) -> None:
-        """Draw a request; whatever goes wrong with it is written into its status."""
+        """Generate the images of a request; every error is written into its status."""
         status = DrawingStatus(drawing)
         try:
             self._draw(drawing, status)
@@ -115,7 +119,7 @@ class DrawWorker:
         except KeyboardInterrupt:
             status.end("cancelled", "The worker was stopped.")
             raise
-        except Exception as error:  # no request may end the worker, which has others to draw
+        except Exception as error:  # no request may end the worker, which has others to answer
             if memory := self.exhausted_memory(error):
                 self.models.release()
                 status.end("failed", f"{memory} ran out. {OUT_OF_MEMORY}")
@@ -129,7 +133,7 @@ class DrawWorker:
         cells = request.cells()
         status.tell(images=len(cells), warning="")
         models = dict.fromkeys(cell.settings.model for cell in cells)
-        for model in models:  # each is loaded once, whichever axis it is on
+        for model in models:  # each is loaded once, whichever axis models are on
             status.require_wanted()
             loading = not self.models.is_loaded(model)
             status.tell(phase="loading" if loading else "drawing", model=model)
@@ -142,7 +146,7 @@ class DrawWorker:
     def _draw_cells(
         self, request: DrawRequest, model: str, cells: list[tuple[int, Cell]], status: DrawingStatus
     ) -> None:
-        """Draw what one model draws of a request."""
+        """Generate the images of a request that use one model."""
         base = self.models.model(model)
         stack = self.models.hypernetworks(request.hypernetworks)
         sampler = prepare_sampler(base, stack, self.models.device, request.clip_skip)
@@ -177,13 +181,13 @@ class DrawWorker:
 
 
 OUT_OF_MEMORY = (
-    "Draw smaller images, end what else uses it (a training, another program), or try again: the "
-    "model was unloaded and is loaded anew."
+    "Generate smaller images, end other programs that use it (such as a training run), or try "
+    "again: the model was unloaded and will be loaded again."
 )
 
 
 class DrawingStatus:
-    """Writes how far a drawing is, a few times a second at most.
+    """Writes the progress of a drawing, a few times a second at most.
 
     Args:
         drawing: The drawing.
@@ -196,39 +200,39 @@ class DrawingStatus:
         self._told_at = 0.0
 
     def tell(self, **values: Any) -> None:
-        """Write these values into the drawing's status at once, however lately it was written."""
+        """Write these values into the drawing's status immediately, without limiting the rate."""
         self.values |= values
         files.write_json(self.drawing.status_file, self.values, durable=False)
         self._told_at = time.monotonic()
 
     def require_wanted(self) -> None:
-        """Look whether the drawing is still wanted.
+        """Check that the drawing has not been cancelled.
 
         Raises:
-            Cancelled: It is not.
+            Cancelled: It has been.
         """
         if presence.exists(self.drawing.cancel_file):
             raise Cancelled
 
     def begin_image(self, steps: int) -> None:
-        """Note that another image of the drawing begins."""
+        """Record that another image of the drawing starts."""
         self.require_wanted()
         self.tell(phase="drawing", step=0, steps=steps)
 
     def stepped(self, steps: int) -> None:
-        """A step of the sampler is done."""
+        """Record completed sampler steps."""
         self.values["step"] += steps
         if time.monotonic() - self._told_at >= _TOLD_EVERY_S:
             self.tell()
             self.require_wanted()
 
     def finish_image(self, image: dict[str, Any]) -> None:
-        """An image is on disk."""
+        """Record that an image has been saved."""
         self.done.append(image)
         self.tell(done=self.done)
 
     def end(self, phase: str, message: str = "") -> None:
-        """Note how the drawing has ended."""
+        """Record how the drawing has ended."""
         self.values |= {"phase": phase, "message": message, "ended_at": round(time.time(), 3)}
         self.values.pop("stage", None)
         with contextlib.suppress(ImpastoError):  # its folder may be gone, or the disk full
@@ -236,7 +240,7 @@ class DrawingStatus:
 
 
 def prompt_of(settings: ImageSettings, base: BaseModel) -> Prompt:
-    """The prompt of an image; sizes that are not given are those that the model was trained at."""
+    """Return the prompt of an image; missing sizes are those that the model was trained at."""
     width, height = native_size(base.contents)
     return Prompt(
         settings.prompt,
@@ -263,17 +267,17 @@ def _save_grid(drawing: Drawing, request: DrawRequest, done: list[dict[str, Any]
 
 
 def _require_told(drawing: Drawing) -> None:
-    """Make sure that a drawing is not begun again and again because nothing can be written.
+    """Check that a drawing's status was written, so that it is not started again and again.
 
     Raises:
-        StorageError: Its status is as if nobody had begun it.
+        StorageError: The status still shows that it is waiting.
     """
     if presence.exists(drawing.request_file) and drawing.status()["phase"] == "waiting":
         raise StorageError(
             f"{drawing.status_file} cannot be written: the disk is full, or the folder read-only. "
-            f"What was asked for waits there; start the worker again when it can be written."
+            f"The requests wait there; start the worker again when it can be written."
         )
 
 
 def _refuse(holder: LockHolder) -> None:
-    raise RunError(f"Another worker draws in this folder: {holder.description}.")
+    raise RunError(f"Another worker uses this folder: {holder.description}.")

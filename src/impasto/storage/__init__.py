@@ -1,4 +1,4 @@
-"""Object stores: the only place that imports fsspec.
+"""Object stores: the only package that imports fsspec.
 
-Places are paths (`impasto.remote_paths`). Local paths never come here.
+Locations are paths (`impasto.remote_paths`). Local paths are never passed to this package.
 """

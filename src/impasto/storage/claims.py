@@ -1,4 +1,4 @@
-"""Objects that only one may put, and the clock of a store: what locks between machines need.
+"""Objects that only one process can create, and a store's clock, for locks across machines.
 
 Conditional writes: "Conditional writes" in the S3 User Guide (`If-None-Match`), and "Request
 preconditions" in Google Cloud Storage's documentation (`ifGenerationMatch`).
@@ -18,7 +18,7 @@ from impasto.storage.objects import filesystem_of, look_up, read, remove
 
 
 def write(location: Path, content: bytes) -> None:
-    """Put a few bytes into the store, whole.
+    """Put a small object into the store, whole.
 
     Raises:
         StorageError: The store cannot be used.
@@ -28,26 +28,27 @@ def write(location: Path, content: bytes) -> None:
 
 
 def create(location: Path, content: bytes) -> bool:
-    """Put a few bytes where nothing is yet; False where something else is.
+    """Create a small object; return False if another one exists at the location.
 
-    S3 and Google's store decide that themselves (`If-None-Match: *`, `ifGenerationMatch=0`). Of
-    those that know no such condition, two that ask at the same moment may both be told True.
+    S3 and Google's store decide that atomically (`If-None-Match: *`, `ifGenerationMatch=0`). With
+    stores without such a condition, two processes that create at the same moment may both get True.
 
-    An answer may be lost on its way, and the libraries then ask again, which meets what was put the
-    first time. So what is there after a refusal or an error is read, and counts if it is this.
+    An answer may be lost on its way, and the libraries then try again and find the object from the
+    first try. So after a refusal or an error the object is read, and counts as created if it has
+    this content.
 
     Args:
         location: The object.
-        content: Its bytes, which nobody else may put: with a random part.
+        content: Its content, which must be unique to the caller: with a random part.
 
     Raises:
-        StorageError: The store cannot be used. It may have put the object all the same.
+        StorageError: The store cannot be used. The object may have been created all the same.
     """
     if look_up(location) is not None:
         return False
     try:
         filesystem_of(location).pipe_file(key_of(location), content, mode="create")
-    except Exception as error:  # each store's library raises classes of its own
+    except Exception as error:  # each store's library has its own exception classes
         names = names_of(error)
         if names & _KNOWS_NO_CONDITION:
             write(location, content)
@@ -59,7 +60,7 @@ def create(location: Path, content: bytes) -> bool:
 
 
 def _is_there(location: Path, content: bytes) -> bool:
-    """Whether an object has this content, as far as the store says."""
+    """Return whether an object has this content; False if it cannot be read."""
     try:
         return read(location) == content
     except (StorageError, OSError):
@@ -72,7 +73,7 @@ _KNOWS_NO_CONDITION = {"NotImplemented", "NotImplementedError"}
 
 
 def modified_at(location: Path) -> float | None:
-    """When an object was put, in seconds since 1970 by the store's clock; None without one.
+    """Return when an object was written, in seconds since 1970 by the store's clock, or None.
 
     Raises:
         StorageError: The store cannot be used.
@@ -85,18 +86,18 @@ def modified_at(location: Path) -> float | None:
 
 
 def clock_of(folder: Path) -> float:
-    """What the clock of a store says, in seconds since 1970.
+    """Return the time of a store's clock, in seconds since 1970.
 
     Raises:
-        StorageError: Nothing can be put below the folder.
+        StorageError: No object can be written below the folder.
     """
     probe = folder / f".clock-{os.getpid()}-{_OWN}-{threading.get_native_id()}"
     write(probe, b"impasto")
     try:
         modified = modified_at(probe)
     finally:
-        with contextlib.suppress(StorageError):  # who may put may not be allowed to remove
+        with contextlib.suppress(StorageError):  # permission to put may not include removing
             remove(probe)
     if modified is None:
-        raise StorageError(f"{shown(folder)}: what was just put there is missing.")
+        raise StorageError(f"{shown(folder)}: an object that was just written there is missing.")
     return modified

@@ -1,7 +1,8 @@
-"""Copies of objects on this machine: as many bytes as its disk may give, the least used go first.
+"""Local copies of objects, limited in total size; the least recently used are removed first.
 
 The processes of a machine share them. A copy appears whole by one rename, and is never changed; a
-process that finds one gone fetches it again. Only what can be large counts and goes: shards.
+process that finds one missing fetches it again. Only files that can be large count and are removed:
+shards.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from impasto.temporary_names import partial_name
 LIMIT_VARIABLE = "IMPASTO_STORE_CACHE_GB"
 DEFAULT_GB = 50.0
 COUNTED = ".safetensors"
-"""The ending of the copies that count, and go when there are too many."""
+"""Extension of the copies that count towards the limit, and are removed above it."""
 
 
 def limit_bytes() -> int:
-    """How many bytes copies may take.
+    """Return how many bytes copies may take.
 
     Raises:
-        ConfigError: The environment gives something that is no number.
+        ConfigError: The environment variable is not a valid number.
     """
     given = os.environ.get(LIMIT_VARIABLE)
     if not given:
@@ -44,17 +45,17 @@ def limit_bytes() -> int:
             raise ValueError
     except ValueError as error:
         raise ConfigError(
-            f"{LIMIT_VARIABLE} is {given!r}; expected how many GiB the copies of objects of a "
-            f"store may take on this machine, as in 50."
+            f"{LIMIT_VARIABLE} is {given!r}; expected the GiB that copies of a store's objects may "
+            f"take on this machine, such as 50."
         ) from error
     return int(limit * 2**30)
 
 
 class SpareRoom:
-    """The room for copies on this machine, for one process.
+    """The disk space for copies on this machine, as used by one process.
 
-    Copies that this process has used are never removed to make room for more of its own: where not
-    all fit, a part stays, instead of each making way for the next.
+    Copies that this process has used are never removed to make room for more of its own: if not all
+    fit, some stay, instead of each being replaced by the next.
     """
 
     def __init__(self) -> None:
@@ -63,8 +64,8 @@ class SpareRoom:
         self._promised: list[tuple[Path, int]] = []
 
     def use(self, copy: Path) -> bool:
-        """Note that a copy is used; False where it is gone."""
-        now = time.time_ns()  # file systems have a clock of their own, which may be behind
+        """Record that a copy is used; return False if it is missing."""
+        now = time.time_ns()  # the file system's own clock may be behind
         try:
             os.utime(copy, ns=(now, now))
         except OSError:
@@ -73,12 +74,12 @@ class SpareRoom:
 
     @contextlib.contextmanager
     def made(self, copy: Path, size: int, *, also_used: bool = False) -> Iterator[bool]:
-        """Make room for a copy, which is written meanwhile; False where there is none.
+        """Make room for a copy that is written in the block; yield False if there is no room.
 
         Args:
-            copy: Its place.
-            size: Its bytes.
-            also_used: Whether copies may go that this process has used.
+            copy: Path of the copy.
+            size: Its size in bytes.
+            also_used: Whether copies that this process has used may be removed.
         """
         promise = (copy, size)
         with self._lock:
@@ -96,41 +97,41 @@ class SpareRoom:
         limit = limit_bytes()
         if size > limit:
             return False
-        written = {path for path, _ in self._promised}  # it may be there already: counted once
+        written = {path for path, _ in self._promised}  # may exist already: counted once
         copies = [copy for copy in _copies() if copy[2] not in written]
         taken = sum(own for _, own, _ in copies) + sum(own for _, own in self._promised)
         for used, own, path in copies:
             if taken + size <= limit or (used >= self._since and not also_used):
                 break
-            with contextlib.suppress(OSError):  # Windows removes none that is mapped
+            with contextlib.suppress(OSError):  # Windows does not remove mapped files
                 path.unlink()
                 taken -= own
         return taken + size <= limit
 
 
 def fetch_to(location: Path, copy: Path, size: int) -> None:
-    """Copy an object to a file of this machine, which appears whole.
+    """Copy an object to a local file, which appears whole.
 
     Raises:
-        OSError: It is missing, or came cut short.
+        OSError: It is missing, or was received incompletely.
         StorageError: The disk is full, or the store cannot be used.
     """
     _fetch(location, copy, lambda partial: objects.download(location, partial, size))
 
 
 def fetch_newest(location: Path, copy: Path, listed: Stored) -> Stored:
-    """Copy an object that may be replaced meanwhile, as it was at one moment; it appears whole.
+    """Copy one consistent version of an object that may be replaced meanwhile; it appears whole.
 
     Args:
         location: The object.
-        copy: Where to.
-        listed: What a listing said of it.
+        copy: Path of the local file.
+        listed: The object as listed.
 
     Returns:
-        What the store says of what came.
+        The store's facts about the version that was received.
 
     Raises:
-        OSError: It is missing, came cut short, or was replaced again and again.
+        OSError: It is missing, was received incompletely, or was replaced again and again.
         StorageError: The disk is full, or the store cannot be used.
     """
     found = [listed]
@@ -163,7 +164,7 @@ def _download_newest(location: Path, partial: Path, stored: Stored) -> Stored:
 
 
 _TRIES = 5
-"""How often an object is fetched that is replaced meanwhile."""
+"""How often an object is fetched that is replaced during the download."""
 
 
 def _fetch(location: Path, copy: Path, download: Callable[[Path], object]) -> None:
@@ -176,8 +177,8 @@ def _fetch(location: Path, copy: Path, download: Callable[[Path], object]) -> No
         if is_out_of_space(error) or isinstance(error, PermissionError):
             raise StorageError(
                 f"No copy of {shown(location)} could be written into {copies_folder()}: "
-                f"{error.strerror or error}. {COPIES_VARIABLE} names another folder for copies, "
-                f"and {LIMIT_VARIABLE} how many GiB they may take."
+                f"{error.strerror or error}. Set {COPIES_VARIABLE} to another folder for copies, "
+                f"or {LIMIT_VARIABLE} to the GiB that they may take."
             ) from error
         raise
     finally:
@@ -186,7 +187,7 @@ def _fetch(location: Path, copy: Path, download: Callable[[Path], object]) -> No
 
 
 def _put(partial: Path, copy: Path) -> None:
-    """Give a copy its name; Windows replaces none that another process has mapped already."""
+    """Rename a finished copy; Windows does not replace one that another process has mapped."""
     try:
         partial.replace(copy)
     except PermissionError:
@@ -196,10 +197,12 @@ def _put(partial: Path, copy: Path) -> None:
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in another, which is removed in the end, or by `remove_leftovers` after a kill.
+    """Yield a new folder inside another; it is removed afterwards.
+
+    After a kill, `remove_leftovers` removes it.
 
     Raises:
-        StorageError: It cannot be made.
+        StorageError: It cannot be created.
     """
     own = partial_name(folder / "scratch")
     with reported(folder):
@@ -211,10 +214,10 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def _copies() -> list[tuple[float, int, Path]]:
-    """(last use, bytes, path) of the copies that count, the least used first."""
+    """Return (last use, bytes, path) of the copies that count, the least recently used first."""
     found = []
     for path in copies_folder().glob(f"objects/**/*{COUNTED}"):
-        if path.name.startswith("."):  # it is just being written
+        if path.name.startswith("."):  # it is being written
             continue
         with contextlib.suppress(OSError):  # another process removes them too
             status = path.stat()

@@ -1,10 +1,10 @@
-"""What a failed request to an object store says, as one of our errors.
+"""Turns a failed request to an object store into one of Impasto's errors.
 
-What is wrong with one object is an OSError, as of a file: the object is missing, or only a part of
-it came. What is wrong with the store is a StorageError, which ends the work, since every other
-object would fail too: no permission, credentials that have expired, no bucket, nobody answers.
+A fault of one object is an OSError, as for a file: the object is missing, or was received
+incompletely. A fault of the store is a StorageError, which ends the work, since every other object
+would fail too: no permission, expired credentials, no bucket, no answer.
 
-Messages of libraries are not passed on: some hold signed URLs.
+Messages of libraries are not passed on: some contain signed URLs.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ _MOST_CAUSES = 8
 
 @contextlib.contextmanager
 def told(location: Path) -> Iterator[None]:
-    """Turn what goes wrong with a location into an error that says what and why.
+    """Turn errors with a location into ones that say what failed and why.
 
     Raises:
-        OSError: One object is missing, or came cut short.
+        OSError: One object is missing, or was received incompletely.
         StorageError: The store cannot be used.
-        MissingDependencyError: The package for this kind of store is not there.
+        MissingDependencyError: The package for this kind of store is not installed.
     """
     try:
         yield
     except (StorageError, MissingDependencyError):
         raise
-    except Exception as error:  # each store's library raises classes of its own
+    except Exception as error:  # each store's library has its own exception classes
         raise fault_of(error, location) from error
 
 
 def fault_of(
     error: BaseException, location: Path
 ) -> OSError | StorageError | MissingDependencyError:
-    """The error to raise for one that a library raised."""
+    """Return the error to raise for one that a library raised."""
     if isinstance(error, (StorageError, MissingDependencyError)):
         return error
     names, url = names_of(error), shown(location)
@@ -79,7 +79,7 @@ def fault_of(
     bucket, scheme = key_of(location).split("/")[0], scheme_of(location)
     elsewhere = ", and AWS_ENDPOINT_URL if the store is not Amazon's" if scheme == "s3" else ""
     retries = " (AWS_MAX_ATTEMPTS and AWS_RETRY_MODE say how many)" if scheme == "s3" else ""
-    if names & _ARCHIVED:  # which libraries take for a matter of permission
+    if names & _ARCHIVED:  # libraries report it as a lack of permission
         return OSError(errno.EIO, "is in an archive of the store; restore it there first", url)
     for known, sentence in (
         (_WRONG_CLOCK, "the clock of this machine differs too much from the store's. Set it"),
@@ -87,11 +87,11 @@ def fault_of(
         (_UNKNOWN, "the store does not know the credentials in the environment, or there are none. "
                    f"Set them as for its own programs: {_VARIABLES[scheme]}"),
         (_NO_BUCKET, f"there is no bucket {bucket}. Check its name{elsewhere}"),
-        (_DENIED, "the credentials in the environment do not permit this. Reading takes the right "
-                  "to list the bucket and to get objects, caches and runs also that to put and to "
-                  "delete"),
+        (_DENIED, "the credentials in the environment do not permit this. Reading needs permission "
+                  "to list the bucket and to get objects; caches and runs also need permission to "
+                  "put and to delete"),
         (_BUSY, f"the store is too busy, also after all retries{retries}. Start again later; "
-                "what is done is kept"),
+                "finished work is kept"),
     ):  # fmt: skip
         if names & known:
             return StorageError(f"{url}: {sentence}.")
@@ -104,18 +104,18 @@ def fault_of(
 
 
 def _fault_of_object(error: BaseException, names: set[str], url: str) -> OSError | None:
-    """The error to raise where one object is at fault, and its store is not."""
+    """Return the error for a fault of one object, or None if the store is at fault."""
     if isinstance(error, FileNotFoundError) or names & {"NoSuchKey", "404", "EntryNotFoundError"}:
         return FileNotFoundError(errno.ENOENT, "not in the object store", url)
     if names & {"InvalidRange", "416"}:
-        return OSError(errno.ERANGE, "is shorter than what is asked of it", url)
+        return OSError(errno.ERANGE, "is shorter than the requested range", url)
     if names & _CUT_SHORT:
-        return OSError(errno.EIO, "came cut short from the object store", url)
+        return OSError(errno.EIO, "was received incompletely from the object store", url)
     return None
 
 
 def names_of(error: BaseException) -> set[str]:
-    """The classes of an error and of its causes, and the codes that the store answered with."""
+    """Return the class names of an error and of its causes, and the store's error codes."""
     names: set[str] = set()
     seen: BaseException | None = error
     for _ in range(_MOST_CAUSES):
@@ -130,7 +130,7 @@ def names_of(error: BaseException) -> set[str]:
 
 
 def _codes_of(error: BaseException) -> set[str]:
-    """The codes of botocore's, gcsfs's and the Hub's errors; what a status says as a code."""
+    """Return the codes of botocore's, gcsfs's and the Hub's errors, and those of HTTP statuses."""
     response = getattr(error, "response", None)
     codes: set[str] = set()
     status = getattr(response, "status_code", None) or getattr(error, "code", None)

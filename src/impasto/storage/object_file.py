@@ -1,4 +1,4 @@
-"""An object of a store as a file: its beginning at once, and the rest when it is read."""
+"""An object of a store as a file: its first bytes are in memory, the rest is read when needed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from impasto.storage.objects import HEADER_BYTES, read
 
 
 def open_object(location: Path, beginning: bytes | None = None) -> ObjectFile:
-    """An object as a file that is read where it is read, in few requests.
+    """Open an object as a file that is read with few requests.
 
     Raises:
-        OSError: It is missing, or came cut short.
+        OSError: It is missing, or was received incompletely.
         StorageError: The store cannot be used.
     """
     return ObjectFile(location, read(location, 0, HEADER_BYTES) if beginning is None else beginning)
 
 
 class ObjectFile:
-    """A seekable file, read only: the beginning is there, and the rest comes when it is read.
+    """A seekable, read-only file with its first bytes in memory; the rest is read when needed.
 
     Args:
         location: The object.
-        beginning: Its first `HEADER_BYTES`, or all of it where it is shorter.
-        read_all: Reads all of it, where it is a part of the object; None reads the object.
+        beginning: Its first `HEADER_BYTES`, or the whole of a shorter one.
+        read_all: Reads the whole content, if it is a part of the object; None reads the object.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ObjectFile:
         self._is_whole = len(beginning) < HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
-        """Read some bytes, or all that follow."""
+        """Return `size` bytes, or all that follow."""
         end = None if size is None or size < 0 else self._at + size
         if end is None or end > len(self._content):
             self._complete()
@@ -48,7 +48,7 @@ class ObjectFile:
         return piece
 
     def readline(self, size: int = -1) -> bytes:
-        """Read to the end of a line, as Pillow does where it looks for formats made of lines."""
+        """Return the bytes to the end of a line; Pillow calls this to detect line-based formats."""
         end = self._content.find(b"\n", self._at)
         if end < 0:
             self._complete()
@@ -57,7 +57,11 @@ class ObjectFile:
         return self.read(max(0, length if size is None or size < 0 else min(length, size)))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go somewhere; the end is that of the whole object."""
+        """Set the position and return it; the end is that of the whole object.
+
+        Raises:
+            OSError: The position is negative.
+        """
         if whence == os.SEEK_END:
             self._complete()
             offset += len(self._content)
@@ -69,11 +73,11 @@ class ObjectFile:
         return offset
 
     def tell(self) -> int:
-        """The position that is read from next."""
+        """Return the position of the next read."""
         return self._at
 
     def close(self) -> None:
-        """Let the content go."""
+        """Release the content."""
         self._content = b""
 
     def _complete(self) -> None:

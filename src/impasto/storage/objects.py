@@ -1,7 +1,7 @@
 """Reads and writes objects of a store by their locations, through fsspec.
 
-The filesystem objects of fsspec are made in each process, so nothing of them goes into a process
-that is forked or spawned. Listings are never remembered: another machine may have written since.
+fsspec's filesystem objects are created per process, so that none is shared with a forked or spawned
+process. Listings are never cached: another machine may have written since.
 
 Library: https://filesystem-spec.readthedocs.io (fsspec), with s3fs for S3, gcsfs for Google's.
 """
@@ -29,21 +29,20 @@ _MAKING = threading.Lock()
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}}
-"""With more, s3fs asks for the size of each object before it reads it."""
+"""With a higher concurrency, s3fs requests the size of each object before it reads it."""
 
 Range = tuple[Path, int, int]
-"""An object, and where a part of it begins and ends."""
+"""An object, and the start and end of a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a listing says of an object.
+    """A listing's facts about an object.
 
     Attributes:
-        size: Bytes.
-        identity: A hash in 62 bits of its ETag or version, or of its time of change where a store
-            has none: in the place of a file's time of change. Times alone differ in their
-            fractions between a listing and a look at one object.
+        size: Size in bytes.
+        identity: 62-bit hash of its ETag or version, else of its modification time; used in place
+            of a file's. Times differ in their fractions between a listing and a single request.
     """
 
     size: int
@@ -55,8 +54,8 @@ class Found:
     """The objects below a folder.
 
     Attributes:
-        objects: The size and identity of each, by its key below the folder, with slashes.
-        odd: Keys that no path can name, since a part of them is empty, `.` or `..`.
+        objects: Size and identity of each, by its key below the folder, with slashes.
+        odd: Keys that no path can represent, since a part of them is empty, `.` or `..`.
     """
 
     objects: dict[str, Stored]
@@ -64,7 +63,7 @@ class Found:
 
 
 def find(folder: Path) -> Found:
-    """All objects below a folder, in one listing; a folder that is not there holds none.
+    """List all objects below a folder; empty if the folder does not exist.
 
     Raises:
         StorageError: The store cannot be used.
@@ -80,7 +79,9 @@ def find(folder: Path) -> Found:
     objects, odd = {}, []
     for key, info in listed.items():
         plain = key.lstrip("/")
-        if not plain.startswith(prefix) or plain.endswith("/"):  # itself; the mark of a folder
+        if not plain.startswith(prefix) or plain.endswith(
+            "/"
+        ):  # the folder itself; a folder marker
             continue
         inner = plain[len(prefix) :]
         if is_plain_key(inner):
@@ -91,13 +92,13 @@ def find(folder: Path) -> Found:
 
 
 def _require_bucket(folder: Path) -> None:
-    """Make sure that there is a bucket, where a listing does not say so.
+    """Check that the bucket exists, for stores whose listing does not show that.
 
-    For an empty bucket that one may not look at, gcsfs also says that it is not there, after a 403
-    (gcsfs/core.py, `_info`).
+    For an empty bucket that the credentials may not inspect, gcsfs also reports that it is missing,
+    after a 403 (gcsfs/core.py, `_info`).
 
     Raises:
-        StorageError: There is none.
+        StorageError: It does not exist.
     """
     if scheme_of(folder) != "gs":
         return
@@ -109,12 +110,12 @@ def _require_bucket(folder: Path) -> None:
             raise StorageError(
                 f"{shown(folder)}: there is no bucket {bucket}. Check its name."
             ) from error
-    except Exception:  # any class of the library's: some may read objects and not ask for buckets
+    except Exception:  # some credentials may read objects but not inspect buckets
         return
 
 
 def look_up(location: Path) -> Stored | None:
-    """What the store says of an object; None where there is none.
+    """Return the store's facts about an object; None if it does not exist.
 
     Raises:
         StorageError: The store cannot be used.
@@ -128,10 +129,10 @@ def look_up(location: Path) -> Stored | None:
 
 
 def read(location: Path, start: int = 0, end: int | None = None) -> bytes:
-    """An object, or a part of it.
+    """Read an object, or a part of it.
 
     Raises:
-        OSError: It is missing, or came cut short.
+        OSError: It is missing, or was received incompletely.
         StorageError: The store cannot be used.
     """
     bounds = {} if start == 0 and end is None else {"start": start, "end": end}
@@ -145,7 +146,7 @@ def read(location: Path, start: int = 0, end: int | None = None) -> bytes:
 
 
 def read_all(locations: Sequence[Path]) -> list[bytes | OSError]:
-    """Several objects at once, in the order of `locations`; of one that cannot be read, why.
+    """Read several objects at once, in the order of `locations`; the error for each that fails.
 
     Raises:
         StorageError: The store cannot be used.
@@ -154,7 +155,7 @@ def read_all(locations: Sequence[Path]) -> list[bytes | OSError]:
 
 
 def read_beginnings(locations: Sequence[Path], size: int) -> list[bytes | OSError]:
-    """The first bytes of several objects, in the order of `locations`; of one without, why.
+    """Read the first bytes of several objects, in order; the error for each that fails.
 
     Raises:
         StorageError: The store cannot be used.
@@ -163,13 +164,12 @@ def read_beginnings(locations: Sequence[Path], size: int) -> list[bytes | OSErro
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
-    """Parts of objects, in the order of `ranges`, asked for at once.
+    """Read parts of objects at once, in order; empty parts without a request.
 
-    For a part without bytes no request is sent: HTTP has no such range, and S3 gives the whole
-    object (RFC 9110, section 14.1.1).
+    HTTP has no empty range, and S3 returns the whole object (RFC 9110, section 14.1.1).
 
     Raises:
-        OSError: One is missing, or came cut short.
+        OSError: One is missing, or was received incompletely.
         StorageError: The store cannot be used.
     """
     wanted = [item for item in ranges if item[1] < item[2]]
@@ -196,21 +196,21 @@ def _read_ranges(ranges: Sequence[Range]) -> list[bytes]:
 
 
 def download(location: Path, file: Path, size: int) -> None:
-    """Copy an object to a file of this machine, flushed to the disk.
+    """Copy an object to a local file, flushed to the disk.
 
     Args:
         location: The object.
-        file: Where to; what is there is replaced.
-        size: How many bytes it has.
+        file: Path to write to; an existing file is replaced.
+        size: Size of the object in bytes.
 
     Raises:
-        OSError: It is missing, or came cut short; or the disk is full.
+        OSError: It is missing, or was received incompletely; or the disk is full.
         StorageError: The store cannot be used.
     """
     with file.open("wb") as out:
         for start in range(0, size, COPIED_AT_ONCE):
             end = min(size, start + COPIED_AT_ONCE)
-            # one answer is of one version of an object: without bounds, a grown one is not cut
+            # one response is one version of an object; without bounds, a grown one is not cut
             got = read(location) if size <= COPIED_AT_ONCE else read(location, start, end)
             if len(got) != end - start:
                 raise OSError(errno.EIO, f"gave {len(got)} of {end - start} bytes", shown(location))
@@ -220,19 +220,19 @@ def download(location: Path, file: Path, size: int) -> None:
 
 
 COPIED_AT_ONCE = 32 << 20
-"""Bytes that are copied by one request. An object of more may be replaced between two."""
+"""Bytes that are copied by one request. A larger object may be replaced between two requests."""
 
 
 def upload(file: Path, location: Path, advance: Advance | None = None) -> Stored:
-    """Put a file of this machine into the store; it appears there whole or not at all.
+    """Put a local file into the store; it appears there whole or not at all.
 
     Args:
         file: The file.
-        location: Where to; an object that is there is replaced.
-        advance: Is told the number of bytes that have been sent.
+        location: Target; an existing object is replaced.
+        advance: Called with the number of bytes sent.
 
     Raises:
-        OSError: The file cannot be read, or the store took only a part.
+        OSError: The file cannot be read, or the store stored only a part.
         StorageError: The store cannot be used.
     """
     told_of = {} if advance is None else {"callback": _counting(advance)}
@@ -247,7 +247,7 @@ def upload(file: Path, location: Path, advance: Advance | None = None) -> Stored
 
 
 def _counting(advance: Advance) -> Any:
-    """What fsspec tells of an upload, as a number of bytes."""
+    """Return a callback that passes fsspec's upload progress on as a number of bytes."""
     from fsspec.callbacks import Callback
 
     class Counting(Callback):  # type: ignore[misc,unused-ignore]
@@ -258,7 +258,7 @@ def _counting(advance: Advance) -> Any:
 
 
 def remove(location: Path) -> None:
-    """Remove an object; one that is gone is no error.
+    """Remove an object; it is no error if it does not exist.
 
     Raises:
         StorageError: The store cannot be used.
@@ -268,7 +268,7 @@ def remove(location: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that objects can be put below a folder, and removed again.
+    """Check that objects can be put below a folder, and removed again.
 
     Raises:
         StorageError: They cannot.
@@ -280,28 +280,28 @@ def require_writable(folder: Path) -> None:
 
 
 HEADER_BYTES = 1 << 16
-"""What is read of an image to find its size: nearly all headers, EXIF and profiles included."""
+"""Bytes read of an image to find its size: nearly all headers fit, with EXIF and profiles."""
 
 
 def sha256_of_object(location: Path) -> str:
-    """The SHA-256 of an object's bytes, in hexadecimal.
+    """Return the SHA-256 of an object's bytes, in hexadecimal.
 
     Raises:
-        OSError: It is missing, or came cut short.
+        OSError: It is missing, or was received incompletely.
         StorageError: The store cannot be used.
     """
     return hashlib.sha256(read(location)).hexdigest()
 
 
 def is_plain_key(key: str) -> bool:
-    """Whether a key is one that a path can name: no part is empty, `.` or `..`."""
+    """Return whether a path can represent a key: no part is empty, `.` or `..`."""
     return not any(name in {"", ".", ".."} for name in key.split("/"))
 
 
 def _at_once(locations: Sequence[Path], size: int | None) -> list[bytes | OSError]:
-    """The first bytes of objects, or all for None, each with what became of it.
+    """Read the first `size` bytes of objects, or all if None; the error for each that fails.
 
-    By `cat_ranges`, since `cat` takes keys for patterns.
+    Uses `cat_ranges`, since `cat` treats keys as patterns.
     """
     if not locations:
         return []
@@ -325,7 +325,7 @@ def _at_once(locations: Sequence[Path], size: int | None) -> list[bytes | OSErro
 
 
 def _is_empty(error: OSError, start: int) -> bool:
-    """Whether an object has no first byte, which S3 answers as a fault."""
+    """Return whether an error means that an object is empty, which S3 reports as a fault."""
     return error.errno == errno.ERANGE and start == 0
 
 
@@ -339,7 +339,7 @@ def _stored(info: Mapping[str, Any]) -> Stored:
 
 
 def filesystem_of(location: Path) -> Any:
-    """The filesystem of fsspec for a location, of this process."""
+    """Return this process's fsspec filesystem for a location."""
     name = (os.getpid(), scheme_of(location))
     with _MAKING:
         if name not in _MADE:

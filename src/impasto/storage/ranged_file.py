@@ -1,4 +1,4 @@
-"""A seekable file of which only the ranges that are asked for are read: of a store, or of a tar."""
+"""A seekable file that reads only the requested ranges: of a store's object, or of a tar."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from impasto.storage import objects
 
 _AHEAD = 1 << 20
-"""Bytes that are read where fewer are asked for: walking through a tar goes on behind them."""
+"""Minimum bytes per request: walking through a tar continues with the bytes behind them."""
 
 
 def open_ranges(location: Path, size: int, ahead: int = _AHEAD) -> RangedFile:
-    """An object of a store as a file; nothing is read yet.
+    """Return an object of a store as a file, without reading anything yet.
 
     Args:
         location: The object.
-        size: How many bytes it has.
-        ahead: How many bytes are read at least.
+        size: Its size in bytes.
+        ahead: Minimum number of bytes per read.
     """
     return RangedFile(partial(_range_of_object, location), size, ahead)
 
@@ -30,14 +30,14 @@ def _range_of_object(location: Path, begin: int, end: int) -> bytes:
 
 
 class RangedFile(io.RawIOBase):
-    """Bytes that a function reads by ranges as a file, read only, with the last range in memory.
+    """A read-only file over bytes that a function reads by ranges; the last range stays in memory.
 
     Args:
-        read_range: Reads the bytes from the first index to the one before the second. It may give
-            fewer, as a raw file may, but at least one; else it raises an error.
-        size: How many bytes there are.
-        ahead: How many bytes are read at least.
-        on_close: Called when this is closed.
+        read_range: Reads the bytes from the first index up to, not including, the second. It may
+            return fewer, as a raw file may, but at least one; otherwise it raises an error.
+        size: Number of bytes.
+        ahead: Minimum number of bytes per read.
+        on_close: Called when the file is closed.
     """
 
     def __init__(
@@ -54,28 +54,28 @@ class RangedFile(io.RawIOBase):
         self._piece = b""
 
     def readable(self) -> bool:
-        """A file to read from."""
+        """Return True: the file can be read."""
         return True
 
     def seekable(self) -> bool:
-        """A file to go about in."""
+        """Return True: the position can be set."""
         return True
 
     def tell(self) -> int:
-        """The position that is read from next."""
+        """Return the position of the next read."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position; nothing is read."""
+        """Set the position and return it; nothing is read."""
         before = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         self._at = max(0, before + offset)
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read some bytes, or all that follow.
+        """Return `size` bytes, or all that follow.
 
         Raises:
-            OSError: They are missing, or cut short.
+            OSError: They are missing, or incomplete.
             StorageError: They are in an object store that cannot be used.
         """
         left = max(0, self._size - self._at)
@@ -90,13 +90,13 @@ class RangedFile(io.RawIOBase):
         return piece
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read into memory that is there."""
+        """Read into the given memory, and return the number of bytes."""
         piece = self.read(len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)
 
     def close(self) -> None:
-        """Close what is read from too, if the file was made so."""
+        """Close the file, and its source if `on_close` was given."""
         if self._on_close is not None:
             self._on_close()
         super().close()

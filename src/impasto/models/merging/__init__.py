@@ -1,1 +1,1 @@
-"""Sums and differences of models: mixtures, and LoRAs added to a model or extracted from two."""
+"""Merges of models, LoRAs added to a model, and LoRAs extracted from the difference of two."""

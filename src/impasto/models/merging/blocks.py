@@ -1,10 +1,10 @@
-"""Which ratio each tensor of a model is mixed with: by network, and by block of its U-Net.
+"""The ratio that each tensor of a model is mixed with: by network, and by block of its U-Net.
 
 Blocks have two sets of names. `IN00` to `IN11`, `M00`, `OUT00` to `OUT11` are those of the A1111
 extension for merging by blocks (bbc-mc/sdweb-merge-block-weighted-gui) and of supermerger
 (`blockfromkey` of hako-mikan/sd-webui-supermerger): the numbers of LDM's input, middle and output
 blocks, with the embeddings of time and size in the first and the last layers in the last. The
-others are diffusers' names of modules, as `method.block_lrs` takes them.
+others are diffusers' names of modules, as in `method.block_lrs`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from impasto.models.reading.contents import ModelContents
 from impasto.models.trainable import block_of
 
 BASE = "BASE"
-"""What is in no block of the U-Net: text encoders and VAE."""
+"""Name for all tensors outside the U-Net: text encoders and VAE."""
 
 _NUMBERED = re.compile(r"(IN|OUT)(\d{1,2})", re.ASCII)
 _MIDDLE = {"M", "M0", "M00", "MID", "MID00"}
@@ -31,11 +31,11 @@ class Ratios:
     """The ratio of each tensor.
 
     Attributes:
-        default: Of what no name covers.
-        named: Names of networks, of kinds of networks, and of blocks -> their ratios. Of several
-            names that cover a tensor counts diffusers' longest, then `IN04` and the like, then the
+        default: Ratio of tensors that no name covers.
+        named: Names of networks, of kinds of networks, and of blocks -> their ratios. If several
+            names cover a tensor, diffusers' longest applies, then `IN04` and the like, then the
             network's.
-        listed: The same of all blocks, where they were given as a list: `named` goes before.
+        listed: Ratios of all blocks that were given as a list; `named` takes precedence.
     """
 
     default: float
@@ -44,12 +44,12 @@ class Ratios:
 
     @property
     def given(self) -> dict[str, float]:
-        """The ratios that were given beside the default, by the name of a network or block."""
+        """The ratios that were given besides the default, by the name of a network or block."""
         own = {_canonical(name): ratio for name, ratio in self.named.items()}
         return {**self.listed, **own}
 
     def of(self, contents: ModelContents) -> dict[str, dict[str, float]]:
-        """Network -> name of a tensor -> its ratio.
+        """Return network -> name of a tensor -> its ratio.
 
         Raises:
             ConfigError: A name is of no network or block of this model, or has no effect.
@@ -66,8 +66,8 @@ class Ratios:
                 found[component][name] = wanted.get(key, self.default)
         if unknown := sorted({_canonical(name) for name in self.named} - used):
             raise ConfigError(
-                f"{unknown[0]} is no network or block of {contents.name}, or other names stand for "
-                f"all of it. It has {known_names(contents)}."
+                f"{unknown[0]} is no network or block of {contents.name}, or other names cover "
+                f"all of it. The model has {known_names(contents)}."
             )
         return found
 
@@ -79,13 +79,13 @@ class Ratios:
         block: str | None,
         contents: ModelContents,
     ) -> str:
-        """The name among those wanted that a tensor's ratio is taken from; empty for none.
+        """Return the name in `wanted` that gives a tensor its ratio; empty if none does.
 
         Args:
             wanted: Names -> ratios.
-            network: The network.
-            name: The tensor's.
-            block: The block of the U-Net; None in other networks.
+            network: Network of the tensor.
+            name: Name of the tensor.
+            block: Block of the U-Net; None in other networks.
             contents: The model.
         """
         kinds = {
@@ -101,7 +101,7 @@ class Ratios:
 
 
 def _canonical(name: str) -> str:
-    """`in4` is `IN04`, `mid` is `M00`; others as they are."""
+    """Return the standard spelling of a name: `IN04` for `in4`, `M00` for `mid`, or the name."""
     upper = name.strip().upper()
     if match := _NUMBERED.fullmatch(upper):
         return f"{match[1]}{int(match[2]):02}"
@@ -111,7 +111,7 @@ def _canonical(name: str) -> str:
 
 
 def mbw_blocks(contents: ModelContents) -> dict[str, str]:
-    """Name of a tensor of the U-Net -> `IN00` and so on."""
+    """Return name of a tensor of the U-Net -> its block (`IN00` and so on)."""
     component = contents.identity.family.unet
     tensors = contents.components[component.name]
     component_map = component.naming.map_of_ours(tensors.keys())
@@ -132,18 +132,18 @@ def _mbw_block(name: str, last: int) -> str:
 
 
 def block_order(contents: ModelContents) -> list[str]:
-    """The blocks of a U-Net in the order of A1111's lists: `IN00` ..., `M00`, `OUT00` ..."""
+    """Return the blocks of a U-Net in the order of A1111's lists: `IN00` ..., `M00`, `OUT00` ..."""
     order = {"IN": 0, "M": 1, "OUT": 2}
     found = set(mbw_blocks(contents).values())
     return sorted(found, key=lambda block: (order[block.rstrip("0123456789")], block))
 
 
 def listed_ratios(numbers: Sequence[float], contents: ModelContents) -> dict[str, float]:
-    """A list of ratios, one for each block, as merging extensions for A1111 show and take them.
+    """Return block -> ratio for a list of ratios, as merging extensions for A1111 show and take it.
 
     Args:
-        numbers: As many as there are blocks (25 for SD, 19 for SDXL); one more if the first is that
-            of text encoders and VAE.
+        numbers: One per block (25 for SD, 19 for SDXL), optionally preceded by that of text
+            encoders and VAE.
         contents: The model.
 
     Raises:
@@ -162,7 +162,7 @@ def listed_ratios(numbers: Sequence[float], contents: ModelContents) -> dict[str
 
 
 def known_names(contents: ModelContents) -> str:
-    """The names that a ratio may be given for, in a sentence."""
+    """Return the names that a ratio may be given for, as part of a sentence."""
     order = block_order(contents)
     family = contents.identity.family
     first = [block for block in order if block.startswith("IN")]
@@ -172,7 +172,7 @@ def known_names(contents: ModelContents) -> str:
     networks = dict.fromkeys((*families.BY_SETTING, *family.names))
     return (
         f"{', '.join(networks)}; {first[0]} to {first[-1]}, M00, {last[0]} to {last[-1]}; "
-        f"{', '.join(modules)}, and layers in those, as down_blocks.1.attentions.0"
+        f"{', '.join(modules)}, and layers in those, such as down_blocks.1.attentions.0"
     )
 
 

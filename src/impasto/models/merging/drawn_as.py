@@ -1,7 +1,7 @@
-"""How a mixture is drawn: as that one of its models is of which there is most in it.
+"""The sampling settings of a mixture: those of the model with the largest fraction of it.
 
-What a model was taught with, such as the layer of CLIP that texts are read at, stands in its file
-and cannot be mixed; drawn otherwise than it learned, a model is not what its weights are.
+Settings that a model was trained with, such as the layer of CLIP that texts are read at, are in its
+file and cannot be mixed; sampled with other settings, a model does not give its best.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from impasto.models.tokenization.text_metadata import LAYOUT_KEY, prompt_layout
 
 @dataclass(frozen=True)
 class DrawnAs:
-    """How a model says that it is drawn.
+    """The sampling settings that a model's files state.
 
     Attributes:
-        layer: CLIP's layer from the end that texts are read at.
+        layer: CLIP layer, counted from the end, that texts are read at.
         resolution: `WIDTHxHEIGHT` in pixels.
-        layout: How prompts are laid out, as its metadata says it; None where it says nothing.
+        layout: Layout of prompts in its metadata; None if it states none.
         zeroes_empty_text: Whether an empty prompt is zeros.
-        ends_in_noise: Whether its noise schedule ends in noise alone.
+        ends_in_noise: Whether its noise schedule has zero terminal SNR.
     """
 
     layer: int
@@ -37,7 +37,7 @@ class DrawnAs:
 
     @classmethod
     def of(cls, model: ModelContents) -> DrawnAs:
-        """What a model's files say."""
+        """Return the sampling settings of a model."""
         return cls(
             read_encoder_layer(model.metadata) or 1,
             "{}x{}".format(*native_size(model)),
@@ -48,11 +48,11 @@ class DrawnAs:
 
     @property
     def more(self) -> dict[str, str]:
-        """The metadata of a model that is drawn so, beside what its writer asks for."""
+        """The metadata for these settings, apart from that which the writer adds itself."""
         return {} if self.layout is None else {LAYOUT_KEY: self.layout}
 
     def told(self, other: DrawnAs) -> list[str]:
-        """In what it differs from another, in words."""
+        """Return the settings that differ from another model's, in words."""
         layout = prompt_layout(self.more)
         said = [
             (self.layer != other.layer, f"layer {self.layer} of CLIP"),
@@ -67,17 +67,17 @@ class DrawnAs:
             ),
             (
                 self.ends_in_noise != other.ends_in_noise,
-                f"noise schedule {'ends' if self.ends_in_noise else 'does not end'} in noise alone",
+                f"noise schedule {'ends' if self.ends_in_noise else 'does not end'} in pure noise",
             ),
         ]
         return [text for differs, text in said if differs]
 
 
 def model_drawn_as(models: Sequence[ModelContents], formula: Formula | None, ratios: Ratios) -> int:
-    """The index of the model that a mixture is drawn as.
+    """Return the index of the model whose sampling settings a mixture takes.
 
-    It is the one with the largest share in the U-Net; of equal shares the first whose file says at
-    which layer, at which size or how it was trained to read texts.
+    It is the model with the largest fraction of the U-Net; of equal ones, the first whose file
+    states the encoder layer, the size or the layout of texts that it was trained with.
 
     Raises:
         ConfigError: A ratio is for no block of the models.
@@ -98,7 +98,7 @@ def _says(model: ModelContents) -> bool:
 
 
 def drawn_as_model(contents: ModelContents, model: ModelContents) -> ModelContents:
-    """A mixture whose empty prompts and noise schedule are those of one of its models."""
+    """Return a mixture with the empty prompts and the noise schedule of one of its models."""
     return replace(
         contents,
         zeroes_empty_text=model.zeroes_empty_text,
@@ -107,7 +107,7 @@ def drawn_as_model(contents: ModelContents, model: ModelContents) -> ModelConten
 
 
 def drawing_text(models: Sequence[ModelContents], chosen: int) -> str | None:
-    """Which model a mixture is drawn as, and how the others differ; None where all are alike."""
+    """Describe the sampling settings of a mixture and how other models' differ; None if none do."""
     ways = [DrawnAs.of(model) for model in models]
     others = [
         f"{letter_of(number)}: {', '.join(differences)}"

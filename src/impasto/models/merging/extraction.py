@@ -1,10 +1,10 @@
-"""Extracts the difference of two models as a LoRA: layer by layer, with the error that it makes.
+"""Extracts the difference of two models as a LoRA, layer by layer, and measures its error.
 
-Which layers a LoRA has is sd-scripts' rule (`networks/lora.py`): in the U-Net all linear and
+The layers of a LoRA are those of sd-scripts (`networks/lora.py`): in the U-Net all linear and
 convolutional layers of attention blocks, and with a rank for convolutions those of residual blocks,
-downsamplers and upsamplers too; in text encoders those of attention and of the layers after it.
-Norms, biases, embeddings, the first and last convolution and the VAE are in no such file: what
-changed there is counted and said.
+downsamplers and upsamplers too; in text encoders those of attention and of the MLP after it. Norms,
+biases, embeddings, the first and last convolution and the VAE are in no such file: their changes
+are measured and reported.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from impasto.progress import Progress, SilentProgress
 _ATTENTION = re.compile(r"\.attentions\.\d+\.")
 _OTHER_BLOCKS = re.compile(r"\.(resnets|downsamplers|upsamplers)\.\d+\.")
 ALPHA = 64.0
-"""The alpha of all layers of a file whose ranks are not bounded."""
+"""Alpha of all layers of a file whose ranks are not limited."""
 
 _OF_TEXT = re.compile(r"\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.weight$")
 
 
 @dataclass(frozen=True)
 class ExtractionRules:
-    """How a difference is made small.
+    """Limits for the size of an extracted difference.
 
     Attributes:
-        rank: For linear layers and 1x1 convolutions; None is no bound.
-        conv_rank: For other convolutions; 0 leaves residual blocks out, None is no bound.
-        energy: The share of each layer's change that is kept at least, in (0, 1], where the ranks
-            allow it; None is all that they allow.
-        dtype: What the matrices are stored in.
-        with_text: Whether text encoders are part of it.
-        asked: Which of the ranks a person chose; one that nobody chose may be above all widths.
+        rank: Maximum rank of linear layers and 1x1 convolutions; None for no limit.
+        conv_rank: Maximum rank of other convolutions; 0 leaves residual blocks out, None for no
+            limit.
+        energy: Fraction of each layer's change that is retained at least, in (0, 1], as far as the
+            ranks allow it; None for as much as they allow.
+        dtype: Dtype in which the matrices are stored.
+        with_text: Whether text encoders are included.
+        asked: Options of the ranks that the user set; a default rank may exceed all widths.
     """
 
     rank: int | None
@@ -60,13 +61,13 @@ class ExtractionRules:
         """The alpha of all layers, whatever their ranks.
 
         diffusers (0.42, `get_peft_kwargs` in `utils/peft_utils.py`) loses the alphas of attention
-        layers where a file has several, and takes the commonest for them. So all have one, and
-        what that multiplies a layer by is taken out of its matrices.
+        layers if a file has several, and uses the most common one for them. So all layers have the
+        same, and its factor is divided out of their matrices.
         """
         return ALPHA if self.rank is None else float(self.rank)
 
     def of(self, shape: tuple[int, ...]) -> RankRule:
-        """The rule for a layer whose weight is of this shape."""
+        """Return the rule for a layer whose weight has this shape."""
         is_spatial = len(shape) > 2 and math.prod(shape[2:]) > 1
         return RankRule(self.conv_rank if is_spatial else self.rank, self.energy)
 
@@ -76,11 +77,11 @@ class ExtractedLayer:
     """One layer of a LoRA.
 
     Attributes:
-        up: `[out, rank]`, or `[out, rank, 1, 1]` of a convolution.
+        up: `[out, rank]`, or `[out, rank, 1, 1]` for a convolution.
         down: `[rank, in]`, or `[rank, in, height, width]`.
-        alpha: `alpha / rank` is what their product is multiplied by.
-        change: The sum of squares of the difference.
-        missed: The sum of squares of what the stored product differs from it by.
+        alpha: The product of the matrices is multiplied by `alpha / rank`.
+        change: Sum of squares of the difference.
+        missed: Sum of squares of the deviation of the stored product from the difference.
     """
 
     up: Tensor
@@ -91,24 +92,24 @@ class ExtractedLayer:
 
     @property
     def rank(self) -> int:
-        """The rank that the layer was reduced to: how many rows `down` has."""
+        """The rank of the layer: the number of rows of `down`."""
         return self.down.shape[0]
 
     @property
     def error(self) -> float:
-        """The relative error: root of the missed over root of the changed."""
+        """The relative error: the root of `missed / change`."""
         return math.sqrt(self.missed / self.change)
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """A LoRA and what it leaves out.
+    """A LoRA and a measure of the changes that it leaves out.
 
     Attributes:
         layers: Name of a layer as sd-scripts writes it -> its matrices.
-        outside: Network -> sum of squares of what changed in layers that are not in the file.
-        unchanged: Layers that are the same in both models.
-        unasked: Network -> the same sum of layers that a LoRA can hold and the rules leave out.
+        outside: Network -> sum of squares of the changes in layers that no LoRA can hold.
+        unchanged: Number of layers that are equal in both models.
+        unasked: Network -> the same sum for layers that a LoRA can hold and the rules leave out.
     """
 
     layers: Mapping[str, ExtractedLayer]
@@ -140,20 +141,20 @@ def extract(
     rules: ExtractionRules,
     progress: Progress | None = None,
 ) -> Extraction:
-    """Make a LoRA of what a model has that its base has not.
+    """Make a LoRA of the difference between a model and its base.
 
     Layers are read, decomposed and released one after another: beside the LoRA, memory for a few
     layers is needed.
 
     Args:
-        base: The model that the LoRA will be used with.
-        tuned: One of the same tensors.
+        base: Model that the LoRA will be used with.
+        tuned: Model with the same tensors.
         rules: Ranks and precision.
-        progress: Shows how far the work is.
+        progress: Shows the progress.
 
     Raises:
-        ConfigError: A rank is above what any layer has.
-        ModelError: The two are the same in all layers of a LoRA, or a value is NaN or infinite.
+        ConfigError: A rank is above the width of every layer.
+        ModelError: The two are equal in all layers of a LoRA, or a value is NaN or infinite.
     """
     all_rules = replace(rules, conv_rank=None, with_text=True)
     held = {p: name for p, name in kohya_names(base).items() if _is_in(p, base, all_rules)}
@@ -184,7 +185,7 @@ def extract(
 def _differences(
     base: ModelContents, tuned: ModelContents, advance: Callable[[int], None]
 ) -> Iterator[tuple[LayerName, Tensor]]:
-    """Each tensor that differs, as the difference in float32."""
+    """Yield each tensor that differs, as the difference in float32."""
     for component, tensors in base.components.items():
         for name, own in tensors.items():
             other = tuned.components[component][name]
@@ -200,7 +201,7 @@ def _differences(
 def _difference(
     own: LazyTensor, source: str, other: LazyTensor, other_source: str, layer: LayerName
 ) -> Tensor | None:
-    """The second minus the first; None where they differ by the rounding of their files alone."""
+    """Return the second minus the first; None if only their files' rounding differs."""
     before = finite_values(own, source, layer.component, layer.tensor)
     after = finite_values(other, other_source, layer.component, layer.tensor)
     change = after - before
@@ -211,10 +212,10 @@ def _difference(
 
 
 def _half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """By how much numbers may differ from what was rounded to them, in float64.
+    """Return the maximum rounding error of values stored in a dtype, in float64.
 
-    Half of the distance between neighbours: `eps` of the type at the power of two below a number,
-    and no less than at its smallest normal number.
+    It is half of the distance between neighbouring values: `eps` of the dtype times the power of
+    two below a value, and at least that of its smallest normal number.
     """
     info = torch.finfo(dtype)
     size = values.double().abs().clamp(min=info.smallest_normal)
@@ -240,7 +241,7 @@ def _extracted(change: Tensor, rules: ExtractionRules, name: str) -> ExtractedLa
     product = (up.double() @ down.double()) * scale
     if not bool(product.isfinite().all()):
         raise ModelError(
-            f"{name} changed by more than {rules.dtype} can hold. Nothing was written. Take "
+            f"{name} changed by more than {rules.dtype} can hold. Nothing was written. Use "
             f"--dtype fp32."
         )
     missed = float((matrix.double() - product).square().sum())
@@ -255,7 +256,7 @@ def _require_modest(rules: ExtractionRules, shapes: list[tuple[int, ...]]) -> No
     """Refuse a rank that no layer can have.
 
     Raises:
-        ConfigError: It is above the width of all.
+        ConfigError: It is above the width of every layer.
     """
     for option, rank, spatial in (
         ("--rank", rules.rank, False),
@@ -269,5 +270,5 @@ def _require_modest(rules: ExtractionRules, shapes: list[tuple[int, ...]]) -> No
         if option in rules.asked and rank is not None and widths and rank > max(widths):
             raise ConfigError(
                 f"{option} {rank} is above the width of every layer: the widest has "
-                f"{max(widths)}. Give {max(widths)} or less; narrower layers take their own width."
+                f"{max(widths)}. Give {max(widths)} or less; narrower layers use their own width."
             )

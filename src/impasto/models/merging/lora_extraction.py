@@ -1,4 +1,4 @@
-"""From two models on the disk to a LoRA on the disk, and what a person may want to know of it."""
+"""Extracts a LoRA from two models on the disk, writes it, and reports on it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def extract_file(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Rows, Rows]:
-    """Extract the difference of two models and write it.
+    """Extract the difference of two models as a LoRA and write it.
 
     Returns:
-        What was written, and the layers whose errors are largest.
+        A summary of the written file, and the layers with the largest errors.
 
     Raises:
-        ConfigError: Something is at the target already, or a rank is above every layer's width.
-        ModelError: A model cannot be used, or the two do not fit each other or are the same.
+        ConfigError: Something exists at the target already, or a rank is above every layer's width.
+        ModelError: A model cannot be used, or the two do not fit each other or are equal.
         StorageError: The target cannot be written.
     """
     paths = [locate(source, options, progress) for source in (base, model)]

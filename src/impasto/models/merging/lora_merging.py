@@ -1,6 +1,6 @@
 """Adds LoRAs to a model: W + strength * (alpha / rank) * up @ down, one layer at a time.
 
-Each product is made when its layer is written, so memory is needed for one layer.
+Each product is computed when its layer is written, so memory is needed for one layer only.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from impasto.strengths import path_and_strength
 
 @dataclass(frozen=True)
 class StrongLora:
-    """A LoRA and the strength that it is added with.
+    """A LoRA and its strength.
 
     Attributes:
-        file: It, on this machine.
-        strength: What its matrices are multiplied with.
-        source: The path or URL that it was named by.
+        file: The LoRA's local file.
+        strength: Factor of its matrices.
+        source: Path or URL that it was given by.
     """
 
     file: LoraFile
@@ -44,13 +44,13 @@ class StrongLora:
 
     @property
     def description(self) -> str:
-        """The LoRA, how many layers it has and its strength, for messages."""
+        """The LoRA with its number of layers and its strength, for messages."""
         layers = counted(len(self.file.layers), "layers")
         return f"{shown(self.source)} at {self.strength:g} ({layers})"
 
     @property
     def named(self) -> tuple[str, float]:
-        """The name that A1111 knows it by, and its strength."""
+        """The name that A1111 knows the LoRA by, and its strength."""
         return self.file.path.stem, self.strength
 
 
@@ -58,7 +58,7 @@ Added = list[tuple[StrongLora, LoraLayer]]
 
 
 def open_loras(specs: Sequence[str]) -> list[StrongLora]:
-    """Open LoRAs, each named as `FILE` or `FILE:STRENGTH`; FILE may be a URL.
+    """Open LoRAs given as `FILE` or `FILE:STRENGTH`, where FILE may be a URL.
 
     Raises:
         ConfigError: A strength is no number.
@@ -74,7 +74,7 @@ def _open_lora(path: Path, strength: float) -> StrongLora:
 
 
 def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelContents:
-    """The model with LoRAs added to its layers; what changes is computed in float32.
+    """Return the model with LoRAs added to its layers; changed tensors are computed in float32.
 
     Raises:
         ModelError: A LoRA has a layer that the model does not have, or of another shape.
@@ -96,10 +96,10 @@ def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelCon
 
 
 def _by_target(file: LoraFile, contents: ModelContents) -> dict[LayerName, LoraLayer]:
-    """What a LoRA adds, by the layer of the model.
+    """Return the layers of a LoRA by the layer of the model that each changes.
 
     Raises:
-        ModelError: It is for another model.
+        ModelError: The LoRA is for another model.
     """
     found = find_layers(file.layers, contents)
     targets = {name: target for name, target in found.items() if target is not None}
@@ -117,7 +117,7 @@ def _by_target(file: LoraFile, contents: ModelContents) -> dict[LayerName, LoraL
         if (other := taken.setdefault(target, name)) != name:
             raise ModelError(
                 f"{file.path} has two layers for {target.tensor} of {contents.source}: {other} and "
-                f"{name}. Nothing was written. Take a file that has each layer once."
+                f"{name}. Nothing was written. Use a file that has each layer once."
             )
         layer, shape = file.layers[name], contents.components[target.component][target.tensor].shape
         if not layer.fits(shape):

@@ -1,10 +1,10 @@
 """How LoRA files name the layers of a model's networks.
 
-kohya-ss/sd-scripts `networks/lora.py` joins the words of a module's name by underscores, after
-`lora_unet` or `lora_te` (`LORA_PREFIX_UNET`, `LORA_PREFIX_TEXT_ENCODER`), of SDXL `lora_te1` and
+kohya-ss/sd-scripts `networks/lora.py` joins the parts of a module's name by underscores, after
+`lora_unet` or `lora_te` (`LORA_PREFIX_UNET`, `LORA_PREFIX_TEXT_ENCODER`), for SDXL `lora_te1` and
 `lora_te2`. Names of modules are diffusers' for SD 1 and 2, and LDM's for the U-Net of SDXL, whose
 network in sd-scripts is `library/sdxl_original_unet.py`. diffusers' own files have the network's
-name, a dot and the module's, or of the U-Net alone just the module's; PEFT's have
+name, a dot and the module's, or for the U-Net alone just the module's; PEFT's have
 `base_model.model.` and the module's. LyCORIS used by itself has `lycoris_` (`LORA_PREFIX` of its
 `lycoris/wrapper.py`) and the module's, joined by underscores.
 """
@@ -26,14 +26,14 @@ _LYCORIS_ROOT = "lycoris_"
 
 @dataclass(frozen=True)
 class LayerName:
-    """A layer of a model: the network, and the name of its weight there."""
+    """A layer of a model: its network, and the name of its weight in that network."""
 
     component: str
     tensor: str
 
 
 def kohya_prefix(family: Family, component: Component) -> str:
-    """What sd-scripts puts before the names of a network's layers."""
+    """Return the prefix that sd-scripts gives to the names of a network's layers."""
     if component.kind is not ComponentKind.TEXT:
         return "lora_unet"
     encoders = family.text_encoders
@@ -41,7 +41,7 @@ def kohya_prefix(family: Family, component: Component) -> str:
 
 
 def kohya_names(contents: ModelContents) -> dict[LayerName, str]:
-    """Each layer that has a weight, and the name that sd-scripts writes for it."""
+    """Return each layer that has a weight -> the name that sd-scripts writes for it."""
     family = contents.identity.family
     return {
         LayerName(
@@ -53,7 +53,7 @@ def kohya_names(contents: ModelContents) -> dict[LayerName, str]:
 
 
 def known_layers(contents: ModelContents) -> dict[str, LayerName]:
-    """Every name that a LoRA may have for a layer, joined by underscores, and the layer."""
+    """Return every name that a LoRA may have for a layer, joined by underscores -> the layer."""
     family = contents.identity.family
     known: dict[str, LayerName] = {}
     for component in (family.unet, *family.text_encoders):
@@ -74,7 +74,7 @@ def known_layers(contents: ModelContents) -> dict[str, LayerName]:
 def find_layers(
     names: Mapping[str, object], contents: ModelContents
 ) -> dict[str, LayerName | None]:
-    """The layer that each name of a LoRA file stands for; None for a name of no layer."""
+    """Return each name of a LoRA file -> its layer of the model; None if there is no such layer."""
     known, family = known_layers(contents), contents.identity.family
     prefixes = {
         f"{component.name}.": kohya_prefix(family, component)
@@ -85,7 +85,7 @@ def find_layers(
 
 def _as_kohya(name: str, prefixes: Mapping[str, str]) -> str:
     for root in (PEFT_ROOT, _LYCORIS_ROOT):
-        if name.startswith(root):  # of one network alone: the U-Net
+        if name.startswith(root):  # such files are for the U-Net alone
             return f"lora_unet_{_flat(name.removeprefix(root))}"
     for own, theirs in prefixes.items():
         if name.startswith(own):
@@ -94,7 +94,7 @@ def _as_kohya(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _written_names(contents: ModelContents, component: Component) -> dict[str, str]:
-    """Module -> its name in the network that sd-scripts has."""
+    """Return module -> its name in sd-scripts' version of the network."""
     if component.kind is ComponentKind.TEXT:
         return {module: f"{_CLIP_ROOT}.{module}" for module in _modules(contents, component)}
     if contents.identity.family.lora_by_file_names:
@@ -107,7 +107,7 @@ def _clip_names(module: str) -> set[str]:
 
 
 def _ldm_names(contents: ModelContents, component: Component) -> dict[str, str]:
-    """Module of the U-Net -> its name in a single file, without the prefix."""
+    """Return module of the U-Net -> its name in a single file, without the prefix."""
     naming = component.naming
     component_map = naming.map_of_ours(contents.components[component.name].keys())
     return {

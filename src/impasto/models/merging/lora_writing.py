@@ -1,8 +1,8 @@
-"""Writes a LoRA as sd-scripts' own files are, so that A1111, Forge, ComfyUI and diffusers load it.
+"""Writes LoRAs in the form of sd-scripts' files, which A1111, Forge, ComfyUI and diffusers load.
 
 Keys are `NAME.lora_down.weight`, `NAME.lora_up.weight` and `NAME.alpha`; strength 1 is the whole
-difference. Texts are those that kohya-ss/sd-scripts'
-`networks/extract_lora_from_models.py` writes (`ss_...`), and modelspec's.
+difference. The metadata is that which kohya-ss/sd-scripts' `networks/extract_lora_from_models.py`
+writes (`ss_...`), and modelspec's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.native_size import native_size
 
 EXTRACTED_KEY = "impasto.extracted"
-"""Where what was extracted from what, and each layer's rank and error, is in a file's metadata."""
+"""Metadata key for the two models of an extracted LoRA, and the rank and error of each layer."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Sources:
     """The two models of a difference.
 
     Attributes:
-        base: The one it is counted from.
-        tuned: The other.
+        base: Model that is subtracted.
+        tuned: Model that it is subtracted from.
         hashes: Their hashes, in this order.
     """
 
@@ -48,7 +48,8 @@ def write_lora(
     """Write the layers of a LoRA with their metadata as a safetensors file.
 
     Raises:
-        StorageError: The disk is full or the folder cannot be written; `target` is as it was.
+        StorageError: The disk is full or the folder cannot be written; an earlier `target` is
+            unchanged.
     """
     tensors = lora_tensors(extraction)
     digest = _digest(tensors)
@@ -68,7 +69,7 @@ def write_lora(
 
 
 def lora_tensors(extraction: Extraction) -> dict[str, LazyTensor]:
-    """The tensors of the file by name."""
+    """Return the tensors of the LoRA's file by name."""
     found = {}
     for name, layer in extraction.layers.items():
         found[f"{name}.lora_down.weight"] = LazyTensor.of(layer.down)
@@ -78,7 +79,7 @@ def lora_tensors(extraction: Extraction) -> dict[str, LazyTensor]:
 
 
 def _digest(tensors: Mapping[str, LazyTensor]) -> str:
-    """SHA-256 of what follows the header of the file: A1111 knows LoRAs by it."""
+    """Return the SHA-256 of the file without its header: A1111 identifies LoRAs by it."""
     digest = hashlib.sha256()
     for name in in_file_order(tensors):
         digest.update(tensors[name].read().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -109,7 +110,7 @@ def _json(record: Any) -> str:
 
 
 def _same(ranks: Any) -> str | None:
-    """The one rank that all have, `Dynamic` where they differ, None where there are none."""
+    """Return the rank that all layers have, `Dynamic` if they differ, None if there are none."""
     found = set(ranks)
     if not found:
         return None
@@ -121,7 +122,7 @@ def _is_spatial(down: torch.Tensor) -> bool:
 
 
 def _record(extraction: Extraction, sources: Sources) -> dict[str, Any]:
-    """What was extracted, as the file says it; of paths only the names are told."""
+    """Return the record of the extraction for the file; of paths it has only the names."""
     base, tuned = (
         {"file": model.name, "sha256": digest}
         for model, digest in zip((sources.base, sources.tuned), sources.hashes, strict=True)

@@ -1,9 +1,9 @@
-"""The best approximation of a matrix by two thin ones, and how far it is off.
+"""Approximates a matrix by the product of two thin ones as closely as possible.
 
 By the theorem of Eckart and Young (1936), no matrices of rank r are nearer to M, in the sum of
-squares, than those of its r largest singular values. These are found from the smaller of M M^T and
-M^T M in float64, which takes a fraction of the time of a singular value decomposition; what is
-lost of small singular values, 1e-8 of the largest, is below what any file stores.
+squares, than those of its r largest singular values. These are computed from the smaller of M M^T
+and M^T M in float64, which takes a fraction of the time of a singular value decomposition; the
+precision lost for small singular values, 1e-8 of the largest, is below that of any file.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import torch
 from torch import Tensor
 
 _NEGLIGIBLE = 1e-12
-"""Of the largest singular value: below it, vectors are not scaled, since that would be noise."""
+"""Fraction of the largest singular value below which vectors are not scaled: that would be noise.
+"""
 
 
 @dataclass(frozen=True)
 class RankRule:
-    """How many singular values of a layer are kept.
+    """How many singular values of a layer are retained.
 
     Attributes:
-        most: At most so many; None is all.
-        energy: As many as hold this share of the sum of their squares, in (0, 1]; None is all.
+        most: Maximum number; None for no limit.
+        energy: Fraction of the sum of their squares that must be retained, in (0, 1]; None for all.
     """
 
     most: int | None = None
     energy: float | None = None
 
     def rank(self, squares: Tensor) -> int:
-        """The rank for singular values whose squares these are, the largest first; 1 or more."""
+        """Return the rank, at least 1, for squared singular values in descending order."""
         rank = len(squares)
         if self.energy is not None and self.energy < 1:
             held = squares.cumsum(0)
@@ -40,7 +41,7 @@ class RankRule:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Two thin matrices in place of one.
+    """Two thin matrices whose product approximates one.
 
     Attributes:
         up: `[rows, rank]`.
@@ -52,19 +53,19 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """The rank of the factors: how many columns `up` has."""
+        """The rank of the factors: the number of columns of `up`."""
         return self.up.shape[1]
 
 
 def decompose(matrix: Tensor, rule: RankRule) -> LowRank:
-    """The nearest matrices of the rank that a rule gives, in float64.
+    """Return the best factors in float64, of the rank that a rule gives.
 
-    Singular values go half into each of the two, so that neither has numbers too small for
-    float16.
+    The square root of each singular value goes into each of the two, so that neither has values too
+    small for float16.
 
     Args:
         matrix: `[rows, columns]`, not all zero.
-        rule: How many singular values are kept.
+        rule: How many singular values are retained.
     """
     wide = matrix.double()
     rows, columns = wide.shape

@@ -1,4 +1,4 @@
-"""Merges models into one: opens them, mixes them, adds LoRAs, writes the result and its record."""
+"""Merges models into one: opens and mixes them, adds LoRAs, writes the result and its record."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ from impasto.strengths import path_and_strength
 
 @dataclass(frozen=True)
 class Mixture:
-    """What is mixed, and how.
+    """The models of a mixture and how they are mixed.
 
     Attributes:
         models: Files, folders, Hub ids or runs, in the order of the formula's letters.
-        formula: How they are mixed; None for one model that LoRAs are added to.
-        ratio: The formula's M of all that no other ratio is for; None is what is usual with it.
-        listed: Ratios of all blocks of the U-Net in their order, or none.
+        formula: Formula that mixes them; None for one model that LoRAs are added to.
+        ratio: The formula's M for all tensors without another ratio; None means the formula's
+            default.
+        listed: Ratios of all blocks of the U-Net in their order; empty if none are given.
         named: Names of blocks and networks -> their ratios.
         loras: `FILE` or `FILE:STRENGTH`, added to the mixture.
-        findings: What is known of how the ratio was found, for the record in the file.
-        drawn_as: The index of the model that the mixture is drawn as, if that is known; None is
-            the one of which there is most in it.
+        findings: Facts about how the ratio was found, for the record in the file.
+        drawn_as: Index of the model whose sampling settings the mixture takes; None means the model
+            with the largest fraction of the mixture.
     """
 
     models: Sequence[str]
@@ -59,12 +60,12 @@ class Output:
     """How a mixture is written.
 
     Attributes:
-        target: Where.
-        form: As what.
-        dtypes: Kind of network -> its precision; what is not named has the first model's, but no
-            less than 16 bits where values change.
-        title: Its name; None is that of the file.
-        overwrite: Whether a model that is there is replaced.
+        target: Path to write to.
+        form: Form of the model.
+        dtypes: Kind of network -> its dtype; for others the first model's, but at least 16 bits
+            where values change.
+        title: Title of the model; None means its file name.
+        overwrite: Whether an existing model is replaced.
     """
 
     target: Path
@@ -76,13 +77,13 @@ class Output:
 
 @dataclass(frozen=True)
 class Opened:
-    """The files of a mixture, opened and found to fit each other.
+    """The files of a mixture, opened and checked to be compatible.
 
     Attributes:
-        models: In the order of the formula.
-        paths: Where they are.
-        loras: With their strengths.
-        ratios: The ratio of each block and network.
+        models: Models in the order of the formula.
+        paths: Their local paths.
+        loras: LoRAs with their strengths.
+        ratios: Ratio of each block and network.
     """
 
     models: Sequence[ModelContents]
@@ -94,10 +95,11 @@ class Opened:
 def merge_models(
     mixture: Mixture, output: Output, options: OpenOptions, progress: Progress | None = None
 ) -> dict[str, str]:
-    """Mix models and write the result; what a person may want to know of it comes back.
+    """Mix models and write the result; return facts about it to show to the user.
 
     Raises:
-        ConfigError: Something is at the target already, or a ratio is for no block of the models.
+        ConfigError: Something exists at the target already, or a ratio is for no block of the
+            models.
         ModelError: A file is no model or no LoRA, is damaged, or does not fit the others.
         StorageError: The target cannot be written.
     """
@@ -108,7 +110,7 @@ def merge_models(
 
 
 def _opened_with(options: OpenOptions) -> dict[str, str]:
-    """The options by which models were opened and that decide values; of a path only the name."""
+    """Return the opening options that affect values; of a path, only the name."""
     vae = None if options.vae is None else options.vae.replace("\\", "/").rstrip("/")
     said = {
         "vae_file": None if vae is None else vae.rpartition("/")[2],
@@ -121,7 +123,7 @@ def _opened_with(options: OpenOptions) -> dict[str, str]:
 def write_mixture(
     mixture: Mixture, opened: Opened, output: Output, progress: Progress | None = None
 ) -> dict[str, str]:
-    """Mix models that are open, and write the result with its record.
+    """Mix opened models, write the result with its record, and return facts about it.
 
     Raises:
         ConfigError: A ratio is for no block of the models.
@@ -147,11 +149,11 @@ def write_mixture(
 def require_target(
     mixture: Mixture, output: Output, options: OpenOptions, progress: Progress | None = None
 ) -> None:
-    """Make sure that the target may be written, and that none of the files read is there.
+    """Check that the target may be written, and that it is none of the source files.
 
     Raises:
-        ConfigError: Something is at the target already, or a source is.
-        ModelError: There is no model of a name.
+        ConfigError: Something exists at the target already, or a source is there.
+        ModelError: A model does not exist.
     """
     loras = [path_and_strength(spec)[0] for spec in mixture.loras]
     require_output_free(mixture.models, output, options, progress, beside=loras)
@@ -164,18 +166,18 @@ def require_output_free(
     progress: Progress | None = None,
     beside: Sequence[Path] = (),
 ) -> None:
-    """Make sure that a model that is written replaces none of those that are read.
+    """Check that a model to be written replaces none of those that are read.
 
     Args:
         models: Files, folders, Hub ids or runs.
-        output: What is written.
-        options: How they are opened; another VAE is read too.
-        progress: Shows how far a download is.
+        output: The model to be written.
+        options: Options for opening the models; a replacement VAE is read too.
+        progress: Shows the progress of a download.
         beside: Other files that are read.
 
     Raises:
-        ConfigError: Something is at the target already, or a source is.
-        ModelError: There is no model of a name.
+        ConfigError: Something exists at the target already, or a source is there.
+        ModelError: A model does not exist.
     """
     by_folder = output.form == "diffusers"
     for source in (*beside, *sources_of(models, options, progress)):
@@ -185,7 +187,7 @@ def require_output_free(
 def open_mixture(
     mixture: Mixture, options: OpenOptions, progress: Progress | None = None
 ) -> Opened:
-    """Open all files, and make sure that they fit each other.
+    """Open all files of a mixture, and check that they are compatible.
 
     Raises:
         ConfigError: A ratio is for a block that the models do not have.
@@ -199,7 +201,7 @@ def open_mixture(
     listed = listed_ratios(mixture.listed, models[0]) if mixture.listed else {}
     if mixture.ratio is not None and BASE in listed:
         raise ConfigError(
-            f"--ratio has no effect: the {len(listed)} numbers of --blocks name a ratio for "
+            f"--ratio has no effect: the {len(listed)} numbers of --blocks give a ratio for "
             f"everything, that of text encoders and VAE first. Take one of the two out."
         )
     _warn_of_whole_files(paths, progress)
@@ -209,19 +211,19 @@ def open_mixture(
 
 
 def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> None:
-    """Say so where several files cannot be read tensor by tensor, and are in RAM together."""
+    """Warn if several files cannot be read tensor by tensor, and so are in RAM together."""
     whole = [path for path in paths if is_read_whole(path)]
     if progress is not None and len(whole) > 1:
         size = size_text(sum(path.stat().st_size for path in whole))
         progress.note(
-            f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6 or "
-            f"compressed, which are read as a whole: together they take {size} of RAM. impasto "
-            f"convert makes .safetensors of them, which are read tensor by tensor."
+            f"Warning: {counted(len(whole), 'files are')} in PyTorch's format before 1.6 or "
+            f"compressed, and have to be read whole: together they take {size} of RAM. impasto "
+            f"convert turns them into .safetensors, which are read tensor by tensor."
         )
 
 
 def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
-    """The mixture as lazy tensors, in float32 where values change.
+    """Return the mixture as lazy tensors, in float32 where values change.
 
     Raises:
         ConfigError: A ratio is for a block that the models do not have.
@@ -234,10 +236,10 @@ def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
 
 
 def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict[str, Any]:
-    """What was mixed, as the file says it; of paths only the names of files are told."""
+    """Return the record of the mixture for its file; of paths it has only the file names."""
     formula = mixture.formula
     ratios = {"ratio": opened.ratios.default, "ratios": opened.ratios.given}
-    if BASE in opened.ratios.listed:  # which leaves nothing to the other
+    if BASE in opened.ratios.listed:  # the list covers everything
         del ratios["ratio"]
     return {
         **({"formula": formula.key, "meaning": formula.text} if formula else {}),
@@ -295,7 +297,7 @@ def _precision(contents: ModelContents) -> str:
 
 
 def require_models(mixture: Mixture) -> None:
-    """Make sure that a formula has the models it needs, and that something is done to them.
+    """Check that a formula has the models that it needs, and that there is something to merge.
 
     Raises:
         ConfigError: There are too few or too many, or nothing would be changed.

@@ -1,4 +1,4 @@
-"""What a mixed model's file says of how it was made: files, hashes, formula, ratios."""
+"""The metadata that records how a mixed model was made: files, hashes, formula, ratios."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WEIGHTS = (".safetensors", ".bin")
 
 
 def hash_model(path: Path, progress: Progress | None = None) -> str:
-    """A hash of a model on the disk, in hexadecimal.
+    """Return a hash of a model on the disk, in hexadecimal.
 
-    Of a file it is its SHA-256. Of a Diffusers folder it is the SHA-256 of lines `HASH  PATH`, one
-    for each file of weights in it, sorted by path.
+    For a file it is its SHA-256. For a Diffusers folder it is the SHA-256 of lines `HASH  PATH`,
+    one per weight file, sorted by path.
     """
     if path.is_file():
         return hash_file(path, progress)
@@ -40,18 +40,18 @@ def mixed_info(
     record: Mapping[str, Any],
     drawn_as: int = 0,
 ) -> About:
-    """The metadata of a mixed model.
+    """Return the metadata of a mixed model.
 
-    How it is drawn is one model's. Other texts, such as author and license, are kept where all
-    models say the same; how the first was trained is left out, since it is not true of the
-    mixture.
+    The sampling settings are those of one model. Other texts, such as author and license, are
+    retained if all models have the same; those on the training of the first are left out, since
+    they are not true of the mixture.
 
     Args:
-        models: What was mixed.
-        target: Where the mixture is written.
-        title: Its name; None is that of the file.
-        record: What was mixed, for programs.
-        drawn_as: The index of the model that it is drawn as.
+        models: Models of the mixture.
+        target: Path that the mixture is written to.
+        title: Its title; None means its file name.
+        record: Record of the mixture, for programs.
+        drawn_as: Index of the model whose sampling settings it takes.
     """
     infos = [converted_info(model, target, title) for model in models]
     first = infos[0]

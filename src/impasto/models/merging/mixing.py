@@ -1,8 +1,8 @@
-"""Models mixed tensor by tensor: the formulas, and what has to agree before they are applied.
+"""Mixes models tensor by tensor: the formulas, and the checks before they are applied.
 
-Nothing is read here before the result is written: what comes out is a `ModelContents` of lazy
-tensors, each of which reads its own of every model when it is asked for. So memory is needed for
-the few tensors of one name, whatever the size and the number of models.
+Nothing is read before the result is written: the result is a `ModelContents` of lazy tensors, each
+of which reads the tensor of its name from every model when it is needed. So memory is needed only
+for the few tensors of one name, whatever the size and the number of models.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from impasto.models.reading.contents import ModelContents
 from impasto.models.writing.saving import at_least_16_bits
 
 Combine = Callable[[Iterator[Tensor], float], Tensor]
-"""Makes one tensor of those of one name in all models, one after another, and of a ratio."""
+"""Tensors of one name in all models, one after another, and a ratio -> the mixed tensor."""
 
 Shares = Callable[[float], Sequence[float]]
-"""How much of each model is in what a ratio makes, as far as a model is in it as a whole."""
+"""Ratio -> fraction of each model in the result, as far as whole models are in it."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Formula:
     """A way to mix models.
 
     Attributes:
-        key: How the command line calls it.
-        text: The formula, in letters of the models and M for the ratio.
-        models: How many it takes.
-        ratio: The ratio where none is given.
-        combine: What computes it, in float32.
-        shares: How much of each model is in the result.
+        key: Name of the formula on the command line.
+        text: The formula, with letters for the models and M for the ratio.
+        models: Number of models that it takes.
+        ratio: Default ratio.
+        combine: Function that computes it, in float32.
+        shares: Fraction of each model in the result.
     """
 
     key: str
@@ -57,26 +57,26 @@ class Formula:
 
 
 def weighted_sum(tensors: Iterator[Tensor], ratio: float) -> Tensor:
-    """(1 - M) * A + M * B: "Weighted sum" of A1111 (`modules/extras.py`, `weighted_sum`)."""
+    """Compute (1 - M) * A + M * B: A1111's "Weighted sum" (`modules/extras.py`, `weighted_sum`)."""
     return (1 - ratio) * next(tensors) + ratio * next(tensors)
 
 
 def add_difference(tensors: Iterator[Tensor], ratio: float) -> Tensor:
-    """A + M * (B - C): "Add difference" of A1111 (`modules/extras.py`, `add_difference`)."""
+    """Compute A + M * (B - C): A1111's "Add difference" (`modules/extras.py`, `add_difference`)."""
     a, b, c = tensors
     return a + ratio * (b - c)
 
 
 TRAIN_DIFFERENCE_GAIN = 1.8
-"""What supermerger multiplies the ratio of `traindiff` by."""
+"""Factor by which supermerger multiplies the ratio of `traindiff`."""
 
 
 def train_difference(tensors: Iterator[Tensor], ratio: float) -> Tensor:
-    """A + 1.8 M * s * (B - C), with s = |B - A| / (|B - A| + |B - C|) for each number.
+    """Compute A + 1.8 M * s * (B - C), with s = |B - A| / (|B - A| + |B - C|) for each value.
 
-    `traindiff` of hako-mikan/sd-webui-supermerger (`scripts/mergers/mergers.py`): a number of A
-    moves less the nearer it is to B already, as if it were trained towards it. Where B is C it
-    stays.
+    `traindiff` of hako-mikan/sd-webui-supermerger (`scripts/mergers/mergers.py`): a value of A
+    moves less the nearer it is to B already, as if it were trained towards it. Where B equals C it
+    does not change.
     """
     a, b, c = tensors
     change, distance = b - c, (b - a).abs()
@@ -112,22 +112,22 @@ AVERAGE = "average"
 
 
 def letter_of(number: int) -> str:
-    """What formulas call a model: A to Z, then A2 to Z2 and so on.
+    """Return the letter of a model in formulas: A to Z, then A2 to Z2 and so on.
 
     Args:
-        number: Its index among all, from 0.
+        number: Its index among all models, from 0.
     """
     again, index = divmod(number, len(string.ascii_uppercase))
     return string.ascii_uppercase[index] + (str(again + 1) if again else "")
 
 
 def average(shares: Sequence[float]) -> Formula:
-    """The mean of models, each as often as its share says.
+    """Return the formula for the weighted mean of models.
 
-    With equal shares this is the uniform soup of Wortsman et al. 2022 (arXiv:2203.05482).
+    With equal weights this is the uniform soup of Wortsman et al. 2022 (arXiv:2203.05482).
 
     Args:
-        shares: One for each model, 0 or more; not all 0.
+        shares: Weight of each model, 0 or more; not all 0.
     """
     total = sum(shares)
 
@@ -145,16 +145,16 @@ def average(shares: Sequence[float]) -> Formula:
 
 
 def mix(models: Sequence[ModelContents], combine: Combine, ratios: Ratios) -> ModelContents:
-    """The first model with its tensors mixed with those of the others.
+    """Return the first model with its tensors mixed with those of the others.
 
-    Values are computed in float32 and come out so. Tensors whose ratio is 0 come out as the first
-    model has them, bit for bit. What a single file has beside its networks (position ids, the
-    noise schedule, the layers of a text encoder that are not used) is the first model's.
+    Values are computed and returned in float32. Tensors whose ratio is 0 are the first model's, bit
+    for bit. Tensors that a single file has beside its networks (position ids, the noise schedule,
+    the unused layers of a text encoder) are the first model's too.
 
     Args:
-        models: All of one family, with the same tensors: see `require_mixable`.
+        models: Models of one family, with the same tensors: see `require_mixable`.
         combine: The formula.
-        ratios: The ratio of each tensor.
+        ratios: Ratio of each tensor.
 
     Raises:
         ConfigError: A ratio is for a block that the model does not have.
@@ -198,7 +198,7 @@ def _compute(
 
 
 def finite_values(tensor: LazyTensor, source: str, component: str, name: str) -> Tensor:
-    """A tensor's values in float32.
+    """Return a tensor's values in float32.
 
     Raises:
         ModelError: One is NaN or infinite.
@@ -207,7 +207,7 @@ def finite_values(tensor: LazyTensor, source: str, component: str, name: str) ->
     if not is_finite(values):
         raise ModelError(
             f"{source} ({component}): {name} holds NaN or infinite values, and so would the "
-            f"mixture. Nothing was written. Take another copy of this model."
+            f"mixture. Nothing was written. Use another copy of this model."
         )
     return values
 
@@ -215,12 +215,12 @@ def finite_values(tensor: LazyTensor, source: str, component: str, name: str) ->
 def stored_as(
     contents: ModelContents, like: ModelContents, dtypes: Mapping[str, torch.dtype]
 ) -> ModelContents:
-    """A model in the precision that it is written in.
+    """Return a model in the dtypes in which it is written.
 
     Args:
-        contents: With what was computed.
-        like: The model whose types are kept, but no less than 16 bits where values changed.
-        dtypes: Network -> its type, where it is asked for by name.
+        contents: The model with its computed tensors.
+        like: Model whose dtypes are used, but at least 16 bits where values changed.
+        dtypes: Network -> its dtype, for networks with a requested dtype.
     """
     components: dict[str, Tensors] = {}
     for component, tensors in contents.components.items():
@@ -233,10 +233,10 @@ def stored_as(
 
 
 def _kept(component: str, tensors: Tensors, like: ModelContents) -> dict[str, torch.dtype]:
-    """The types of a network's tensors where none is asked for.
+    """Return the dtypes of a network's tensors if none is requested.
 
-    Query, key and value are one tensor in files of some text encoders: where one of the three
-    changed, all have 16 bits or more.
+    Query, key and value are one tensor in files of some text encoders: if one of the three changed,
+    all get 16 bits or more.
     """
     naming = next(c.naming for c in like.identity.family.components if c.name == component)
     component_map = naming.map_of_ours(tensors.keys())
@@ -249,10 +249,10 @@ def _kept(component: str, tensors: Tensors, like: ModelContents) -> dict[str, to
 
 
 def require_mixable(models: Sequence[ModelContents]) -> None:
-    """Make sure that models can be mixed: one family, one prediction type, the same tensors.
+    """Check that models can be mixed: one family, one prediction type, the same tensors.
 
     Raises:
-        ModelError: They are not; with what differs, and in which files.
+        ModelError: They cannot; the message names the files and their differences.
     """
     first = models[0]
     for other in models[1:]:
@@ -260,15 +260,15 @@ def require_mixable(models: Sequence[ModelContents]) -> None:
         if own.family.generation != others.family.generation:
             raise ModelError(
                 f"{first.source} is {own.family.generation} and {other.source} is "
-                f"{others.family.generation}: their networks are not alike, so they cannot be "
+                f"{others.family.generation}: their networks differ, so they cannot be "
                 f"mixed. Give models of one family."
             )
         if own.prediction is not others.prediction:
             raise ModelError(
                 f"{first.source} predicts {own.prediction.name} ({own.evidence}) and "
                 f"{other.source} {others.prediction.name} ({others.evidence}): a mixture would "
-                f"predict neither. If one of these is wrong, say what both predict with "
-                f"--prediction-type."
+                f"predict neither. If one of these is wrong, state what both predict "
+                f"with --prediction-type."
             )
         for component, tensors in first.components.items():
             _require_same_tensors(
@@ -290,5 +290,5 @@ def _require_same_tensors(
     if told:
         raise ModelError(
             f"{other_source} does not have the same tensors as {source} ({component}): "
-            f"{'; '.join(told)}. Models that are mixed have to be of one size and structure."
+            f"{'; '.join(told)}. The models of a mixture must have the same size and structure."
         )

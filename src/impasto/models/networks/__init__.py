@@ -1,1 +1,1 @@
-"""Networks made of a model's tensors, what is attached to them, and where they wait."""
+"""Networks built from a model's tensors, their attachments, and their offloading."""

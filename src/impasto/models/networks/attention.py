@@ -1,7 +1,8 @@
-"""Attention processors: float32 where float16 would overflow, and contexts that are changed.
+"""Attention processors that compute in float32 where float16 would overflow, or change the context.
 
-SD 2.1's queries and keys make products beyond 65,504. Of diffusers' processors only the one that
-keeps the whole attention matrix computes them in float32; the fused one ignores `upcast_attention`.
+The products of SD 2.1's queries and keys exceed 65,504. Of diffusers' processors only the one that
+stores the whole attention matrix computes them in float32; the fused one ignores
+`upcast_attention`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from torch import Tensor, nn
 from impasto.models.networks.attention_kernels import Kernel, sdpa
 
 Contexts = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""What is attended to -> what keys are made of, and what values are made of."""
+"""Context of the attention -> context for the keys, and context for the values."""
 
 
 class FusedAttention:
     """diffusers' attention processor for the modules of SD 1 and 2, on fused kernels.
 
     Args:
-        upcast: Whether float16 is raised to float32. bfloat16 has float32's range and stays as it
-            is, and so does float32.
-        contexts: Changes what keys and values are made of; None leaves it.
-        kernel: What computes it.
+        upcast: Whether float16 is converted to float32. bfloat16 has float32's range and is not
+            converted.
+        contexts: Changes the contexts of keys and values; None leaves them unchanged.
+        kernel: Kernel that computes the attention.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class FusedAttention:
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Attention over `[B, N, C]`, to the context `[B, M, D]` or to itself."""
+        """Return the attention of `[B, N, C]` to a context `[B, M, D]`, or to itself if None."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         of_keys, of_values = (
             (context, context) if self._contexts is None else self._contexts(context)
@@ -67,7 +68,7 @@ def use_upcast_attention(unet: nn.Module) -> None:
 
 
 def use_kernel(unet: Any, kernel: Kernel) -> None:
-    """Have a U-Net's attention computed by a kernel; float32 stays where it is needed."""
+    """Have a U-Net's attention computed by a kernel; processors that upcast to float32 still do."""
     unet.set_attn_processor(
         {
             name: FusedAttention(upcast=getattr(processor, "upcast", False), kernel=kernel)
@@ -77,6 +78,6 @@ def use_kernel(unet: Any, kernel: Kernel) -> None:
 
 
 def _by_heads(tensor: Tensor, heads: int) -> Tensor:
-    """`[B, N, C]` -> `[B, heads, N, C / heads]`."""
+    """Split the last dimension by heads: `[B, N, C]` -> `[B, heads, N, C / heads]`."""
     batch, positions, width = tensor.shape
     return tensor.view(batch, positions, heads, width // heads).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What attention is computed by: PyTorch's fused kernels, or xformers' where it is asked for."""
+"""Kernels that compute attention: PyTorch's fused ones, or xformers' if selected."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from impasto.invocation import install_packages
 
 AttentionName = Literal["sdpa", "xformers"]
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Query, key, value `[B, heads, N, d]` and a mask -> `[B, heads, N, d]`."""
+"""Query, key and value `[B, heads, N, d]` and a mask or None -> `[B, heads, N, d]`."""
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """PyTorch's, which takes flash attention where the device and the types allow it."""
+    """Compute attention by PyTorch's kernels: flash attention if device and dtypes allow it."""
     return scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def build_kernel(name: AttentionName, device: torch.device) -> Kernel:
-    """Build the attention kernel of a name.
+    """Return the attention kernel with this name.
 
     Raises:
-        ConfigError: It does not compute on this device.
+        ConfigError: xformers is selected, and the device is no GPU.
         MissingDependencyError: xformers is not installed.
     """
     if name == "sdpa":
@@ -43,7 +43,7 @@ def build_kernel(name: AttentionName, device: torch.device) -> Kernel:
         raise MissingDependencyError(
             f"training.attention is xformers, which is not installed ({error}). Install it with: "
             f"{install_packages('xformers')}\n"
-            f"Or take sdpa, PyTorch's own, which is as fast since 2023."
+            f"Or use sdpa, PyTorch's own attention, which has been as fast since 2023."
         ) from error
 
     def by_xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks in another floating-point type."""
+"""Converts networks to another floating-point type."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def cast_network(network: N, dtype: torch.dtype) -> N:
-    """Bring all weights to a type, and give the network back.
+    """Convert all weights of a network to a dtype in place, and return the network.
 
-    By PyTorch's own `to`: that of diffusers warns of modules that should stay in float32 even of
+    Uses PyTorch's own `to`: that of diffusers warns of modules that should stay in float32 even for
     networks that have none.
     """
     return nn.Module.to(network, dtype)

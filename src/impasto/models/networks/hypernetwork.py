@@ -1,9 +1,9 @@
-"""Hypernetworks: small networks on what attention makes its keys and values of.
+"""Hypernetworks: small networks that change the context from which attention makes keys and values.
 
 NovelAI Improvements on Stable Diffusion, 2022; AUTOMATIC1111/stable-diffusion-webui,
-`modules/hypernetworks/hypernetwork.py`. One pair of networks per width serves all attentions whose
-context is so wide: the captions' (768, 1024 in SD 2, 2048 in SDXL) and the image's own (640, 1280,
-and 320 in SD 1 and 2).
+`modules/hypernetworks/hypernetwork.py`. One pair of networks per width serves all attention modules
+whose context has that width: the captions' (768, 1024 in SD 2, 2048 in SDXL) and the image's own
+(640, 1280, and 320 in SD 1 and 2).
 """
 
 from __future__ import annotations
@@ -33,15 +33,22 @@ from impasto.models.networks.attention_kernels import sdpa
 from impasto.models.reading.opening import local_file, named_by
 from impasto.strengths import path_and_strength
 
-_WITHOUT_SHAPE = {"multiheadattention", "threshold", "glu"}  # need arguments, or halve their input
+_WITHOUT_SHAPE = {
+    "multiheadattention",
+    "threshold",
+    "glu",
+}  # these need arguments, or halve their input
 _OVER_BATCHES = {"softmax", "softmin", "logsoftmax"}
-"""Where A1111 makes one of these, PyTorch implies the first of three dimensions, which is that of
-images and prompts: what is drawn together changes the result, so that no file of it can be right
-elsewhere."""
+"""For these, as A1111 creates them, PyTorch implies the first of three dimensions, which is that of
+images and prompts: the result depends on the images generated together, so that a file with one of
+them cannot give the same images elsewhere."""
 
 
 def _activations() -> dict[str, Callable[[], nn.Module]]:
-    """A1111's names: its own seven, then each activation of PyTorch in lower case."""
+    """Return the activations by A1111's names.
+
+    Its own seven come first, then each activation of PyTorch in lower case.
+    """
     found: dict[str, Callable[[], nn.Module]] = {
         name.lower(): kind
         for name, kind in vars(torch_activations).items()
@@ -67,11 +74,11 @@ ACTIVATIONS = _activations()
 INITIALIZATIONS = (
     "Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal", "ZeroOutput",
 )  # fmt: skip
-"""A1111's, and `ZeroOutput`: as Normal, but the last layer gives nothing until it is trained."""
+"""A1111's, and `ZeroOutput`: as Normal, but with a last layer of zeros, so that it adds nothing."""
 
 
 class ContextNetwork(nn.Module):
-    """x + strength * network(x), on the last dimension."""
+    """Computes x + strength * network(x) on the last dimension."""
 
     def __init__(self, width: int, structure: Structure) -> None:
         super().__init__()
@@ -85,22 +92,22 @@ class ContextNetwork(nn.Module):
         self.linear = nn.Sequential(*(builders[kind](n) for kind, n in structure.modules()))
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
-        """The changed context, of the type of `x`."""
+        """Return the changed context, in the dtype of `x`."""
         wide = x.to(next(self.linear.parameters()).dtype)
         changed: Tensor = wide + self.linear(wide) * strength
         return changed.to(x.dtype)
 
 
 class Hypernetwork(nn.Module):
-    """Pairs of networks by width.
+    """Pairs of networks, by the width of the context that they change.
 
     Args:
-        widths: Of the contexts that are changed.
+        widths: Widths of the contexts that are changed.
         structure: How each network is built.
 
     Attributes:
         structure: How each network is built.
-        initialization: What its weights began as, by A1111's names; `initialize` changes it.
+        initialization: Name of the initialization of its weights, as in A1111; set by `initialize`.
     """
 
     def __init__(self, widths: Sequence[int], structure: Structure) -> None:
@@ -122,7 +129,7 @@ class Hypernetwork(nn.Module):
     def forward(
         self, of_keys: Tensor, of_values: Tensor, strength: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Change what keys and values are made of; a width it does not have stays as it is."""
+        """Return the changed contexts of keys and values; unchanged if no pair has their width."""
         width = str(of_keys.shape[-1])
         if width not in self.pairs:
             return of_keys, of_values
@@ -131,7 +138,7 @@ class Hypernetwork(nn.Module):
 
     @classmethod
     def of(cls, contents: HypernetworkContents) -> Hypernetwork:
-        """The networks of a file, in float32."""
+        """Build the hypernetwork of a file, in float32."""
         network = cls(contents.widths, contents.structure)
         network.initialization = contents.initialization
         network.load_state_dict(
@@ -140,20 +147,20 @@ class Hypernetwork(nn.Module):
         return network
 
     def halves(self) -> Mapping[int, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-        """The tensors of the hypernetwork, laid out as in files."""
+        """Return the tensors of the hypernetwork by width and half, in the layout of its files."""
         return halves_of({n.removeprefix("pairs."): t for n, t in self.state_dict().items()})
 
 
 def require_activation(name: str) -> None:
-    """Make sure that there is an activation of that name.
+    """Check that an activation with this name exists.
 
     Raises:
-        ConfigError: There is none; with the nearest ones.
+        ConfigError: It does not; the message names the nearest ones.
     """
     if name in _OVER_BATCHES:
         raise ConfigError(
-            f"The activation {name!r} is not offered: A1111 computes it over the images that are "
-            f"drawn together, so that a file with it draws otherwise with each other image. Take "
+            f"The activation {name!r} is not supported: A1111 computes it over all images "
+            f"generated together, so that an image would depend on the others of its batch. Use "
             f"another, such as relu."
         )
     if name not in ACTIVATIONS:
@@ -165,9 +172,9 @@ def require_activation(name: str) -> None:
 
 
 def initialize(network: Hypernetwork, name: str, seed: int) -> None:
-    """Begin anew: weights as A1111's initialization of that name, biases 0.
+    """Set the weights to A1111's initialization with this name, and the biases to 0.
 
-    Layer norms always begin at a scale of about 0.01, as there. Kaiming's gain is that of ReLU
+    Layer norms always start at a scale of about 0.01, as in A1111. Kaiming's gain is that of ReLU
     unless the activation is leakyrelu.
 
     Raises:
@@ -177,7 +184,7 @@ def initialize(network: Hypernetwork, name: str, seed: int) -> None:
         raise ConfigError(
             f"There is no initialization {name!r}; choose one of {', '.join(INITIALIZATIONS)}."
         )
-    network.initialization = name.replace("ZeroOutput", "Normal")  # which A1111 has no name for
+    network.initialization = name.replace("ZeroOutput", "Normal")  # A1111 has no ZeroOutput
     gain: Any = "leaky_relu" if network.structure.activation == "leakyrelu" else "relu"
     generator = torch.Generator().manual_seed(seed)
     fill: dict[str, Callable[[Tensor], Any]] = {
@@ -204,7 +211,7 @@ def initialize(network: Hypernetwork, name: str, seed: int) -> None:
 
 
 def context_widths(unet: nn.Module) -> tuple[int, ...]:
-    """The widths of all contexts that a U-Net attends to."""
+    """Return the widths of all contexts that a U-Net attends to, in ascending order."""
     return tuple(sorted({module.to_k.in_features for module in _attentions(unet)}))
 
 
@@ -213,25 +220,25 @@ class HypernetworkStack:
     """Hypernetworks that are applied one after another, each with its strength.
 
     Attributes:
-        networks: By name, in order.
-        strengths: By the same names; 0 leaves a network out.
+        networks: Hypernetworks by name, in order of application.
+        strengths: Strengths by the same names; 0 skips a network.
     """
 
     networks: dict[str, Hypernetwork] = field(default_factory=dict)
     strengths: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, network: Hypernetwork, strength: float = 1.0) -> None:
-        """Put one at the end.
+        """Add a hypernetwork at the end.
 
         Raises:
-            ConfigError: The name is taken.
+            ConfigError: Another one has this name.
         """
         if name in self.networks:
             raise ConfigError(f"Two hypernetworks are called {name!r}. Rename one of the files.")
         self.networks[name], self.strengths[name] = network, strength
 
     def contexts(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What keys and values are made of."""
+        """Return the changed contexts for keys and for values."""
         of_keys = of_values = context
         for name, network in self.networks.items():
             if self.strengths[name]:
@@ -239,9 +246,9 @@ class HypernetworkStack:
         return of_keys, of_values
 
     def attach(self, unet: Any) -> None:
-        """Have a U-Net attend to changed contexts, by its interface of attention processors.
+        """Have a U-Net attend to changed contexts, by setting its attention processors.
 
-        An empty stack leaves it as it is.
+        An empty stack leaves the U-Net unchanged.
 
         Raises:
             ModelError: A hypernetwork is for a U-Net of other widths.
@@ -263,7 +270,7 @@ class HypernetworkStack:
 
     @contextlib.contextmanager
     def attached(self, unet: Any) -> Iterator[None]:
-        """Attach for a while; afterwards the U-Net is as it was."""
+        """Attach the hypernetworks within the block, then restore the attention processors."""
         before = dict(unet.attn_processors)
         self.attach(unet)
         try:
@@ -273,16 +280,17 @@ class HypernetworkStack:
 
     @contextlib.contextmanager
     def at(self, strengths: Mapping[str, float]) -> Iterator[None]:
-        """Other strengths for a while.
+        """Use other strengths within the block; networks that are not named retain theirs.
 
         Raises:
-            ConfigError: There is no hypernetwork of that name.
+            ConfigError: There is no hypernetwork with one of the names.
         """
         for name in strengths:
             if name not in self.networks:
                 known = ", ".join(self.networks) or "none"
                 raise ConfigError(
-                    f"A prompt names the hypernetwork {name!r}, which is not there; known: {known}."
+                    f"A prompt names the hypernetwork {name!r}, which is not loaded; "
+                    f"known: {known}."
                 )
         before = dict(self.strengths)
         self.strengths.update(strengths)
@@ -293,11 +301,11 @@ class HypernetworkStack:
 
 
 def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
-    """Read hypernetworks from files, to draw with: without dropout, and not to be trained.
+    """Load hypernetworks from files for generating images: frozen, and without dropout.
 
     Args:
-        specs: `FILE` or `FILE:STRENGTH`, where FILE may be a URL; each is called by the file's
-            name without its ending.
+        specs: `FILE` or `FILE:STRENGTH`, where FILE may be a URL; each hypernetwork is named after
+            its file, without the extension.
 
     Raises:
         ConfigError: Two have the same name.
@@ -314,7 +322,7 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
 
 
 def require_matching_widths(name: str, widths: Sequence[int], unet: nn.Module) -> None:
-    """Make sure that a U-Net has contexts of all widths of a hypernetwork.
+    """Check that a U-Net has contexts of all widths of a hypernetwork.
 
     Raises:
         ModelError: It has not: the hypernetwork is for another family of models.
@@ -328,12 +336,12 @@ def require_matching_widths(name: str, widths: Sequence[int], unet: nn.Module) -
     raise ModelError(
         f"The hypernetwork {name} is for {meant}: it has networks for contexts of width "
         f"{', '.join(map(str, unknown))}, and this model's widths are "
-        f"{', '.join(map(str, there))}. Take a model of the family that it was trained on."
+        f"{', '.join(map(str, there))}. Use a model of the family that it was trained on."
     )
 
 
 def _attentions(unet: nn.Module) -> Iterator[Any]:
-    """The attention modules of a U-Net of diffusers."""
+    """Yield the attention modules of diffusers' U-Net."""
     for name, module in unet.named_modules():
         if name.endswith(("attn1", "attn2")):
             yield module

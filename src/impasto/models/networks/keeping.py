@@ -1,6 +1,6 @@
-"""Networks that begin without values: their tensors are kept as stored until somebody asks.
+"""Networks that start without values: their tensors are stored as read until they are needed.
 
-What becomes of them is in `offload.py`.
+`offload.py` loads them into the networks and offloads them again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from impasto.errors import ModelError
 META = torch.device("meta")
 
 Keep = Callable[[Tensors], Tensors]
-"""Gives the same tensors, independent of the file that they are read from."""
+"""Returns the same tensors, independent of the file that they were read from."""
 
 
 def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep: Keep) -> Tensors:
-    """Leave a network without values; its tensors as they are kept meanwhile.
+    """Leave a network without values, frozen, and return its tensors in the form stored meanwhile.
 
     Raises:
-        ModelError: One has values that are NaN or infinite.
+        ModelError: A tensor that `keep` reads has NaN or infinite values.
     """
     waiting: Any = module
     waiting.offloaded_tensors = dict(keep({n: _finite(t, n, source) for n, t in tensors.items()}))
@@ -36,18 +36,22 @@ def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep:
 
 
 def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
-    """Have a tensor checked for values that are not finite when it is read."""
+    """Return a lazy tensor that is checked for NaN and infinite values when it is read."""
     checked = partial(_checked, name=name, source=source)
     return replace(
         lazy,
         read=partial(checked, lazy.read),
         read_range=None if lazy.read_range is None else partial(checked, lazy.read_range),
-        stored=None,  # or it would be read from there, unchecked
+        stored=None,  # else the tensor would be read from the file, unchecked
     )
 
 
 def _checked(read: Callable[..., Tensor], *span: int, name: str, source: str) -> Tensor:
-    """What a function reads, all of a tensor or a range of its elements, if it is finite."""
+    """Return the finite values that `read` gives, of a whole tensor or a range of its elements.
+
+    Raises:
+        ModelError: A value is NaN or infinite.
+    """
     values = read(*span)
     if not is_finite(values):
         raise not_finite(name, source)
@@ -55,8 +59,8 @@ def _checked(read: Callable[..., Tensor], *span: int, name: str, source: str) ->
 
 
 def not_finite(name: str, source: str) -> ModelError:
-    """The error of a tensor that is damaged."""
+    """Return the error for a tensor with NaN or infinite values."""
     return ModelError(
-        f"{source}: {name} holds NaN or infinite values. The model is damaged; take another copy "
+        f"{source}: {name} holds NaN or infinite values. The model is damaged; use another copy "
         f"of it."
     )

@@ -1,4 +1,4 @@
-"""Makes networks from a base model's tensors, strictly: every tensor present and of its shape."""
+"""Builds networks from a base model's tensors; every tensor must be present and have its shape."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
 TypeOf = Callable[[torch.dtype], torch.dtype]
-"""Gives the type that tensors are read to, for the one that they are stored in."""
+"""Stored dtype of a tensor -> dtype in which it is read."""
 
 READERS = 4
 """Threads that read a network's tensors."""
@@ -45,19 +45,21 @@ READ_TOGETHER = 4 << 20
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The components of a Stable Diffusion model on the CPU, with no gradients asked.
+    """The components of a Stable Diffusion model, frozen and on the CPU.
 
-    In float32, unless they were asked for in another type. Some may wait without values until they
-    are asked for (`models/networks/offload.py`): their tensors are kept as they were stored.
-    Nothing in it depends on the files any more: they may be moved or replaced.
+    They are in float32 unless other dtypes were requested. Some may be offloaded until they are
+    needed (`models/networks/offload.py`): their tensors are retained in their stored dtypes.
+    Nothing depends on the files any more: they may be moved or replaced.
 
     Attributes:
-        contents: What the files held besides; `contents.components` are the networks' own tensors.
-        stored: Part -> the type of each tensor in the files, to be written back as it was.
+        contents: Everything else that the files held; `contents.components` are the networks' own
+            tensors.
+        stored: Component -> the dtype of each tensor in the files, for writing it back in that
+            dtype.
         networks: Component of the family -> the network.
         tokenizers: Text encoder -> transformers' CLIPTokenizer.
-        schedule: The forward process it was trained with.
-        scaling_factor: Scaled latents = this times the VAE's.
+        schedule: Noise schedule that the model was trained with.
+        scaling_factor: Factor by which the VAE's latents are multiplied to get scaled latents.
     """
 
     contents: ModelContents
@@ -69,7 +71,7 @@ class BaseModel:
 
     @property
     def identity(self) -> Identity:
-        """Family and prediction, with the evidence."""
+        """The family and prediction of the model, with the evidence."""
         return self.contents.identity
 
     @property
@@ -84,12 +86,12 @@ class BaseModel:
 
     @property
     def vae(self) -> Any:
-        """The network between pixels and latents: diffusers' AutoencoderKL."""
+        """The network that encodes pixels and decodes latents: diffusers' AutoencoderKL."""
         return self.networks[self.family.vae.name]
 
     @property
     def text_encoders(self) -> dict[str, Any]:
-        """The networks that read, by name, in the order of the table."""
+        """The text encoders by name, in the order of the family's table."""
         return {
             component.name: self.networks[component.name] for component in self.family.text_encoders
         }
@@ -110,24 +112,24 @@ def load_base_model(
     changed: Callable[[ModelContents], ModelContents] | None = None,
     loaded: Callable[[str, nn.Module], object] | None = None,
 ) -> BaseModel:
-    """Read a base model: a single file, a Diffusers folder, or a Hub id.
+    """Load a base model: a single file, a Diffusers folder, or a Hub id.
 
     Args:
-        source: Where it is, or the model as it was opened before.
-        options: What is known of it, where it was not.
-        progress: Shows how far the work is.
-        dtypes: Kind of network -> its type, where that is not float32.
-        exact: Names of networks that are float32 all the same, so that they can be written again
-            bit for bit.
-        waiting: Gives, for the family that the model is of, the names of networks that wait without
-            values, with how their tensors are kept meanwhile.
-        changed: Gives the contents that networks are made of, for those of the files: with LoRAs.
-        loaded: Is called with each network and its name as soon as it has its values or, after all
-            those, as soon as it waits.
+        source: File, folder or Hub id, or a model opened earlier.
+        options: Options for opening it; ignored if it was opened earlier.
+        progress: Shows the progress.
+        dtypes: Kind of network -> its dtype, if that is not float32.
+        exact: Names of networks that stay in float32 all the same, so that they can be written
+            again bit for bit.
+        waiting: Returns, for the model's family, the names of networks that start offloaded, each
+            with the function that stores its tensors.
+        changed: Changes the contents before networks are built of them, for example to add LoRAs.
+        loaded: Called with the name of each network and the network as soon as it has its values
+            or, after those, as soon as it is offloaded.
 
     Raises:
-        ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
-            NaN, or the model is of no family that is known.
+        ModelError: A file is missing, damaged or refused; a tensor is missing, of a wrong shape or
+            NaN; or the model belongs to no known family.
     """
     progress = progress or SilentProgress()
     if isinstance(source, OpenedAhead):
@@ -164,7 +166,7 @@ def load_base_model(
 def _assembled(
     contents: ModelContents, modules: Mapping[str, Any], stored: ModelContents | None = None
 ) -> BaseModel:
-    """Networks and what goes with them; `stored` is what the files held, if not `contents`."""
+    """Return the base model of these networks; `stored` has the files' dtypes if given."""
     family, configs, source = contents.identity.family, contents.configs, contents.source
     if configs[family.unet.name].get("upcast_attention"):
         use_upcast_attention(modules[family.unet.name])
@@ -185,19 +187,19 @@ def _assembled(
 def load_meta_model(
     source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
 ) -> BaseModel:
-    """A base model whose networks have shapes and types but no values: for plans.
+    """Load a base model whose networks have shapes and dtypes but no values, for planning.
 
     Raises:
-        ModelError: As `load_base_model`, but for the values.
+        ModelError: As for `load_base_model`, except that values are not checked.
     """
     return meta_model_of(open_model(source, options, progress))
 
 
 def meta_model_of(contents: ModelContents) -> BaseModel:
-    """Make a base model without values, of contents that are open already.
+    """Build a base model without values from contents that are open already.
 
     Raises:
-        ModelError: Tensors are missing or of no use.
+        ModelError: Tensors are missing or do not fit.
     """
     modules = empty_networks(contents)
     contents = require_complete(contents, {n: m.state_dict() for n, m in modules.items()})
@@ -240,19 +242,20 @@ def fill(
     advance: Advance,
     dtype: torch.dtype | TypeOf,
 ) -> None:
-    """Put tensors into a network as copies; every name and every shape has to fit.
+    """Copy tensors into a network; every name and every shape must match.
 
     Each value is copied once, so that training never depends on the file.
 
     Args:
         module: The network.
-        tensors: Its tensors.
-        source: Where they are from, for messages.
-        advance: Is told the bytes that were read.
-        dtype: The type that they come to, or what gives it for the type that one is stored in.
+        tensors: Its tensors by name.
+        source: Source of the tensors, for messages.
+        advance: Called with the number of bytes read.
+        dtype: Dtype to convert all tensors to, or a function of the stored dtype.
 
     Raises:
-        ModelError: With the names that are missing, unknown, of another shape, or not finite.
+        ModelError: Tensors are missing, unknown, of another shape, or not finite; the message names
+            them.
     """
     expected = dict(module.state_dict())
     tensors = {named_as_in(expected, name): tensor for name, tensor in tensors.items()}
@@ -269,9 +272,9 @@ def fill(
 def _read(
     tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype | TypeOf
 ) -> Iterator[Tensor]:
-    """Copies of tensors in their order, read and converted on a few threads at once.
+    """Yield copies of tensors in their order, read and converted on a few threads at once.
 
-    Most of the time goes to memory that was never touched, which the system has to hand out.
+    Most of the time is spent on first touching memory, which the operating system has to provide.
     """
 
     def read(names: Sequence[str]) -> list[Tensor]:
@@ -294,7 +297,7 @@ def _read(
 
 
 def _together(tensors: Tensors) -> Iterator[list[str]]:
-    """Names of tensors in their order, small ones together: handing one to a thread takes long."""
+    """Yield names of tensors in order, small ones in groups: handing one to a thread is costly."""
     names: list[str] = []
     size = 0
     for name, lazy in tensors.items():
@@ -308,15 +311,16 @@ def _together(tensors: Tensors) -> Iterator[list[str]]:
 
 
 def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
-    """The tensors of networks by today's names: what they are when they are read.
+    """Return the tensors of networks by current names; each has the value at the time it is read.
 
-    Nothing is held on to: a component that is trained moves to a device, and may change its type.
+    The tensors are not held in memory: a component in training moves between devices, and may
+    change its dtype.
     """
     return {name: tensors_of(module) for name, module in modules.items()}
 
 
 def tensors_of(module: nn.Module) -> dict[str, LazyTensor]:
-    """A network's state without transformers 4's prefix and position ids."""
+    """Return a network's state by name, without transformers 4's prefix and position ids."""
     return {
         name.removeprefix("text_model."): LazyTensor(
             tuple(tensor.shape), tensor.dtype, partial(_now, module, name)
@@ -332,7 +336,7 @@ def _now(module: nn.Module, name: str) -> Tensor:
 
 
 def materialise_buffers(module: nn.Module) -> None:
-    """Recreate the one buffer that is computed, not stored: CLIP's position ids."""
+    """Recreate the one buffer that is computed instead of stored: CLIP's position ids."""
     for child in module.modules():
         for name, buffer in list(child.named_buffers(recurse=False)):
             if buffer.is_meta:

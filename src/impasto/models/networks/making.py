@@ -1,4 +1,4 @@
-"""Makes networks without values of their configurations, by the classes of their libraries."""
+"""Builds networks without values from their configurations, by the classes of their libraries."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError, MemoryError, ImportError,
 )  # fmt: skip
-"""What diffusers and transformers raise for configurations that make no network."""
+"""Exceptions that diffusers and transformers raise for configurations of which no network can be
+built.
+"""
 
 
 def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
-    """The networks of a model without values, by component.
+    """Build the networks of a model without values, by component.
 
     Raises:
-        ModelError: A configuration makes none.
+        ModelError: A configuration is unusable.
     """
     return {
         component.name: empty_network(
@@ -42,10 +44,10 @@ def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
 
 
 def empty_network(component: Component, config: Mapping[str, Any], source: str) -> nn.Module:
-    """A network without values, which knows the names and shapes of its tensors.
+    """Build a network without values; it has the names and shapes of its tensors.
 
     Raises:
-        ModelError: The configuration makes none.
+        ModelError: The configuration is unusable.
     """
     require_modest(config, source)
     with _unfit_told(source), without_values():
@@ -53,10 +55,10 @@ def empty_network(component: Component, config: Mapping[str, Any], source: str) 
 
 
 def needed_tensors(contents: ModelContents) -> dict[str, Mapping[str, Tensor]]:
-    """The tensors that the networks of a model need, without values, by component.
+    """Return the tensors that the networks of a model need, without values, by component.
 
     Raises:
-        ModelError: A configuration makes no network.
+        ModelError: A configuration is unusable.
     """
     return {
         component.name: tensors_needed_by(
@@ -69,12 +71,12 @@ def needed_tensors(contents: ModelContents) -> dict[str, Mapping[str, Tensor]]:
 def tensors_needed_by(
     component: Component, config: Mapping[str, Any], source: str
 ) -> Mapping[str, Tensor]:
-    """The tensors that a network needs, without values; not to be changed.
+    """Return the tensors that a network needs, without values; callers must not change them.
 
-    The network is made once for each configuration: models that are mixed are all alike.
+    The network is built once per configuration, since the models of a mixture have the same one.
 
     Raises:
-        ModelError: The configuration makes none.
+        ModelError: The configuration is unusable.
     """
     require_modest(config, source)
     with _unfit_told(source):
@@ -93,23 +95,24 @@ def _unfit_told(source: str) -> Iterator[None]:
         yield
     except UNFIT as error:
         raise ModelError(
-            f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
+            f"{source}: no network can be built from its configuration "
+            f"({type(error).__name__}: {error})."
         ) from error
 
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Networks that are made meanwhile have no values, and take no time to draw their first ones.
+    """Build networks without values within the block, and without drawing initial weights.
 
     PyTorch would draw them for tensors on the meta device, too, through its decompositions: a fifth
-    of the time that making Stable Diffusion's networks takes.
+    of the time that building Stable Diffusion's networks takes.
     """
     with torch.device("meta"), _WithoutFirstWeights():
         yield
 
 
 class _WithoutFirstWeights(TorchFunctionMode):
-    """Functions of `torch.nn.init` give their tensor back as it is."""
+    """Makes the functions of `torch.nn.init` return their tensor unchanged."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -121,7 +124,7 @@ class _WithoutFirstWeights(TorchFunctionMode):
 
 
 def make_network(component: Component, config: Mapping[str, Any]) -> nn.Module:
-    """A network by its configuration, with PyTorch's own first weights."""
+    """Build a network from its configuration, with PyTorch's default initial weights."""
     return _network(component.library, component.class_name, config)
 
 
@@ -135,15 +138,15 @@ _REMARKING = (
     "bitsandbytes", "torchao", "torch.utils._pytree",
     "diffusers.quantizers.torchao.torchao_quantizer",
 )  # fmt: skip
-"""Loggers of packages that diffusers imports for quantized networks, of which there are none here.
+"""Loggers of packages that diffusers imports for quantized networks, which Impasto does not use.
 
-They warn of libraries that are not there, which nothing here would use.
+They warn of optional libraries that are not installed and that nothing here needs.
 """
 
 
 @contextmanager
 def _without_remarks_of_imports() -> Iterator[None]:
-    """Have these loggers tell errors alone meanwhile; what is imported is what anyone imports."""
+    """Limit the loggers of `_REMARKING` to errors within the block; the imports are unchanged."""
     loggers = [logging.getLogger(name) for name in _REMARKING]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -167,4 +170,4 @@ MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
     "diffusers": _of_diffusers,
     "transformers": _of_transformers,
 }
-"""How classes of a library make a network of a configuration."""
+"""Library -> function that builds a network of one of its classes from a configuration."""

@@ -1,10 +1,10 @@
-"""Frozen networks that wait while nobody uses them: in a file, or in RAM as they were stored.
+"""Frozen networks that are offloaded while unused: to a file, or to RAM in their stored dtypes.
 
 A VAE is needed for images whose latents are not cached, for previews and for the export; text
-encoders whose captions are encoded, for the export alone. So they begin without values: their
-tensors are kept as the model's file has them (`load_base_model`), and `on_device` and `wake` make a
-network of them when one is asked for. On a CPU "off the device" is out of the memory, so they
-wait in files there.
+encoders whose captions are encoded, for the export alone. So they start without values: their
+tensors are stored as in the model's file (`load_base_model`), and `on_device` and `wake` load them
+into a network when it is needed. If the device is the CPU, offloading has to free RAM, so they are
+stored in files.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from impasto.progress import Advance
 
 
 def keep_in_ram(tensors: Tensors) -> Tensors:
-    """Copies of tensors as they are stored, so that nothing depends on their file any more."""
+    """Copy tensors into RAM in their stored dtypes, so that they no longer depend on their file."""
     return {name: LazyTensor.of(tensor.read_as(tensor.dtype)) for name, tensor in tensors.items()}
 
 
 def keep_in_file(tensors: Tensors, file: Path, advance: Advance | None = None) -> Tensors:
-    """Copy tensors into a file of ours, which need not outlive a crash of the system.
+    """Copy tensors into a separate file, which need not survive a crash of the system.
 
     Args:
-        tensors: By name.
-        file: Where they go; replaced if it exists.
+        tensors: Tensors by name.
+        file: Target file; replaced if it exists.
         advance: Called with the number of bytes written.
 
     Raises:
@@ -52,18 +52,18 @@ def keep_in_file(tensors: Tensors, file: Path, advance: Advance | None = None) -
 def offload_to_file(
     module: nn.Module, file: Path, stored: Mapping[str, torch.dtype] | None = None
 ) -> Tensors:
-    """Move a frozen network's tensors into a file, and give them as they are read from it.
+    """Move a frozen network's tensors into a file, and return them as lazy tensors of that file.
 
-    `on_device` brings the network back for a while.
+    `on_device` loads them into the network again for a while.
 
     Args:
         module: The network.
-        file: Where its tensors wait.
-        stored: The types that they were read from, by name: a tensor that has the same values in
-            its own waits there in that type, so that fewer bytes are written.
+        file: File that the tensors are written to.
+        stored: Dtypes in which the tensors were stored originally, by name: a tensor that can be
+            converted to its own without loss is written in it, to write fewer bytes.
 
     Raises:
-        StorageError: The file cannot be written; the network is as it was.
+        StorageError: The file cannot be written; the network is unchanged.
     """
     types = stored or {}
     own = {
@@ -77,7 +77,7 @@ def offload_to_file(
 
 
 def _in_its_type(tensor: Tensor, stored: torch.dtype) -> LazyTensor:
-    """The tensor in the type that it was read from, if that has its values and is narrower."""
+    """Return the tensor in its stored dtype if that is narrower and lossless, else unchanged."""
     lazy = LazyTensor.of(tensor)
     if stored.itemsize >= tensor.dtype.itemsize or not stored.is_floating_point:
         return lazy
@@ -86,15 +86,16 @@ def _in_its_type(tensor: Tensor, stored: torch.dtype) -> LazyTensor:
 
 
 def is_waiting(module: nn.Module) -> bool:
-    """Whether a network has no values now, and waits for being asked for."""
+    """Return whether a network is offloaded: without values, with its tensors stored elsewhere."""
     first: Any = next(module.parameters())
     return first.device == META and hasattr(module, "offloaded_tensors")
 
 
 def wait_again(module: nn.Module) -> bool:
-    """Have a network that waited before give up its values; whether there was such a time.
+    """Offload a network again; return False if it was never offloaded, and leave it unchanged.
 
-    They are those that are kept: only frozen networks wait.
+    Its values are dropped, not written: only frozen networks are offloaded, so the stored ones are
+    still right.
     """
     if not hasattr(module, "offloaded_tensors"):
         return False
@@ -103,7 +104,7 @@ def wait_again(module: nn.Module) -> bool:
 
 
 def weights_of(module: nn.Module) -> Mapping[str, Tensor | LazyTensor]:
-    """The tensors of a network's state by name, lazy ones in its own type where it waits."""
+    """Return the tensors of a network's state by name; lazy ones, in its dtype, if offloaded."""
     if not is_waiting(module):
         return module.state_dict()
     inside, waiting = module.state_dict(), _kept_by(module)
@@ -112,14 +113,14 @@ def weights_of(module: nn.Module) -> Mapping[str, Tensor | LazyTensor]:
 
 
 def wake(module: nn.Module, device: torch.device) -> None:
-    """Bring a network to a device, from wherever it is or waits.
+    """Bring a network to a device, loading its tensors first if it is offloaded.
 
     Raises:
-        ModelError: The file that its tensors wait in is gone or was changed.
+        ModelError: The file with its tensors is missing or was changed.
     """
     if is_waiting(module):
         first: Any = next(module.parameters())
-        source = "a network that waited in the run's directory"
+        source = "a network offloaded to the run directory"
         dtype = kept_type if hasattr(module, "widens_in_layers") else first.dtype
         fill(module, _kept_by(module), source, _no_progress, dtype)
         materialise_buffers(module)
@@ -127,9 +128,9 @@ def wake(module: nn.Module, device: torch.device) -> None:
 
 
 def wake_for_good(module: nn.Module, device: torch.device) -> None:
-    """Bring a network that waits to a device, and keep its tensors nowhere else any more.
+    """Bring an offloaded network to a device and drop its stored tensors.
 
-    Whoever has them by name reads them from the network from now on.
+    The mapping of those tensors now reads from the network, for callers that hold it.
     """
     kept = _kept_by(module)
     wake(module, device)
@@ -139,9 +140,10 @@ def wake_for_good(module: nn.Module, device: torch.device) -> None:
 
 
 def keep_stored_types(module: nn.Module) -> None:
-    """Have a network that waits come back in the types that it is stored in, and compute as before.
+    """Have an offloaded network hold its weights in their stored dtypes, with unchanged results.
 
-    See `models/networks/widening.py`; one of other layers comes back in float32.
+    See `models/networks/widening.py`; a network with layers of unsupported types is loaded in
+    float32.
     """
     if widen_in_layers(module):
         waiting: Any = module
@@ -150,10 +152,10 @@ def keep_stored_types(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have a network on a device for a while; afterwards it is where it was, or waits again.
+    """Have a network on a device within the block; then move it back, or offload it again.
 
     Raises:
-        ModelError: The file that its tensors wait in is gone or was changed.
+        ModelError: The file with its tensors is missing or was changed.
     """
     first: Any = next(module.parameters())
     home = first.device
@@ -170,4 +172,4 @@ def _kept_by(module: nn.Module) -> dict[str, LazyTensor]:
 
 
 def _no_progress(_: int) -> None:
-    """Show no progress: the wait is short."""
+    """Ignore progress: the load is short."""

@@ -1,4 +1,4 @@
-"""Noise schedules as a model's scheduler configuration describes them."""
+"""Builds noise schedules from a model's scheduler configuration."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MOST_TIMESTEPS = 100_000
 
 
 def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
-    """A model with a schedule that ends in noise alone, for training and samplers.
+    """Return the model with its schedule rescaled to zero terminal SNR, for training and samplers.
 
-    A model that predicts noise is trained so, as sd-scripts does, and is drawn with as before:
-    where there is noise alone, the noise says nothing of the image, and a sampler that begins there
-    divides by zero.
+    For a model that predicts noise, only training uses the rescaled schedule, as in sd-scripts, and
+    samplers use the original one: at zero SNR the predicted noise carries no information about the
+    image, and a sampler that starts there divides by zero.
     """
     config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
     contents = replace(model.contents, scheduler_config=config)
@@ -32,22 +32,22 @@ def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
 
 
 def original_schedule(model: BaseModel) -> NoiseSchedule:
-    """The noise schedule that a model had before it was rescaled to end in noise alone."""
+    """Return the noise schedule that a model had before it was rescaled to zero terminal SNR."""
     config = {**model.scheduler_config, **dict.fromkeys(ZERO_TERMINAL_SNR, None)}
     return schedule_of(config, model.contents.source)
 
 
 def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSchedule:
-    """The noise schedule that a scheduler's configuration describes.
+    """Return the noise schedule that a scheduler's configuration describes.
 
     Raises:
-        ModelError: It is none that a family has.
+        ModelError: It is not a schedule of Stable Diffusion, or its values are invalid.
     """
     shape = config.get("beta_schedule", "scaled_linear")
     if shape != "scaled_linear":
         raise ModelError(
-            f"{source}: the scheduler's beta_schedule is {shape!r}; Stable Diffusion has "
-            f"scaled_linear."
+            f"{source}: the scheduler's beta_schedule is {shape!r}; expected scaled_linear, as in "
+            f"Stable Diffusion."
         )
     start = config.get("beta_start", BETA_START)
     end = config.get("beta_end", BETA_END)
@@ -61,7 +61,7 @@ def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSc
     if type(steps) is not int or not 1 < steps <= MOST_TIMESTEPS:
         raise ModelError(
             f"{source}: the scheduler's num_train_timesteps is {steps!r}; expected a whole number "
-            f"up to {MOST_TIMESTEPS}, and {NUM_TRAIN_TIMESTEPS} in Stable Diffusion."
+            f"from 2 to {MOST_TIMESTEPS} ({NUM_TRAIN_TIMESTEPS} in Stable Diffusion)."
         )
     schedule = NoiseSchedule.scaled_linear(start, end, steps)
     return schedule.to_zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule

@@ -1,4 +1,4 @@
-"""Tokenizers of a model's text encoders, and what cuts texts into their chunks."""
+"""Builds the tokenizers of a model's text encoders, and the objects that cut texts into chunks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def build_tokenizer(contents: ModelContents, component: Component) -> Any:
-    """A text encoder's CLIPTokenizer of the model's own files, or else of the shipped vocabulary.
+    """Build a text encoder's CLIPTokenizer from the model's files or the shipped vocabulary.
 
     Raises:
-        ModelError: The model's files make no tokenizer.
+        ModelError: The model's tokenizer files are unusable.
     """
     try:
         own = contents.tokenizer_files.get(component.text.tokenizer, {})
         return tokenizer_of(own, component.text.pad_token)
-    except Exception as error:  # tokenizers raises the plain class on a stranger's files
+    except Exception as error:  # tokenizers raises plain Exception for malformed files
         raise ModelError(
             f"{contents.source}: its {component.text.tokenizer} folder cannot be read ({error}). "
-            f"Download or copy it again, or remove it: then CLIP's own vocabulary is taken."
+            f"Download or copy it again, or remove it to use CLIP's standard vocabulary."
         ) from error
 
 
 def tokenizer_of(tokenizer_files: Mapping[str, bytes], pad_token: str) -> Any:
-    """A CLIPTokenizer from files; without any, from the shipped vocabulary and `pad_token`.
+    """Return a CLIPTokenizer built from files; from the shipped vocabulary if there are none.
 
-    The same files give the same object, since making one takes half a second and a run needs three:
-    add no tokens to it, and ask it neither to pad nor to truncate.
+    The same files give the same object, since building one takes half a second and a run needs
+    three: callers must not add tokens to it, nor have it pad or truncate.
     """
     return _tokenizer_of(tuple(sorted((tokenizer_files or shipped_files(pad_token)).items())))
 
@@ -56,12 +56,12 @@ def _tokenizer_of(tokenizer_files: tuple[tuple[str, bytes], ...]) -> Any:
 
 
 def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]:
-    """What cuts texts into chunks for each text encoder of a model.
+    """Build the objects that cut texts into chunks, one per text encoder of a model.
 
-    All have the words of one vocabulary; what they fill up with differs. SD 2's tokenizer files
-    pad with `!`, which transformers then also takes out of words; sd-scripts trains with that. For
-    SDXL it takes the files of OpenCLIP, which do not. A1111 has open_clip's tokens, where `!` is a
-    word like others.
+    All use one vocabulary; only the padding differs. SD 2's tokenizer files pad with `!`, which
+    transformers then also removes from inside words; sd-scripts trains with that. For SDXL,
+    sd-scripts uses OpenCLIP's tokenizer files, which do not. A1111 uses open_clip's tokens, where
+    `!` is an ordinary token.
     """
     return tuple(
         _tokens(model.tokenizers[component.name], component.text, layout)

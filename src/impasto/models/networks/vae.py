@@ -21,14 +21,13 @@ from impasto.models.networks.casting import cast_network
 from impasto.models.networks.offload import wake, weights_of
 
 TILE = 512
-"""Pixels of a tile's side; neighbours overlap by a quarter of it (diffusers' AutoencoderKL)."""
+"""Side of a tile in pixels; neighbours overlap by a quarter of it (diffusers' AutoencoderKL)."""
 
 
 def tile(vae: Any, *, tiled: bool) -> None:
-    """Have a VAE encode and decode larger images in overlapping tiles, or whole.
+    """Set whether a VAE encodes and decodes larger images in overlapping tiles or whole.
 
-    A tile knows nothing of the rest of the image, so results differ a little from those of the
-    whole.
+    A tile does not see the rest of the image, so the results of the two ways differ slightly.
     """
     vae.use_tiling = tiled
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // CELL
@@ -36,7 +35,10 @@ def tile(vae: Any, *, tiled: bool) -> None:
 
 @contextlib.contextmanager
 def tiling(vae: Any, *, tiled: bool) -> Iterator[None]:
-    """Have a VAE work in tiles meanwhile, if it does not anyhow."""
+    """Have a VAE work in tiles within the block if `tiled`; then restore its earlier setting.
+
+    A VAE that is set to tiles already keeps working in tiles.
+    """
     before: bool = vae.use_tiling
     tile(vae, tiled=before or tiled)
     try:
@@ -53,20 +55,20 @@ def moments_encoder(
     npz_endings: tuple[str, ...] = SD_ENDINGS,
     weights_hash: str | None = None,
 ) -> MomentsEncoder:
-    """The VAE's encoder as the latent cache takes it; it computes in the VAE's precision.
+    """Return the VAE's encoder in the form that the latent cache takes, in the VAE's dtype.
 
-    The VAE is hashed where it is or waits, and goes to the device when the first image is encoded:
-    where all are encoded already, it never does.
+    The VAE is hashed on its current device or while offloaded, and moved to its target device when
+    the first image is encoded; if all latents are cached, it is never moved.
 
     A VAE in half precision overflows on some images (stabilityai's for SDXL is known for it); for
-    those it is brought to float32 for one call.
+    those images it is converted to float32 for one call.
 
     Args:
         vae: diffusers' AutoencoderKL.
         batch_size: Images per call.
-        device: Where it computes; None means where the VAE is.
-        npz_endings: What names of sd-scripts' files of its latents end on.
-        weights_hash: Its `weights_fingerprint`, where that is known.
+        device: Device on which it computes; None means the VAE's current device.
+        npz_endings: Suffixes of the names of sd-scripts' files of its latents.
+        weights_hash: Its `weights_fingerprint` if that is known.
     """
     home = device or vae.device
 
@@ -103,10 +105,10 @@ def moments_encoder(
 
 
 def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a network is computed from 10 bits of fraction: float32 on GPUs from 2020 on.
+    """Return whether a network computes in TF32 (10 bits of fraction): float32 on recent GPUs.
 
-    So it is unless `torch.backends.cudnn.allow_tf32` says otherwise, which `set_arithmetic` sets
-    for convolutions and matrix products alike.
+    Those are GPUs from 2020 on (compute capability 8.0), unless `torch.backends.cudnn.allow_tf32`
+    is false; `set_arithmetic` sets that for convolutions and matrix products alike.
     """
     return (
         device.type == "cuda"
@@ -117,11 +119,11 @@ def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def encoding_fingerprint(vae: Any, weights_hash: str | None = None) -> str:
-    """What tells latents of this VAE from those of others, or of other ways to use it.
+    """Return a key that distinguishes latents of this VAE, and of tiled encoding, from all others.
 
     Args:
         vae: diffusers' AutoencoderKL.
-        weights_hash: Its `weights_fingerprint`, where that is known.
+        weights_hash: Its `weights_fingerprint` if that is known.
     """
     tiled = "/tiled" if vae.use_tiling else ""
     return f"{weights_hash or weights_fingerprint(vae)}{tiled}"
@@ -131,18 +133,18 @@ def encoding_fingerprint(vae: Any, weights_hash: str | None = None) -> str:
 def decode(
     vae: Any, latents: Float[Tensor, "b 4 h w"], scaling_factor: float
 ) -> Float[Tensor, "b 3 height width"]:
-    """Scaled latents -> pixels in [0, 1]."""
+    """Decode scaled latents to pixels in [0, 1]."""
     images = vae.decode((latents / scaling_factor).to(vae.dtype)).sample
     return (images.float() / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types and bytes of all tensors, in order of their names."""
+    """Return a SHA-256 over names, dtypes, shapes and bytes of all tensors, ordered by name."""
     return tensors_fingerprint(weights_of(module))
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor | LazyTensor]) -> str:
-    """SHA-256 over names, types and bytes of tensors, which may be read in pieces."""
+    """Return a SHA-256 over names, dtypes, shapes and bytes of tensors; lazy ones in pieces."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())

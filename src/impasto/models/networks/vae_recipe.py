@@ -1,4 +1,4 @@
-"""How another process makes the VAE that encodes: from the model's files, in the same type."""
+"""Rebuilds the VAE's encoder in another process, from the model's files and in the same dtype."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from impasto.models.reading.opening import OpenOptions, open_model
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How PyTorch computes on GPUs, as far as that changes bits.
+    """The settings of PyTorch's GPU arithmetic that change the bits of results.
 
     Attributes:
-        matmul_tf32: Whether matrix products in float32 may round what they multiply to TF32.
-        convolution_tf32: The same of convolutions.
-        steady_convolutions: Whether cuDNN takes only kernels that give the same bits each time.
-        steady: Whether all operations do.
+        matmul_tf32: Whether float32 matrix products may round their inputs to TF32.
+        convolution_tf32: Whether float32 convolutions may round their inputs to TF32.
+        steady_convolutions: Whether cuDNN uses only deterministic kernels.
+        steady: Whether all operations are deterministic.
     """
 
     matmul_tf32: bool
@@ -37,7 +37,7 @@ class Arithmetic:
 
     @classmethod
     def current(cls) -> Arithmetic:
-        """Read the arithmetic that this process computes with."""
+        """Return the arithmetic settings of this process."""
         return cls(
             torch.backends.cuda.matmul.allow_tf32,
             torch.backends.cudnn.allow_tf32,
@@ -46,28 +46,28 @@ class Arithmetic:
         )
 
     def apply(self) -> None:
-        """Have this process compute so."""
+        """Apply these arithmetic settings to this process."""
         torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
         torch.backends.cudnn.allow_tf32 = self.convolution_tf32
         torch.backends.cudnn.deterministic = self.steady_convolutions
-        if self.steady:  # cuBLAS reads it when it is first used
+        if self.steady:  # cuBLAS reads the variable at its first use
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(self.steady)
 
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Makes an encoder like one that is there, in a process that has the model's files too.
+    """Builds an encoder like an existing one, in another process that can read the model's files.
 
     Attributes:
-        source: A file or folder, with its whole path, or a Hub id.
-        options: What is known of the model, another VAE included.
-        dtype: What it computes in.
+        source: Absolute path of the model's file or folder, or a Hub id.
+        options: Options with which the model was opened, including a replacement VAE.
+        dtype: Dtype in which the VAE computes.
         tiled: Whether it encodes larger images in tiles.
         batch_size: Images per call.
-        device: Kind of the device it computes on: `cuda` or `cpu`.
-        arithmetic: How the process computes that has the encoder already.
-        npz_endings: What names of sd-scripts' files of its latents end on.
+        device: Type of its device: `cuda` or `cpu`.
+        arithmetic: Arithmetic settings of the process that has the existing encoder.
+        npz_endings: Suffixes of the names of sd-scripts' files of its latents.
     """
 
     source: str
@@ -80,10 +80,10 @@ class VaeRecipe:
     npz_endings: tuple[str, ...]
 
     def __call__(self) -> MomentsEncoder:
-        """Read the VAE alone, and put it on its device when the first image is encoded.
+        """Load only the VAE; it is moved to its device when the first image is encoded.
 
         Raises:
-            ModelError: The files are not there, or damaged.
+            ModelError: The files are missing or damaged.
         """
         self.arithmetic.apply()
         vae = load_vae(self.source, self.options)
@@ -97,7 +97,7 @@ class VaeRecipe:
 
 
 def load_vae(source: str, options: OpenOptions) -> Any:
-    """The VAE of a base model, in float32 on the CPU; its other networks are not read.
+    """Load the VAE of a base model in float32 on the CPU, without reading the other networks.
 
     Raises:
         ModelError: A tensor is missing, or the files are damaged.
@@ -121,14 +121,14 @@ def with_recipe(
     options: OpenOptions | None,
     device: torch.device,
 ) -> MomentsEncoder:
-    """An encoder that other processes can make too.
+    """Return an encoder with a recipe by which other processes can build it too.
 
     Args:
-        encoder: What `moments_encoder` made of the VAE.
-        vae: That VAE.
-        source: Where the base model was read from.
-        options: As it was read.
-        device: Where it computes.
+        encoder: Encoder that `moments_encoder` made of the VAE.
+        vae: The VAE.
+        source: File, folder or Hub id that the base model was read from.
+        options: Options that it was read with.
+        device: Device on which the encoder computes.
     """
     known = options or OpenOptions()
     recipe = VaeRecipe(
@@ -145,6 +145,6 @@ def with_recipe(
 
 
 def _whole(source: str) -> str:
-    """A path as it is found from any folder; a Hub id as it is."""
+    """Return an existing path as an absolute path, and anything else (a Hub id) unchanged."""
     path = Path(source)
     return str(path.absolute()) if presence.exists(path) else source

@@ -1,9 +1,9 @@
-"""Frozen text encoders whose weights stay in the type they are stored in, and compute in float32.
+"""Frozen text encoders whose weights stay in the dtype they are stored in, and compute in float32.
 
-Nearly all models are stored in 16 bits. A float32 holds each of their numbers exactly, so a layer
-that widens its own weights while it computes gives what it would give if all had been widened at
-once, bit for bit, and the encoder takes half the memory: 1.5 GiB for both of SDXL in the place of
-3.0. Other programs compute in 16 bits for that (`text_encoder1.to(weight_dtype)` in sd-scripts'
+Nearly all models are stored in 16 bits. A float32 represents each of their values exactly, so a
+layer that converts its own weights while it computes gives the same result, bit for bit, as if all
+had been converted at once, and the encoder takes half the memory: 1.5 GiB for both of SDXL instead
+of 3.0. Other programs compute in 16 bits for that (`text_encoder1.to(weight_dtype)` in sd-scripts'
 `sdxl_train.py`), which changes the states by 1.5 % in bfloat16.
 """
 
@@ -21,9 +21,9 @@ WIDE = torch.float32
 
 
 def widen_in_layers(network: nn.Module) -> bool:
-    """Have each layer of a network widen its own weights; whether all of them can.
+    """Have each layer of a network convert its own weights to float32; return whether all can.
 
-    A network with a layer of another sort is left as it is.
+    A network with a layer of an unsupported type is left unchanged.
     """
     layers = [module for module in network.modules() if list(module.parameters(recurse=False))]
     if not all(type(layer) in _FORWARDS for layer in layers):
@@ -35,7 +35,7 @@ def widen_in_layers(network: nn.Module) -> bool:
 
 
 def kept_type(stored: torch.dtype) -> torch.dtype:
-    """What such a network keeps of what is stored in a type: that, unless it is wider."""
+    """Return the dtype in which such a network holds a tensor: its stored one, at most float32."""
     is_narrow = stored.is_floating_point and stored.itemsize < WIDE.itemsize
     return stored if is_narrow else WIDE
 
@@ -66,4 +66,4 @@ _FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
 }
-"""What CLIP's text encoders have weights in, and how it computes."""
+"""Types of the layers with weights in CLIP's text encoders -> the function that computes each."""

@@ -1,1 +1,1 @@
-"""Opens models in all their forms and says what they are, without making networks of them."""
+"""Opens models in all their forms and identifies them, without building networks."""

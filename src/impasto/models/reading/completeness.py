@@ -1,7 +1,7 @@
-"""Whether a model's tensors are those that its networks need: the one check of every verb.
+"""Compares a model's tensors with those that its networks need: one check for all commands.
 
-`load_base_model` and `convert` refuse what is missing or of another shape and leave out, with a
-note, what no network uses; `inspect` shows the same without refusing.
+`load_base_model` and `convert` refuse missing tensors and wrong shapes, and leave out tensors that
+no network uses, with a note; `inspect` shows the same without refusing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Fit:
-    """How tensors compare with what a network expects.
+    """The result of comparing tensors with those that a network expects.
 
     Attributes:
         missing: Names that the network needs and the file lacks.
-        unknown: Names that the network has no use for.
-        wrong: What has another shape or type, in words.
+        unknown: Names that the network does not use.
+        wrong: Descriptions of tensors of another shape or dtype.
     """
 
     missing: tuple[str, ...]
@@ -34,18 +34,18 @@ class Fit:
 
     @property
     def faults(self) -> list[str]:
-        """What does not fit, the first few of each sort by name."""
+        """Descriptions of all differences, with the first few names of each sort."""
         sorts = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.wrong}
         return [f"{sort}: {listed(names)}" for sort, names in sorts.items() if names]
 
     @property
     def gaps(self) -> list[str]:
-        """What makes the model unusable: faults without what is merely of no use."""
+        """Descriptions of the differences that make the model unusable, without unused tensors."""
         return replace(self, unknown=()).faults
 
 
 def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
-    """Compare names and shapes, and that what should be weights are not whole numbers."""
+    """Compare names and shapes, and check that floating-point weights are not integers."""
     wrong = (
         fault
         for name in sorted(expected.keys() & tensors.keys())
@@ -61,15 +61,15 @@ def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
 def require_complete(
     contents: ModelContents, needed: Mapping[str, Mapping[str, Tensor]]
 ) -> ModelContents:
-    """Check that no tensor is missing; leave out tensors of no use, and name them in the notes.
+    """Return the contents without unused tensors, which the notes name, if no tensor is missing.
 
     Args:
-        contents: A model as opened.
-        needed: Part -> the tensors of the network that its configuration makes, whose values
-            are not looked at.
+        contents: The opened model.
+        needed: Component -> the tensors of the network that its configuration describes; their
+            values are not read.
 
     Raises:
-        ModelError: A tensor is missing, or of another shape or type, in any part.
+        ModelError: A tensor of any component is missing, or of another shape or dtype.
     """
     components: dict[str, Tensors] = {}
     notes = list(contents.notes)
@@ -88,19 +88,22 @@ def require_complete(
         }
         if unused:
             notes.append(
-                f"left out of the {component}, which has no use for it: {listed(fit.unknown)}"
+                f"left out of the {component}, which does not use them: {listed(fit.unknown)}"
             )
     return replace(contents, components=components, notes=tuple(notes))
 
 
 def named_as_in(expected: Collection[str], name: str) -> str:
-    """Version 4 of transformers has `text_model.` before CLIP's names, version 5 has not."""
+    """Return the name that `expected` has for a tensor: with or without transformers 4's prefix.
+
+    Version 4 of transformers has `text_model.` before CLIP's names, version 5 has not.
+    """
     old = f"text_model.{name}"
     return old if name not in expected and old in expected else name
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names as text, with the number of the others."""
     names = list(names)
     rest = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,7 +1,8 @@
-"""Configurations of the networks, in the words of diffusers and transformers, from their tensors.
+"""Derives the configurations of the networks, in diffusers' and transformers' terms, from tensors.
 
-Shapes tell everything but the numbers of attention heads and of normalisation groups. For networks
-of Stable Diffusion's own sizes these are known; for others the file says them (`CONFIGS_KEY`).
+The shapes determine everything except the numbers of attention heads and of normalisation groups.
+For networks of Stable Diffusion's own sizes these are known; for others the file states them
+(`CONFIGS_KEY`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _NOT_IN_SHAPES = {
 }
 
 MOST_LAYERS = 200
-"""More than any CLIP, U-Net or VAE has; a damaged or hostile file may ask for 100,000."""
+"""More than any CLIP, U-Net or VAE has; a damaged or malicious file may state 100,000."""
 
 WIDEST = 1_000_000
-"""More than any width, vocabulary or length of these networks."""
+"""More than any width, vocabulary size or length of these networks."""
 
 Configs = dict[str, dict[str, Any]]
 
@@ -40,7 +41,7 @@ Configs = dict[str, dict[str, Any]]
 def configs_in(
     metadata: Mapping[str, str], components: Iterable[str], source: str
 ) -> Configs | None:
-    """The configurations of these parts that a file states, or None.
+    """Return the configurations of these components that a file states, or None if it states none.
 
     Raises:
         ModelError: They are not readable.
@@ -58,10 +59,10 @@ def configs_in(
 
 
 def require_modest(config: Mapping[str, Any], source: str) -> None:
-    """Refuse a configuration whose network would take hours or all memory to make.
+    """Refuse a configuration whose network would take hours or all memory to build.
 
     Raises:
-        ModelError: It asks for more layers or greater widths than any such network has.
+        ModelError: It has more layers or greater widths than any such network.
     """
     for key, value in config.items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -70,7 +71,7 @@ def require_modest(config: Mapping[str, Any], source: str) -> None:
             is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
             if is_number and not abs(number) <= limit:
                 raise ModelError(
-                    f"{source}: its configuration says {key} {number}; expected {limit} at most. "
+                    f"{source}: {key} in its configuration is {number}; expected {limit} at most. "
                     f"The file is damaged or no model."
                 )
         if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS:
@@ -82,9 +83,9 @@ def require_modest(config: Mapping[str, Any], source: str) -> None:
 
 
 def stated_scaling(config: Mapping[str, Any], source: str) -> float | None:
-    """What a VAE's configuration says that latents are multiplied by; None where it says nothing.
+    """Return the scaling factor of latents in a VAE's configuration; None if it has no such entry.
 
-    The family's factor holds then: configurations of early diffusers have no such entry.
+    The family's factor applies then: configurations of early diffusers have no such entry.
 
     Raises:
         ModelError: It is not a number above 0.
@@ -99,16 +100,16 @@ def stated_scaling(config: Mapping[str, Any], source: str) -> float | None:
 
 
 def require_plain_latents(config: Mapping[str, Any], source: str) -> None:
-    """Refuse a VAE whose latents are more than multiplied by one number before the U-Net.
+    """Refuse a VAE whose latents need more than one scaling factor before the U-Net.
 
     Raises:
-        ModelError: Its configuration shifts latents or scales them by channel.
+        ModelError: Its configuration shifts latents or scales them per channel.
     """
     key = next((key for key in _OTHER_SCALING if config.get(key) not in (None, 0)), None)
     if key is not None:
         raise ModelError(
-            f"{source}: its configuration has {key}, so this VAE scales latents otherwise than "
-            f"Stable Diffusion's, as that of Playground 2.5, SD 3 or Flux. Take one of Stable "
+            f"{source}: its configuration has {key}, so this VAE scales latents differently from "
+            f"Stable Diffusion's, like those of Playground 2.5, SD 3 and Flux. Use a VAE of Stable "
             f"Diffusion."
         )
 
@@ -118,10 +119,10 @@ _OTHER_SCALING = ("latents_mean", "latents_std", "shift_factor")
 
 
 def configs_from(components: Mapping[str, Tensors], family: Family, source: str) -> Configs:
-    """The configurations of a model of Stable Diffusion's own size.
+    """Derive the configurations of a model of Stable Diffusion's own size from its tensors.
 
     Raises:
-        ModelError: It is of another size, or a tensor that tells the size is missing.
+        ModelError: It is of another size, or a tensor that shows the size is missing.
     """
     try:
         return {
@@ -135,14 +136,14 @@ def configs_from(components: Mapping[str, Tensors], family: Family, source: str)
     except UnknownSizeError as error:
         raise ModelError(
             f"{source}: {error} is not one of Stable Diffusion's sizes, and the file does not say "
-            f"how many attention heads and groups it has. Take the model's Diffusers folder."
+            f"how many attention heads and groups it has. Use the model's Diffusers folder."
         ) from error
 
 
 def metadata_for(
     configs: Configs, components: Mapping[str, Tensors], family: Family
 ) -> dict[str, str]:
-    """What a single file has to say of its configurations: nothing where its shapes tell them."""
+    """Return the metadata that states the configurations; empty if the shapes determine them."""
     try:
         known = configs_from(components, family, "")
     except ModelError:
@@ -191,7 +192,7 @@ def unet_config(tensors: Tensors, component: Component, family: Family) -> dict[
 
 
 def _depths(tensors: Tensors, layout: UNetLayout) -> dict[str, Any]:
-    """How many blocks each attention has, where that is not one."""
+    """Return the number of transformer blocks per attention module, if that is not one."""
     depths = [
         count_modules(tensors, f"down_blocks.{level}.attentions.0.transformer_blocks") or 1
         for level in range(len(layout.attention))
@@ -200,7 +201,7 @@ def _depths(tensors: Tensors, layout: UNetLayout) -> dict[str, Any]:
 
 
 def _conditioning(tensors: Tensors, family: Family) -> dict[str, Any]:
-    """What is taken besides noise, time and text."""
+    """Return the settings for inputs other than noise, timestep and text."""
     if family.sizes is None:
         return {}
     return {
@@ -255,7 +256,7 @@ def text_config(tensors: Tensors, component: Component, _: Family) -> dict[str, 
 
 
 def count_modules(tensors: Tensors, name: str) -> int:
-    """How many numbered modules are in a list."""
+    """Return the number of numbered modules in a module list."""
     start = f"{name}."
     inside = (n.removeprefix(start) for n in tensors if n.startswith(start))
     return len({rest.partition(".")[0] for rest in inside})
@@ -266,4 +267,4 @@ READERS: dict[ComponentKind, Callable[[Tensors, Component, Family], dict[str, An
     ComponentKind.VAE: vae_config,
     ComponentKind.TEXT: text_config,
 }
-"""What a network does -> how its configuration is read from its tensors."""
+"""Kind of network -> function that derives its configuration from its tensors."""

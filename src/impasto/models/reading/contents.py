@@ -1,4 +1,4 @@
-"""A model as tensors and configurations, before networks are made of it and after."""
+"""A model as tensors and configurations, before networks are built from it and after."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from impasto.models.reading.identity import Identity
 
 @dataclass(frozen=True)
 class ModelContents:
-    """Everything that a model's file or folder holds.
+    """The contents of a model's file or folder.
 
     Attributes:
-        source: The path or id it was opened by.
-        form: What sort of file or folder that is, in words.
+        source: Path or id that it was opened by.
+        form: Form of the file or folder, in words.
         components: Component of the family -> tensors by diffusers' names.
         ldm_only: Tensors by LDM's names that no component uses.
-        configs: Part -> configuration.
-        scheduler_config: For samplers; its prediction_type is the identity's.
+        configs: Component -> configuration.
+        scheduler_config: Configuration for samplers; its prediction_type is the identity's.
         identity: Family and prediction, with the evidence.
-        tokenizer_files: Folder of a tokenizer -> file name -> content; none means the shipped
+        tokenizer_files: Tokenizer folder -> file name -> content; empty means the shipped
             vocabulary.
-        metadata: Texts in the file.
-        notes: What a person should know: tensors left out, which of several files was taken.
-        zeroes_empty_text: Whether it says that an empty prompt is zeros instead of the encoded
+        metadata: Metadata texts of the file.
+        notes: Notes for the user: tensors left out, which of several files was used.
+        zeroes_empty_text: Whether it states that an empty prompt is zeros instead of the encoded
             empty text.
-        vae_source: The path or id of the VAE that stands in the place of its own, if one does.
+        vae_source: Path or id of the VAE that replaces its own; None if its own is used.
     """
 
     source: str
@@ -51,16 +51,16 @@ class ModelContents:
 
     @property
     def name(self) -> str:
-        """The last element of `source`: what may be published of it."""
+        """The last element of `source`: the only part of it that may be published."""
         return self.source.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
     def ldm_tensors(self) -> dict[str, LazyTensor]:
-        """All tensors under the names of a single file, with what marks it."""
+        """Return all tensors under a single file's names, with the empty tensors that mark it."""
         tensors = merge_ldm(self.components, self.ldm_only, self.identity.family.layout)
         return tensors | dict.fromkeys(self._marks(), LazyTensor.of(torch.empty(0)))
 
     def _marks(self) -> list[str]:
-        """The marks of a single file; without them, programs draw noise with such a model."""
+        """Return the marks of a single file; without them, other programs sample only noise."""
         generation = self.identity.family.generation
         rows = [row for row in families.FAMILIES if row.generation == generation]
         if not any(row.mark for row in rows):
@@ -71,7 +71,7 @@ class ModelContents:
         return [*marks, *([ZERO_TERMINAL_SNR_MARK] if is_zero_snr else [])]
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
-        """A model with some components in another type; those that are not named stay."""
+        """Return the model with some components in other dtypes, and the others unchanged."""
         result = {
             component: {
                 name: tensor.cast(dtypes.get(component)) for name, tensor in tensors.items()
@@ -84,13 +84,13 @@ class ModelContents:
         def asked(name: str) -> Any:
             return next((dtype for root, dtype in roots.items() if name.startswith(root)), None)
 
-        ldm_only = {  # buffers of the schedule: rounded, they would be other noise levels
+        ldm_only = {  # not the schedule's buffers: rounding them would change the noise levels
             name: tensor.cast(asked(name)) for name, tensor in self.ldm_only.items()
         }
         return replace(self, components=result, ldm_only=ldm_only)
 
     def dtypes(self) -> dict[str, str]:
-        """Part -> the types of its floating-point tensors, such as `float16`."""
+        """Return component -> the dtypes of its floating-point tensors, such as `float16`."""
         return {
             component: "+".join(
                 sorted({_dtype_name(t) for t in tensors.values() if t.dtype.is_floating_point})

@@ -1,4 +1,4 @@
-"""Opens the parts of a Diffusers folder by today's names, whichever version wrote it."""
+"""Opens the components of a Diffusers folder under current names, whichever version wrote it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
-"""What is taken along into exported folders: nothing else that lies, or is linked, beside it."""
+"""Files copied into exported folders; other files or links beside them are not."""
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
@@ -48,15 +48,15 @@ class DiffusersFolder:
     """The contents of a Diffusers folder.
 
     Attributes:
-        components: Its networks.
-        tensors: Name of each -> its tensors.
-        configs: Name of each -> its configuration.
-        scheduler_config: Of samplers.
-        ldm_only: What a single file has besides.
-        tokenizer_files: Folder of each tokenizer -> file name -> content.
-        metadata: Texts.
-        notes: What a person should know.
-        index: Its `model_index.json`.
+        components: Networks that it holds.
+        tensors: Name of each network -> its tensors.
+        configs: Name of each network -> its configuration.
+        scheduler_config: Configuration of the noise scheduler.
+        ldm_only: Tensors that only a single file has.
+        tokenizer_files: Tokenizer folder -> file name -> content.
+        metadata: Metadata texts.
+        notes: Notes for the user.
+        index: Content of `model_index.json`.
     """
 
     components: tuple[Component, ...]
@@ -71,11 +71,11 @@ class DiffusersFolder:
 
 
 def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFolder:
-    """Open all components of a model in diffusers' form.
+    """Open all components of a Diffusers folder.
 
     Args:
         path: The folder.
-        choice: Which set of weights is taken where a network has several.
+        choice: Set of weights to use if a network has several.
 
     Raises:
         ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or
@@ -84,7 +84,7 @@ def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFold
     if not presence.is_file(path / "model_index.json"):
         raise ModelError(
             f"{path} is a folder without model_index.json; expected a Diffusers folder, which has "
-            f"that and a folder for each network, or the path of one .safetensors or .ckpt file."
+            f"this file and a folder per network, or the path of one .safetensors or .ckpt file."
         )
     require_links_inside(path)
     index = read_config(path / "model_index.json")
@@ -120,12 +120,12 @@ def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFold
 
 
 def _require_plain_noise(path: Path, scheduler_config: Mapping[str, Any]) -> None:
-    """Refuse a model whose scheduler says that noise is added otherwise than to Stable Diffusion's.
+    """Refuse a model whose scheduler adds noise differently from Stable Diffusion's.
 
-    Such a model has the tensors of SD or SDXL, so that nothing else tells it apart.
+    Such a model has the tensors of SD or SDXL, so only the scheduler distinguishes it.
 
     Raises:
-        ModelError: It says so.
+        ModelError: The scheduler is of that kind.
     """
     kind = _kind_by_noise(scheduler_config)
     if kind is not None:
@@ -136,7 +136,7 @@ def _require_plain_noise(path: Path, scheduler_config: Mapping[str, Any]) -> Non
 
 
 def _kind_by_noise(scheduler_config: Mapping[str, Any]) -> Kind | None:
-    """What a model is whose noise is added otherwise than to Stable Diffusion's, or None.
+    """Return the kind of a model with noise unlike Stable Diffusion's, or None if it is alike.
 
     Names: diffusers `schedulers/scheduling_edm_euler.py`, `scheduling_edm_dpmsolver_multistep.py`,
     `scheduling_flow_match_euler_discrete.py` and `scheduling_unipc_multistep.py`.
@@ -160,10 +160,10 @@ def _require_average(path: Path, components: Sequence[Component]) -> None:
 def open_component(
     folder: Path, component: Component
 ) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
-    """Open one part by its own folder: its tensors, its configuration, and notes.
+    """Open one component by its own folder: its tensors, its configuration, and notes.
 
     Raises:
-        ModelError: It is not there or damaged.
+        ModelError: It is missing or damaged.
     """
     require_links_inside(folder)
     found = _open_component(folder, component, WeightChoice())
@@ -171,29 +171,29 @@ def open_component(
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read one of a Diffusers folder's JSON files.
+    """Read a JSON file of a Diffusers folder.
 
     Raises:
-        ModelError: It is missing or not JSON.
+        ModelError: It is missing or not a JSON object.
     """
     try:
         config = parse_json(read_text(file))
     except FileNotFoundError as error:
         raise ModelError(
-            f"The model is incomplete: {file} is not there. Download or copy it again."
+            f"The model is incomplete: {file} is missing. Download or copy it again."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{file} holds a {type(config).__name__}; expected names and values.")
+        raise ModelError(f"{file} holds a {type(config).__name__}; expected an object.")
     return config
 
 
 def encoders_of(folder: DiffusersFolder, path: Path) -> tuple[tuple[str, str], ...]:
-    """Each text encoder, and whose it is, by its activation; see `Marks`.
+    """Return the name and dialect of each text encoder, found by its activation; see `Marks`.
 
     Raises:
-        ModelError: It is nobody's that is known.
+        ModelError: No known family has an encoder with this activation.
     """
     found = []
     for component in folder.components:
@@ -222,7 +222,7 @@ def _open_component(folder: Path, component: Component, choice: WeightChoice) ->
     if "quantization_config" in config:
         raise ModelError(
             f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
-            f"undo that. Take an fp16, bf16 or fp32 version of this model."
+            f"undo that. Use an fp16, bf16 or fp32 version of this model."
         )
     if component.kind is ComponentKind.VAE:
         require_plain_latents(config, str(folder))
@@ -250,17 +250,17 @@ def _open_component(folder: Path, component: Component, choice: WeightChoice) ->
 
 
 def by_todays_names(tensors: Tensors, component: Component) -> dict[str, LazyTensor]:
-    """The tensors of one part of a Diffusers folder as today's diffusers names them."""
+    """Return the tensors of one component of a Diffusers folder under current diffusers names."""
     named = {MODERN[component.kind](name): tensor for name, tensor in tensors.items()}
     kept = {n: t for n, t in named.items() if not n.endswith("embeddings.position_ids")}
     return {name: _without_spare_axes(name, tensor) for name, tensor in kept.items()}
 
 
 def _require_variant(path: Path, components: Sequence[Component], variant: str) -> None:
-    """Make sure that at least one part has files of a variant.
+    """Check that at least one component has files of a variant.
 
     Raises:
-        ModelError: None has; those that are there are named.
+        ModelError: None has; the message names the existing variants.
     """
     sets = [find_weights(path / component.folder, component.stems) for component in components]
     if any(variant in found for found in sets):
@@ -269,18 +269,18 @@ def _require_variant(path: Path, components: Sequence[Component], variant: str) 
     named = f"it has {', '.join(there)}" if there else "it has only the main files"
     plain = " and the main files" if there and any(None in found for found in sets) else ""
     raise ModelError(
-        f"{path} has no files of the variant {variant!r}; {named}{plain}. Name one that is there, "
+        f"{path} has no files of the variant {variant!r}; {named}{plain}. Name an existing one, "
         f"or take --variant (model.variant) out."
     )
 
 
 def _without_prefix(name: str) -> str:
-    """CLIP without transformers 4's prefix."""
+    """Return a name of CLIP's without transformers 4's prefix."""
     return name.removeprefix("text_model.")
 
 
 def _renamed_attention(name: str) -> str:
-    """The VAE's attention as diffusers 0.17 renamed it."""
+    """Return a name of the VAE's attention as renamed in diffusers 0.17."""
     return _OLD_ATTENTION_NAME.sub(lambda m: f"{m[1]}{_OLD_ATTENTION[m[2]]}.", name)
 
 
@@ -293,11 +293,11 @@ MODERN: dict[ComponentKind, Callable[[str], str]] = {
     ComponentKind.VAE: _renamed_attention,
     ComponentKind.TEXT: _without_prefix,
 }
-"""What a network does -> today's names of its tensors in diffusers' form."""
+"""Kind of network -> function that gives the current diffusers name of a tensor."""
 
 
 def _without_spare_axes(name: str, tensor: LazyTensor) -> LazyTensor:
-    """Early folders kept the VAE's attention as 1x1 convolutions."""
+    """Reshape attention weights of the VAE that early folders store as 1x1 convolutions."""
     is_attention = "mid_block.attentions.0.to_" in name and len(tensor.shape) == 4
     return tensor.reshaped(tensor.shape[:2]) if is_attention else tensor
 

@@ -1,8 +1,8 @@
-"""Finds out which family a model is of and what its U-Net predicts, and says from what.
+"""Identifies the family of a model and the prediction of its U-Net, and reports the evidence.
 
-The generation is in the tensors: their marks are those of some rows of the table, and not of the
-others. The prediction is not: it comes from the first witness that knows
-it, in the order of `WITNESSES`.
+The tensors show the generation: they have the marks of some rows of the table and not of the
+others. They do not show the prediction: the first witness that knows it decides, in the order of
+`WITNESSES`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ TELLING_DEVIATION = 0.09
 GUIDANCE_INPUTS = ("time_embedding.cond_proj.weight", "time_embed.cond_proj.weight")
 """The layer of a U-Net with `time_cond_proj_dim` (Luo et al. 2023, arXiv:2310.04378), by the names
 of diffusers and of single files."""
-DOUBTFUL = 0.1  # share of the threshold within which the spread decides nothing
+DOUBTFUL = 0.1  # the spread decides nothing within this fraction of the threshold
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A model's family and prediction, and what says so.
+    """A model's family and prediction, with the evidence.
 
     Attributes:
-        family: The row of the table.
+        family: Row of the family table.
         prediction: What its U-Net predicts.
-        evidence: What says so, in words.
-        contradicted_by: What of the model itself says otherwise than the user, whose word counts;
-            empty where nothing does.
+        evidence: Evidence for both, in words.
+        contradicted_by: Statement of the model's files that contradicts the user's setting, which
+            is followed; empty if there is none.
     """
 
     family: Family
@@ -57,19 +57,19 @@ class Identity:
 
 @dataclass(frozen=True)
 class Clues:
-    """What is known of a model before it is identified.
+    """The facts from which a model is identified.
 
     Attributes:
-        source: Its path or id, for messages.
-        unet: The U-Net's tensors by diffusers' names.
-        encoders: Name of each text encoder, and whose it is, as `Marks` has it.
-        scheduler_config: Of a Diffusers folder; None for a single file.
-        metadata: Texts in the file.
-        counters: Numbers in the file.
-        sidecar: The parsed `.yaml` beside a single file, and its path.
-        family_key: The user's word, from `model.family`.
-        prediction_name: The user's word, from `model.prediction_type`.
-        marks: Empty tensors in the file that mark what it is, such as `v_pred`.
+        source: Path or id of the model, for messages.
+        unet: Tensors of the U-Net by diffusers' names.
+        encoders: Name and dialect of each text encoder, as in `Marks`.
+        scheduler_config: Scheduler configuration of a Diffusers folder; None for a single file.
+        metadata: Metadata texts of the file.
+        counters: Numbers stored in the file.
+        sidecar: Path and parsed content of the `.yaml` beside a single file.
+        family_key: The user's setting `model.family`.
+        prediction_name: The user's setting `model.prediction_type`.
+        marks: Empty tensors in the file that mark its type, such as `v_pred`.
     """
 
     source: str
@@ -85,12 +85,12 @@ class Clues:
 
 
 def identify(clues: Clues) -> Identity:
-    """Find the row and the prediction.
+    """Return the family and the prediction of a model.
 
     Raises:
-        ModelError: It is an inpainting or other special model, or of no family in the table; or
-            its prediction cannot be told.
-        OtherFamilyError: The user's word contradicts the tensors.
+        ModelError: It is an inpainting or other special model, belongs to no family in the table,
+            or its prediction cannot be determined.
+        OtherFamilyError: The user's setting contradicts the tensors.
     """
     _require_plain(clues)
     generation, seen = _generation(clues)
@@ -98,7 +98,7 @@ def identify(clues: Clues) -> Identity:
         keys = tuple(row.key for row in generation)
         raise OtherFamilyError(
             f"{clues.source}: model.family says {clues.family_key}, but the tensors are those of "
-            f"{' or '.join(keys)} ({seen}). Take the setting out.",
+            f"{' or '.join(keys)} ({seen}). Remove the setting.",
             clues.source,
             keys,
         )
@@ -109,7 +109,7 @@ def identify(clues: Clues) -> Identity:
             prediction, told_by = testimony
             against = _against(clues, generation, prediction)
             if against:
-                told_by += f", against what the model says itself ({against})"
+                told_by += f", against the model's own statement ({against})"
             rows = [row for row in generation if row.key == clues.family_key] or [
                 row for row in generation if row.prediction is prediction
             ]
@@ -119,16 +119,16 @@ def identify(clues: Clues) -> Identity:
     choices = " or ".join(f"{row.prediction.name} (as {row.name} does)" for row in generation)
     raise ModelError(
         f"{clues.source} is an {generation[0].generation} model, and nothing tells whether it "
-        f"predicts {choices}. Set model.prediction_type to one of these two (--prediction-type on "
+        f"predicts {choices}. Set model.prediction_type to one of the two (--prediction-type on "
         f"a command line), or put its .yaml file beside it."
     )
 
 
 def _require_consistent(clues: Clues, generation: tuple[Family, ...]) -> None:
-    """Make sure that a file's metadata and its mark say the same, unless the user has spoken.
+    """Check that a file's metadata and its mark agree, unless the user has set the prediction.
 
     Raises:
-        ModelError: They do not: one of the two is of another model that went into it.
+        ModelError: They disagree: one of them is from another model merged into it.
     """
     if clues.prediction_name is not None or clues.family_key is not None:
         return
@@ -136,18 +136,19 @@ def _require_consistent(clues: Clues, generation: tuple[Family, ...]) -> None:
     if said is not None and marked is not None and said[0] is not marked[0]:
         raise ModelError(
             f"{clues.source} contradicts itself: {said[1]} says {said[0].name}, but it has "
-            f"{marked[1]} ({marked[0].name}). Draw with both, and set model.prediction_type "
-            f"(--prediction-type on a command line) to the one whose images look right."
+            f"{marked[1]} ({marked[0].name}). Generate images with each, and set "
+            f"model.prediction_type (--prediction-type on a command line) to the one whose images "
+            f"look right."
         )
 
 
 def _against(clues: Clues, generation: tuple[Family, ...], prediction: Prediction) -> str:
-    """What the files record otherwise than the user's word, which counts; else nothing."""
+    """Return the statement of the files that contradicts the user's setting; empty if none does."""
     if clues.prediction_name is None and clues.family_key is None:
         return ""
     for witness in (_the_scheduler, _the_metadata, _the_mark, _the_sidecar):
         recorded: Testimony = None
-        with contextlib.suppress(ModelError):  # what cannot be read says nothing against the user
+        with contextlib.suppress(ModelError):  # an unreadable statement is no contradiction
             recorded = witness(clues, generation)
         if recorded is not None and recorded[0] is not prediction:
             return f"{recorded[1]}: {recorded[0].name}"
@@ -159,10 +160,10 @@ def _require_plain(clues: Clues) -> None:
         raise ModelError(f"{clues.source} has no U-Net that Impasto knows: conv_in is missing.")
     channels = clues.unet["conv_in.weight"].shape[1]
     if channels != 4:
-        sort = INPUT_CHANNELS.get(channels, "of an unknown sort")
+        sort = INPUT_CHANNELS.get(channels, "of an unknown kind")
         raise ModelError(
             f"{clues.source} is not a plain model but {sort}: its U-Net takes {channels} channels, "
-            f"and only models that take 4 can be trained. Take the plain version of this model."
+            f"and only models that take 4 can be trained. Use the plain version of this model."
         )
     if any(name in clues.unet for name in GUIDANCE_INPUTS):
         raise ModelError(
@@ -174,10 +175,10 @@ def _require_plain(clues: Clues) -> None:
 
 
 def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
-    """The rows whose marks are those of the tensors, and what was seen.
+    """Return the families whose marks the tensors have, and a description of the marks.
 
     Raises:
-        ModelError: There is none; with what is seen, and what each row has otherwise.
+        ModelError: There is none; the message lists the marks found and those of each family.
     """
     found = _marks(clues)
     width = clues.unet["conv_in.weight"].shape[0]
@@ -191,17 +192,21 @@ def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
     if found.depths in families.RELATIVES:
         raise ModelError(
             f"{clues.source} is {families.RELATIVES[found.depths]}, which was made from SDXL with "
-            f"fewer transformer blocks, and not SDXL: {found}. Take SDXL or a model of its size."
+            f"fewer transformer blocks, and not SDXL: {found}. Use SDXL or a model of its size."
         )
     otherwise = {row.generation: ", ".join(differences[row.key]) for row in families.FAMILIES}
     raise ModelError(
-        f"{clues.source} is not a model of a family that Impasto knows: {found}. What those have "
-        f"in its place: {'; '.join(f'{name}, {text}' for name, text in otherwise.items())}."
+        f"{clues.source} is not a model of a family that Impasto knows: {found}. The known "
+        f"ones have instead: {'; '.join(f'{name}: {text}' for name, text in otherwise.items())}."
     )
 
 
 def _marks(clues: Clues) -> Marks:
-    """The marks of a family that tensors show."""
+    """Return the marks found in the tensors.
+
+    Raises:
+        ModelError: The U-Net has no cross-attention.
+    """
     entry = next((n for n in clues.unet if n.endswith(".attentions.0.proj_in.weight")), None)
     key = next((n for n in clues.unet if n.endswith("attn2.to_k.weight")), None)
     if entry is None or key is None:
@@ -219,7 +224,7 @@ def _marks(clues: Clues) -> Marks:
 
 
 def _depths(unet: Tensors) -> tuple[int, ...]:
-    """Transformer blocks of the first attention of each level on the way down."""
+    """Return the transformer blocks of the first attention of each level on the way down."""
     found: dict[int, set[str]] = {}
     for name in unet:
         names = name.split(".")
@@ -262,15 +267,15 @@ def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     key, name = stated
     if name is None:
         raise ModelError(
-            f"{clues.source}: {key} in the file is {printable(clues.metadata[key])!r}, which says "
-            f"nothing that Impasto knows; expected epsilon or v. Set model.prediction_type "
+            f"{clues.source}: {key} in the file is {printable(clues.metadata[key])!r}, which "
+            f"Impasto does not know; expected epsilon or v. Set model.prediction_type "
             f"(--prediction-type on a command line)."
         )
     return PREDICTIONS[name], f"{key} in the file"
 
 
 def _the_architecture(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
-    """The architecture of the metadata, where it tells rows of a generation apart, as SD 2's do."""
+    """Use the architecture in the metadata if it distinguishes rows of a generation, as in SD 2."""
     said = clues.metadata.get(ARCHITECTURE)
     rows = [row for row in generation if row.architecture == said]
     if len(rows) != 1 or len(generation) == 1:
@@ -300,12 +305,12 @@ def _the_only_row(_: Clues, generation: tuple[Family, ...]) -> Testimony:
     if len(generation) != 1:
         return None
     row = generation[0]
-    reason = f"{row.name} predicts {row.prediction.name} unless something says otherwise"
+    reason = f"{row.name} predicts {row.prediction.name} unless stated otherwise"
     return row.prediction, reason
 
 
 def _no_mark(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
-    """Of models that are marked in single files, one without the mark is of the other row."""
+    """Return the unmarked row's prediction for a single file without the mark of the other row."""
     marked = [row for row in generation if row.mark is not None]
     plain = [row for row in generation if row.mark is None]
     if clues.scheduler_config is not None or len(plain) != 1 or not marked:
@@ -316,11 +321,11 @@ def _no_mark(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
 def _the_step_counter(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     step = clues.counters.get("global_step")
     found = GLOBAL_STEPS.get(step) if step is not None else None
-    return None if found is None else (found, f"global_step {step}, which is Stability's own file")
+    return None if found is None else (found, f"global_step {step}, that of Stability's own file")
 
 
 def _the_spread(clues: Clues, _: tuple[Family, ...]) -> Testimony:
-    """ComfyUI's heuristic; silent where the number is near the threshold or says nothing."""
+    """Apply ComfyUI's heuristic; None if the spread is near the threshold or invalid."""
     tensor = clues.unet.get(TELLING_TENSOR)
     if tensor is None:
         return None

@@ -1,7 +1,7 @@
-"""VAE files that are passed around alone, by their content: which models they are for.
+"""Identifies common standalone VAE files by content, and with that the models that they are for.
 
 SD 1's, SD 2's and SDXL's VAEs have the same names and shapes and different latents; a bare file
-says nothing of which it is. The SHA-256 are those that the files' publishers show.
+does not state which it is. The SHA-256 are those that the files' publishers show.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from impasto import files
 
 SD, SDXL = 0.18215, 0.13025
-"""What latents of these models are multiplied by: SD 1 and 2, and SDXL."""
+"""Scaling factors of the latents of SD 1 and 2, and of SDXL."""
 
 KNOWN: dict[str, tuple[str, float]] = {
     "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75": ("vae-ft-mse-840000", SD),
@@ -22,9 +22,9 @@ KNOWN: dict[str, tuple[str, float]] = {
     "63aeecb90ff7bc1c115395962d3e803571385b61938377bc7089b36e81e92e2e": ("SDXL's own", SDXL),
     "235745af8d86bf4a4c1b5b4f529868b37019a10f7c0b2e79ad0abca3a22bc6e1": ("fp16-fix", SDXL),
 }  # fmt: skip
-"""SHA-256 of a file -> what it is called, and its scaling factor."""
+"""SHA-256 of a file -> its name, and its scaling factor."""
 
 
 def known_vae(file: Path) -> tuple[str, float] | None:
-    """What a VAE file is called and scales latents by; None where it is not a known one."""
+    """Return the name and scaling factor of a VAE file, or None if it is not a known one."""
     return KNOWN.get(files.sha256_of(file))

@@ -21,7 +21,7 @@ def notes_on(ldm: LdmModel, *, zero_terminal_snr: bool) -> tuple[str, ...]:
     if ldm.foreign:
         shown = ", ".join(ldm.foreign[:3]) + (" ..." if len(ldm.foreign) > 3 else "")
         notes.append(
-            f"left out, since their use is not known: {counted(len(ldm.foreign), 'tensors')} "
+            f"skipped, since their purpose is unknown: {counted(len(ldm.foreign), 'tensors')} "
             f"({shown})"
         )
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""The size of image that a model was trained for, by its file or its configuration."""
+"""The image size that a model was trained for, from its file or its configuration."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from impasto.models.reading.contents import ModelContents
 
 
 def native_size(contents: ModelContents) -> tuple[int, int]:
-    """Width and height in pixels, multiples of a latent's cell.
+    """Return width and height in pixels, multiples of the side of a latent's cell.
 
-    What the file states (`modelspec.resolution`), or else the U-Net's configuration, or else what
-    its family was trained at. A stranger's size that no model has is none.
+    The size is the one that the file states (`modelspec.resolution`), else that of the U-Net's
+    configuration, else the resolution of the family. Invalid sizes in foreign files are ignored.
     """
     family, stated = contents.identity.family, read_resolution(contents.metadata)
     cell = family.cell
@@ -18,6 +18,6 @@ def native_size(contents: ModelContents) -> tuple[int, int]:
         width, height = stated
         return width // cell * cell, height // cell * cell
     latent = contents.configs[family.unet.name].get("sample_size")
-    if type(latent) is int and latent * cell in SIDES:  # and no bool
+    if type(latent) is int and latent * cell in SIDES:  # excludes bool
         return latent * cell, latent * cell
     return family.resolution, family.resolution

@@ -1,7 +1,7 @@
 """Opens a base model in any of its forms, without reading its weights yet.
 
 A form is a single LDM file (`.safetensors`, `.ckpt`), a Diffusers folder, a Hub id, or a run that
-exported one of these. What comes out is the same for all: `ModelContents`.
+exported one of these. The result has one type for all: `ModelContents`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ Weights = Literal["auto", "plain", "ema"]
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What the user says about a model.
+    """The user's options for opening a model.
 
     Attributes:
-        family: A key of the family table, against what the tensors suggest.
-        prediction_type: `epsilon` or `v_prediction`, against what the witnesses say.
-        weights: Which U-Net of a model that has two: `plain`, the averaged `ema`, or `auto`. That
-            is the plain one of a single file: it trains better, the average only samples better.
-            Of a Diffusers folder it is the main file, which is the average where plain weights
-            (`non_ema`) lie beside it.
-        variant: Which set of files of a Diffusers folder, such as `fp16`.
+        family: Key of the family table; it must be compatible with the tensors.
+        prediction_type: `epsilon` or `v_prediction`; overrides everything that the files state.
+        weights: U-Net to use of a model that has two: `plain`, the averaged `ema`, or `auto`: the
+            plain one of a single file (it trains better, the average only samples better); the main
+            file of a Diffusers folder, which is the average if `non_ema` weights are beside it.
+        variant: Set of files of a Diffusers folder, such as `fp16`.
         vae: Another VAE: a Diffusers folder or id, a bare VAE file, or a full model.
     """
 
@@ -71,7 +70,7 @@ class OpenOptions:
 
     @property
     def choice(self) -> WeightChoice:
-        """Which set of files is taken of a Diffusers folder, here or on the Hub."""
+        """The set of files to use of a Diffusers folder, local or on the Hub."""
         return WeightChoice(self.weights, self.variant)
 
 
@@ -95,7 +94,7 @@ def open_model(
 
 @contextlib.contextmanager
 def named_by(source: str | Path, path: Path) -> Iterator[None]:
-    """Have errors name what is in a store by its URL, not by this machine's copy of it."""
+    """Replace the path of a local copy in errors by the URL of the source in an object store."""
     try:
         yield
     except ModelError as error:
@@ -107,10 +106,10 @@ def named_by(source: str | Path, path: Path) -> Iterator[None]:
 def contents_of(
     file: TensorFile, source: str, options: OpenOptions, progress: Progress | None = None
 ) -> ModelContents:
-    """The base model in a file that is open already.
+    """Return the base model in a file that is open already.
 
     Raises:
-        ModelError: As `open_model`.
+        ModelError: As for `open_model`.
     """
     with untrusted(source):
         contents = _open_file(file, source, options, progress)
@@ -126,12 +125,12 @@ def _with_asked_vae(
 
 
 def locate(source: str, options: OpenOptions, progress: Progress | None = None) -> Path:
-    """The local path of what the user named: a run stands for its model, a Hub id is downloaded.
+    """Return the local path of a source: a run gives its exported model, a Hub id is downloaded.
 
-    What is in an object store is fetched, whole, into the folder for copies.
+    A source in an object store is fetched whole into the folder for copies.
 
     Raises:
-        ModelError: There is nothing of that name.
+        ModelError: The source does not exist, or the run has not exported a model.
         StorageError: A store cannot be used.
     """
     named = Path(source)
@@ -151,10 +150,10 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
 
 
 def local_file(path: Path, progress: Progress | None = None) -> Path:
-    """A file that goes with a model, such as a LoRA, on this machine; one in a store is fetched.
+    """Return the local path of a file used with a model, such as a LoRA; one in a store is fetched.
 
     Raises:
-        ModelError: The store has no file there, or the URL holds what it may not.
+        ModelError: The store has no such file, or the URL is not allowed.
         StorageError: The store cannot be used.
     """
     if not is_remote(path):
@@ -213,8 +212,8 @@ def _open_file(
     kind = kind_of(file, families.file_layouts())
     if kind is HYPERNETWORK:
         raise ModelError(
-            f"{source} is a hypernetwork, which is used beside a base model. Draw with it like "
-            f"this: "
+            f"{source} is a hypernetwork, which is used with a base model. Generate images with it "
+            f"like this: "
             f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
         )
     missing = lacking(file, families.file_layouts()) if kind is COMPONENT_OF_SDXL else ()
@@ -228,7 +227,7 @@ def _open_file(
     if options.variant is not None:
         raise ModelError(
             f"{source} is one file and has no variants; {options.variant!r} is for Diffusers "
-            f"folders, which may hold several sets of files. Take --variant (model.variant) out."
+            f"folders, which may have several sets of files. Take --variant (model.variant) out."
         )
     layout = layout_of(file.tensors, families.file_layouts())
     stated = configs_in(file.metadata, [component.name for component in layout.components], source)
@@ -241,7 +240,7 @@ def _open_file(
         or ZERO_TERMINAL_SNR_MARK in ldm.marks
         or stores_zero_terminal_snr(ldm.ldm_only)
     )
-    is_zero_snr = is_said and identity.prediction.begins_in_noise  # others are drawn with as before
+    is_zero_snr = is_said and identity.prediction.begins_in_noise  # else samplers do not use it
     return ModelContents(
         source=source,
         form=f"LDM file ({file.form})",
@@ -258,7 +257,7 @@ def _open_file(
 
 
 def _layers_stated(configs: Configs) -> dict[str, int]:
-    """Part -> its layers, where its configuration says so."""
+    """Return component -> its number of layers, if its configuration states it."""
     said = {component: config.get("num_hidden_layers") for component, config in configs.items()}
     return {component: number for component, number in said.items() if isinstance(number, int)}
 
@@ -270,18 +269,18 @@ def _whole(
     options: OpenOptions,
     progress: Progress | None,
 ) -> dict[str, Tensors]:
-    """All components of a file, with the weights and the VAE that are asked for.
+    """Return all components of a file, with the requested weights and VAE.
 
     Raises:
-        ModelError: One is missing.
+        ModelError: A component is missing.
     """
     (unet,), (vae,) = layout.of_kind(ComponentKind.UNET), layout.of_kind(ComponentKind.VAE)
     components = _with_chosen_weights(ldm, unet.name, source, options.weights)
-    if vae.name not in components and options.vae is not None:  # some files come without one
+    if vae.name not in components and options.vae is not None:  # some files have none
         components[vae.name] = open_vae(locate(options.vae, OpenOptions(), progress)).tensors
     missing = sorted({component.name for component in layout.components} - components.keys())
     if missing:
-        hint = " Name one with model.vae." if missing == [vae.name] else ""
+        hint = " Give one with model.vae." if missing == [vae.name] else ""
         raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
     return components
 
@@ -326,7 +325,7 @@ def _with_chosen_weights(
 
 
 def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The `.yaml` of the original programs, if one lies beside the file under the same name."""
+    """Return the path and content of the original programs' `.yaml` of the same name, or None."""
     sidecar = path.with_suffix(SIDECAR)
     if not presence.is_file(sidecar):
         return None

@@ -1,4 +1,4 @@
-"""A base model that is opened before it is needed, whose U-Net is read meanwhile."""
+"""Opens a base model before it is needed, and reads its U-Net in the background."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from impasto.remote_paths import is_remote
 
 @dataclass(frozen=True)
 class OpenedAhead:
-    """A base model on its way into memory.
+    """A base model whose U-Net is being read into memory.
 
     Attributes:
-        source: The path that it was opened by.
-        options: What was known of it.
-        contents: What its files hold; the tensors of its U-Net take what was read of them.
-        reading: Reads them.
+        source: Path that it was opened by.
+        options: Options that it was opened with.
+        contents: Contents of its files; the tensors of its U-Net return the values read ahead.
+        reading: Reader of those tensors.
     """
 
     source: str
@@ -33,12 +33,12 @@ class OpenedAhead:
     reading: ReadAhead
 
     def current(self, progress: Progress | None = None) -> ModelContents:
-        """The contents; opened anew if the files of the U-Net are others by now.
+        """Return the contents, opened again if the files of the U-Net have changed since.
 
-        What changes from here on is an error to whoever reads the tensors.
+        A file that changes after this call gives an error when its tensors are read.
 
         Raises:
-            ModelError: As `open_model`.
+            ModelError: As for `open_model`.
         """
         unet = self.contents.components[self.contents.identity.family.unet.name]
         checks = {lazy.stored.path: lazy.stored.check for lazy in unet.values() if lazy.stored}
@@ -50,19 +50,19 @@ class OpenedAhead:
         return self.contents
 
     def close(self) -> None:
-        """Read no further, and free what nobody took."""
+        """Stop reading, and free the tensors that were not used."""
         self.reading.close()
 
 
 def open_ahead(source: str | Path, options: OpenOptions, dtype: torch.dtype) -> OpenedAhead | None:
-    """Open a base model and begin to read its U-Net, if it is on this machine and can be opened.
+    """Open a base model and start reading its U-Net; None if it is not local or cannot be opened.
 
-    Whatever is wrong with it is reported when `open_model` opens it, in its turn.
+    Faults are not reported here but by `open_model` later.
 
     Args:
-        source: A path; what an id or a URL names, here or as another VAE, is not fetched ahead.
-        options: What is known of it.
-        dtype: The type that its U-Net will come to.
+        source: Path of the model; a model or VAE given by a Hub id or URL is not fetched ahead.
+        options: Options for opening it.
+        dtype: Dtype that its U-Net will be converted to.
     """
     named = [source, *([] if options.vae is None else [options.vae])]
     if not all(not is_remote(path) and presence.exists(Path(path).expanduser()) for path in named):

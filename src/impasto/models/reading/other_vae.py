@@ -1,4 +1,4 @@
-"""Opens a VAE by itself and puts it into a model in place of its own."""
+"""Opens a separate VAE and puts it into a model in place of the model's own."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.known_vaes import known_vae
 
 TRAINING_LEFTOVERS = ("model_ema.", "loss.")
-"""What Stability's VAE files hold besides the VAE; A1111 `modules/sd_vae.py` drops the same."""
+"""Prefixes of other tensors in Stability's VAE files; A1111 `modules/sd_vae.py` drops the same."""
 
 
 @dataclass(frozen=True)
 class OpenedVae:
-    """A VAE in a file of its own, opened and identified.
+    """A separate VAE, opened and identified.
 
     Attributes:
-        tensors: By diffusers' names.
-        config: Its configuration, or None where neither the file nor its size tells.
-        notes: What a person should know of how it was read.
-        scaling: What latents are multiplied by; None where nothing says which models it is for.
-        called: What it is called, in brackets, where it is a known one.
+        tensors: Tensors by diffusers' names.
+        config: Its configuration; None if neither the file nor its size shows it.
+        notes: Notes for the user about how it was read.
+        scaling: Scaling factor of its latents; None if nothing shows which models it is for.
+        called: Description of a recognised VAE in brackets; empty for others.
     """
 
     tensors: Tensors
@@ -51,27 +51,27 @@ class OpenedVae:
 
 
 def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
-    """Put another VAE in the place of a model's own.
+    """Replace the VAE of a model by another.
 
     Args:
         contents: The model.
-        named: What the user called the VAE.
-        path: Where that is.
+        named: The VAE as the user named it.
+        path: Its local path.
 
     Raises:
-        ModelError: It is no VAE, is damaged, or scales latents otherwise than the model.
+        ModelError: It is no VAE, is damaged, or has a different scaling factor from the model.
     """
     family, own = contents.identity.family, contents.identity.family.vae.name
     vae = open_vae(path, family)
-    config = vae.config or contents.configs[own]  # which then has to fit
+    config = vae.config or contents.configs[own]  # `require_complete` checks that it fits
     scaling = stated_scaling(contents.configs[own], contents.source) or family.scaling_factor
     if vae.scaling not in (None, scaling):
         raise ModelError(
             f"The VAE {named}{vae.called} scales latents by {vae.scaling}, the model by "
-            f"{scaling}: they do not belong together. Take a VAE of {family.generation}."
+            f"{scaling}: they do not belong together. Use a VAE of {family.generation}."
         )
     is_usual = family.scaling_factor == families.SD1.scaling_factor
-    is_doubtful = vae.scaling is None and not is_usual  # bare files are for SD 1 as a rule
+    is_doubtful = vae.scaling is None and not is_usual  # most bare files are for SD 1
     doubt = (_DOUBT.format(named, family.generation),) if is_doubtful else ()
     return replace(
         contents,
@@ -84,16 +84,16 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
 
 _DOUBT = (
     "nothing in {} says which models this VAE is for: those of SD 1 and 2 and of SDXL have the "
-    "same shapes and other latents. Make sure that it is one of {}"
+    "same shapes and different latents. Make sure that it is one of {}"
 )
 
 
 def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
-    """Open a VAE: a file of it alone in either naming, a full model, or a folder of diffusers.
+    """Open a VAE: a bare file in either naming, a full model, or a Diffusers folder.
 
     Args:
-        path: Where it is.
-        family: What it is for; None where only its tensors are asked for.
+        path: Path of the file or folder.
+        family: Family that it is for; None if only its tensors are needed.
 
     Raises:
         ModelError: It has no VAE, or cannot be read.
@@ -140,7 +140,10 @@ def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVa
 
 
 def _recognised(file: TensorFile) -> tuple[float | None, str]:
-    """What a bare VAE scales latents by and is called, by its metadata or its content."""
+    """Return the scaling factor and description of a bare VAE, from its metadata or content.
+
+    For an unknown VAE they are None and an empty string.
+    """
     said = file.metadata.get("modelspec.architecture", "")
     for row in families.FAMILIES:
         if said == row.architecture or said.startswith(f"{row.architecture}/"):
@@ -150,7 +153,7 @@ def _recognised(file: TensorFile) -> tuple[float | None, str]:
 
 
 def _of_diffusers_file(file: TensorFile, family: Family) -> OpenedVae:
-    """One file out of a Diffusers folder, with or without the configuration beside it."""
+    """Open one file of a Diffusers folder, with or without the configuration beside it."""
     unscaled = apply_scales(file.tensors, file.metadata, str(file.path))
     tensors = diffusers_folder.by_todays_names(unscaled.tensors, family.vae)
     beside = file.path.with_name("config.json")

@@ -11,11 +11,11 @@ SCHEDULER, SCHEDULER_FILE = "scheduler", "scheduler/scheduler_config.json"
 
 
 def model_index(family: Family, *, zeroes_empty_text: bool = False) -> dict[str, Any]:
-    """`model_index.json`: the classes of the parts; no safety checker.
+    """Return the content of `model_index.json`: the classes of the components; no safety checker.
 
     Args:
-        family: The model's.
-        zeroes_empty_text: What its entry for empty prompts says, where the family has one.
+        family: Family of the model.
+        zeroes_empty_text: Value of the entry for empty prompts, if the family has that entry.
     """
     entry = family.pipeline.empty_text_entry
     index = {
@@ -34,7 +34,7 @@ def model_index(family: Family, *, zeroes_empty_text: bool = False) -> dict[str,
 
 
 def scheduler_config(prediction_type: str) -> dict[str, Any]:
-    """`scheduler_config.json`: the schedule of all Stable Diffusion 1.x and 2.x models."""
+    """Return the content of `scheduler_config.json` for the usual schedule of Stable Diffusion."""
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -50,11 +50,11 @@ def scheduler_config(prediction_type: str) -> dict[str, Any]:
 
 
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-"""What a scheduler has to be told of a schedule that ends in noise alone; arXiv:2305.08891."""
+"""Scheduler settings for a schedule with zero terminal SNR; arXiv:2305.08891."""
 
 
 def component_config(component: Component, config: dict[str, Any]) -> dict[str, Any]:
-    """`config.json` of a part, with the names that from_pretrained looks for."""
+    """Return the `config.json` of a component, with the names that from_pretrained needs."""
     named: dict[Library, dict[str, Any]] = {
         "diffusers": {"_class_name": component.class_name, "_diffusers_version": DIFFUSERS_VERSION},
         "transformers": {"architectures": [component.class_name], "model_type": "clip_text_model"},

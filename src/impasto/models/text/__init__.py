@@ -1,1 +1,1 @@
-"""From captions to what a U-Net is called with: text encoders, their states, and sizes."""
+"""From captions to the conditioning of a U-Net: text encoders, their states, and image sizes."""

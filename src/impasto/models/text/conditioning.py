@@ -1,6 +1,6 @@
-"""Text and sizes as keyword arguments of diffusers' `UNet2DConditionModel`.
+"""Text states and image sizes as keyword arguments of diffusers' `UNet2DConditionModel`.
 
-The only place that spells their names.
+The names of those arguments are written only here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def unet_conditioning(
     pooled: Float[Tensor, "b p"] | None = None,
     sizes: Float[Tensor, "b s"] | None = None,
 ) -> Conditioning:
-    """Build what a U-Net is called with beside latents and timesteps.
+    """Return the keyword arguments of a U-Net call other than latents and timesteps.
 
     Args:
-        states: What its cross-attention reads.
-        pooled: The pooled text, for U-Nets with `addition_embed_type = "text_time"`.
-        sizes: Numbers about the images' sizes, for the same.
+        states: Text states that cross-attention reads.
+        pooled: Pooled text, for U-Nets with `addition_embed_type = "text_time"`.
+        sizes: Sizes of the images, for the same U-Nets.
     """
     arguments: Arguments = {"encoder_hidden_states": states}
     if pooled is None or sizes is None:
@@ -36,20 +36,20 @@ def unet_conditioning(
 
 
 def without_text(conditioning: Conditioning, empty: Sequence[bool]) -> Conditioning:
-    """Put zeros in the place of the states and the pooled text of some samples.
+    """Replace the states and the pooled text of selected samples by zeros.
 
-    The numbers about images' sizes stay as they are. Stability-AI/generative-models,
+    The image sizes are unchanged. Stability-AI/generative-models,
     `sgm/modules/encoders/modules.py`, GeneralConditioner; diffusers, StableDiffusionXLPipeline with
-    `force_zeros_for_empty_prompt`. No gradient flows through what was replaced.
+    `force_zeros_for_empty_prompt`. No gradient flows through replaced values.
 
     Args:
-        conditioning: As `unet_conditioning` builds it.
-        empty: Of each sample of the batch, whether its text is replaced.
+        conditioning: Conditioning from `unet_conditioning`.
+        empty: Whether the text of each sample of the batch is replaced.
     """
     if not any(empty):
         return conditioning
     states = conditioning.arguments["encoder_hidden_states"]
-    assert isinstance(states, Tensor)  # noqa: S101 - as it was built
+    assert isinstance(states, Tensor)  # noqa: S101 - `unet_conditioning` built it
     gone = to_device(torch.tensor(list(empty)), states.device)
     arguments = {
         **conditioning.arguments,
@@ -58,7 +58,7 @@ def without_text(conditioning: Conditioning, empty: Sequence[bool]) -> Condition
     added = conditioning.arguments.get("added_cond_kwargs")
     if isinstance(added, Mapping):
         pooled = added["text_embeds"]
-        assert isinstance(pooled, Tensor)  # noqa: S101 - as it was built
+        assert isinstance(pooled, Tensor)  # noqa: S101 - `unet_conditioning` built it
         arguments["added_cond_kwargs"] = {
             **added,
             "text_embeds": pooled.masked_fill(gone[:, None], 0),
@@ -68,13 +68,13 @@ def without_text(conditioning: Conditioning, empty: Sequence[bool]) -> Condition
 
 @dataclass(frozen=True)
 class ConditioningShape:
-    """Shapes of a `Conditioning` without a value, for dry runs.
+    """Shapes of a `Conditioning` without values, for dry runs.
 
     Attributes:
-        positions: Positions of the text that cross-attention reads.
-        width: Numbers of each.
-        pooled: Numbers of the pooled text; 0 where the U-Net takes none.
-        sizes: Numbers of the size conditioning; 0 for none.
+        positions: Number of text positions that cross-attention reads.
+        width: Width of the state of each position.
+        pooled: Width of the pooled text; 0 if the U-Net takes none.
+        sizes: Number of image sizes; 0 for none.
     """
 
     positions: int
@@ -83,7 +83,7 @@ class ConditioningShape:
     sizes: int = 0
 
     def stand_in(self, batch: int, make: Callable[[tuple[int, ...]], Tensor]) -> Conditioning:
-        """A `Conditioning` for a batch, of tensors that `make` makes of their shapes."""
+        """Return a `Conditioning` for a batch, with tensors that `make` builds from shapes."""
         states = make((batch, self.positions, self.width))
         if not self.pooled:
             return unet_conditioning(states)

@@ -1,4 +1,4 @@
-"""From captions to what the U-Net's cross-attention takes."""
+"""Turns captions into the states that the U-Net's cross-attention reads."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ CPU = torch.device("cpu")
 
 @runtime_checkable
 class TextConditioner(Protocol):
-    """Turns captions, and where the pixels beside them come from, into what the U-Net is told."""
+    """Turns captions, and the crops of their images, into the conditioning of the U-Net."""
 
     def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry]) -> Conditioning:
-        """What the U-Net is called with for a batch, on its device.
+        """Return the conditioning of a batch, on the U-Net's device.
 
         Args:
-            captions: One of each sample.
-            geometry: Where the pixels of each sample come from.
+            captions: Caption of each sample.
+            geometry: Original size, crop and target size of each sample.
         """
 
 
 def require_zeroes_empty_text(model: BaseModel, asked: str) -> None:
-    """Make sure that a model's family can be given zeros for an empty text.
+    """Check that a model's family can use zeros for an empty text.
 
     Args:
         model: The model.
-        asked: What asked for it, as the subject of a sentence.
+        asked: Setting or option that requests it, as the subject of a sentence.
 
     Raises:
-        ConfigError: It cannot: it always encodes the empty text.
+        ConfigError: The family always encodes the empty text.
     """
     if model.family.pipeline.empty_text_entry is None:
         raise ConfigError(
@@ -57,18 +57,18 @@ def require_zeroes_empty_text(model: BaseModel, asked: str) -> None:
 
 
 class ClipTextConditioner:
-    """Captions, in the layout of `tokens`, to states of CLIP encoders.
+    """Turns captions, in the layout of `tokens`, into states of CLIP text encoders.
 
     Args:
-        tokens: Cuts captions into chunks, for each encoder.
+        tokens: Cut captions into chunks, one per encoder.
         states: The encoders, as `TextStates` or wrapped for several processes.
-        shape: What these answer with; None is the states of one.
-        sizes: The size conditioning of the U-Net; None for none.
-        device: Where the U-Net is; None means where the encoders are.
-        train: Whether gradients flow into them.
-        memory: Keeps what chunks were encoded to; for frozen encoders only.
-        zeroes_empty_text: Whether an empty caption is zeros instead of the encoded empty text; what
-            `memory` keeps is the same either way.
+        shape: Shape of their output; None for the states of a single encoder.
+        sizes: Size conditioning of the U-Net; None for none.
+        device: Device of the U-Net; None means the device of the encoders.
+        train: Whether gradients flow into the encoders.
+        memory: Cache of encoded chunks; for frozen encoders only.
+        zeroes_empty_text: Whether an empty caption gives zeros instead of the encoded empty text;
+            the contents of `memory` are the same either way.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class ClipTextConditioner:
         self._zeroes_empty_text = zeroes_empty_text
 
     def __call__(self, captions: Sequence[str], geometry: Sequence[Geometry] = ()) -> Conditioning:
-        """States `[B, N, D]`, where N is 77 for one chunk, and what the family takes besides.
+        """Return the states `[B, N, D]`, N being 77 for one chunk, with the family's other inputs.
 
         Raises:
-            ValueError: The U-Net is told sizes, and there is not one geometry for each caption.
+            ValueError: The U-Net takes sizes, and there is not one geometry per caption.
         """
         texts = self._pad_chunks([[cut(text) for text in captions] for cut in self.tokens])
         ids = torch.tensor([[text.ids for text in own] for own in texts])
@@ -124,7 +124,7 @@ class ClipTextConditioner:
         return ((encoded,), None) if self._shape is None else self._shape.unpacked(encoded)
 
     def _joined(self, states: Tensor, texts: Sequence[ChunkedText]) -> Tensor:
-        """The chunks of one encoder put together, with emphasis."""
+        """Return the states of one encoder's chunks with emphasis applied, joined."""
         layout = self.tokens[0].layout
         if any(text.has_emphasis for text in texts):
             weights = torch.tensor([text.weights for text in texts]).to(states)
@@ -137,19 +137,19 @@ class ClipTextConditioner:
         return self._memory is not None
 
     def learn(self, *, now: bool) -> None:
-        """Whether gradients flow into the encoders from now on; of some that may learn."""
+        """Set whether gradients flow into the encoders from now on, for encoders that can learn."""
         self._train = now
 
     def too_long(self, captions: Sequence[str]) -> int:
-        """How many captions have more tokens than there is room for, and so lose words."""
+        """Return how many captions have more tokens than fit, and so are cut."""
         return self.tokens[0].too_long(captions)
 
     def precompute(self, captions: Sequence[str], share: CacheShare = ALONE) -> None:
-        """Have the memory hold all that these captions need.
+        """Encode all chunks of these captions, and of the empty text, into the cache.
 
         Args:
             captions: The captions, the same in all processes of a run.
-            share: What this process encodes of them; all processes of a run call this.
+            share: This process's portion of the work; all processes of a run call this.
         """
         if self._memory is not None:
             texts = [self.chunks_of(caption) for caption in captions]
@@ -157,23 +157,23 @@ class ClipTextConditioner:
             with contextlib.ExitStack() as stack:
 
                 def encode(ids: Tensor) -> Tensor:
-                    if self._waits():  # not before there is something to encode
+                    if self._waits():  # load them only once there is something to encode
                         stack.enter_context(self._states.awake(self._device or CPU))  # type: ignore[operator]
                     return self._encode(ids)
 
                 self._memory.precompute([*texts, [empty]], encode, share)
 
     def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
-        """The token ids of each chunk of a caption, those for all encoders in a row."""
+        """Return the token ids of each chunk of a caption, those for all encoders concatenated."""
         texts = self._pad_chunks([[cut(caption)] for cut in self.tokens])
         return [sum(ids, ()) for ids in zip(*(own[0].ids for own in texts), strict=True)]
 
     def leave_device(self) -> None:
-        """Have the encoders wait, or compute on the CPU, from now on."""
+        """Offload the encoders, or have them compute on the CPU, from now on."""
         self._states.leave_device()  # type: ignore[operator]
 
     def _pad_chunks(self, texts: list[list[ChunkedText]]) -> list[list[ChunkedText]]:
-        """Fill a batch up with empty chunks, as A1111 does."""
+        """Pad the texts of a batch with empty chunks to the longest, as A1111 does."""
         longest = max(len(text.ids) for own in texts for text in own)
         return [
             [_filled_up(text, tokens.empty, longest) for text in own]
@@ -184,14 +184,14 @@ class ClipTextConditioner:
         return isinstance(self._states, TextStates) and self._states.are_waiting
 
     def _encode(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
-        if self._waits():  # a caption that was not encoded ahead: not where training needs the room
+        if self._waits():  # a caption not precomputed: on the CPU, since training needs the VRAM
             with self._states.awake(CPU):  # type: ignore[operator]
                 return self._states(ids).to(self._device or CPU)  # type: ignore[no-any-return]
         home = next(self._states.parameters()).device
         return self._states(to_device(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
     def _cached(self, ids: Int[Tensor, "chunks n"], each: int) -> Tensor:
-        assert self._memory is not None  # noqa: S101 - asked by the caller
+        assert self._memory is not None  # noqa: S101 - checked by the caller
         return self._memory.states_of(ids, self._encode, each)
 
 

@@ -31,7 +31,7 @@ from impasto.progress import Progress, counted
 from impasto.write_targets import why_not_written
 
 AS_SD_SCRIPTS = TextLayout(75, "kohya", "plain", "off")
-"""How sd-scripts reads captions unless it is told otherwise: the first 75 tokens, cut anywhere."""
+"""Default layout of captions in sd-scripts: the first 75 tokens, cut anywhere."""
 
 AT_ONCE = 16
 
@@ -39,10 +39,11 @@ _SHOWN = 5
 
 
 def shape_in_files(shape: EncodedShape, layout: TextLayout = AS_SD_SCRIPTS) -> TextShape:
-    """The shape of a model's text encoder outputs in files, for captions of a layout.
+    """Return the shape of a model's text encoder outputs in files, for captions of a layout.
 
-    sd-scripts joins chunks before it writes them, which only the same layout can use: of any other,
-    files hold one chunk. The mean that emphasis may keep is of positions that are lost there.
+    sd-scripts joins chunks before it writes them, which only the same layout can use: for any
+    other, files hold one chunk. Emphasis `mean` needs the mean over positions that the joined form
+    has lost.
     """
     as_there = layout.join == "kohya" and layout.split == "plain" and layout.emphasis != "mean"
     return TextShape(LENGTH, shape.widths, shape.pooled, layout.max_chunks if as_there else 1)
@@ -50,25 +51,25 @@ def shape_in_files(shape: EncodedShape, layout: TextLayout = AS_SD_SCRIPTS) -> T
 
 @dataclass(frozen=True)
 class ExportedTexts(Exported):
-    """How many text encoder outputs `export_texts` wrote, and which files it left alone.
+    """The number of text encoder outputs that `export_texts` wrote, and the images that got none.
 
     Attributes:
-        cut: The images whose captions have over 75 tokens, of which the file holds the first 75.
+        cut: Images whose captions have over 75 tokens, of which the file holds the first 75.
     """
 
     cut: tuple[Path, ...] = ()
 
     @property
     def warning(self) -> str:
-        """A sentence about captions that were cut; empty if none was."""
+        """A warning about captions that were cut; empty if none was."""
         if not self.cut:
             return ""
         shown = ", ".join(path.name for path in self.cut[:_SHOWN])
         more = f" and {len(self.cut) - _SHOWN:,} more" if len(self.cut) > _SHOWN else ""
         return (
             f"{counted(len(self.cut), 'captions have')} over 75 tokens ({shown}{more}), and their "
-            f"files hold the first 75. sd-scripts with --max_token_length 150 or 225 would take "
-            f"these 77 positions as they are; delete the files if you train so."
+            f"files hold the first 75. sd-scripts with --max_token_length 150 or 225 would use "
+            f"these 77 positions unchanged; delete the files before you train with it."
         )
 
 
@@ -85,11 +86,11 @@ def export_texts(
 
     Args:
         records: The images. Of several that share a file, none gets one unless all have the same
-            path and caption: sd-scripts would train all with the words of one.
-        model: Its text encoders are brought to the device, and stay there.
-        ending: What the names of the files end on.
-        device: Where the encoders compute.
-        progress: Shows how far the work is.
+            path and caption: sd-scripts would train all with the caption of one.
+        model: Base model; its text encoders are moved to the device, and stay there.
+        ending: Suffix of the names of the files.
+        device: Device on which the encoders compute.
+        progress: Shows the progress.
 
     Raises:
         StorageError: The disk is full.
@@ -120,7 +121,7 @@ def export_texts(
 
 
 def _why_not(file: Path, records: Sequence[ImageRecord]) -> Failure | None:
-    """Why images get no file; None where they get one."""
+    """Return the reason why these images get no file, or None if they get one."""
     ambiguous = why_ambiguous(records)
     if ambiguous is not None:
         return Failure(f"no {file.name}: {ambiguous.reason}")
@@ -130,7 +131,7 @@ def _why_not(file: Path, records: Sequence[ImageRecord]) -> Failure | None:
         return Failure(f"no {file.name}: {fault}")
     if presence.exists(file) and not is_by_impasto(file):
         return Failure(
-            f"{file.name} is there already, was not written by Impasto, and was left as it is; "
+            f"{file.name} exists already, was not written by Impasto, and was left unchanged; "
             f"delete it to have it written"
         )
     return None

@@ -1,9 +1,8 @@
-"""Remembers what a frozen text encoder made of each chunk of token ids.
+"""Caches the output of frozen text encoders for each chunk of token ids.
 
-The key is the ids alone: whatever shuffled, dropped or weighted the words, the same chunk has the
-same states. Only a chunk whose file of sd-scripts has a part of them is kept twice: as the file has
-it, for texts that need no more, and as it is encoded. Memory is bounded; a store on disk may stand
-behind it.
+The key is the ids alone: however the caption was shuffled, dropped or weighted, the same chunk has
+the same states. Only a chunk of which a file of sd-scripts has a part is cached twice: as in the
+file, for texts that need no more, and as encoded. Memory is bounded; a store on disk may back it.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from impasto.progress import Progress, SilentProgress
 
 AHEAD_BATCH = 16
 Ids = tuple[int, ...]
-_Key = tuple[Ids, bool]  # whether the states are those of a file
+_Key = tuple[Ids, bool]  # True: the states are those of a file
 Encode = Callable[[Tensor], Tensor]
 
 
 class TextCache:
-    """The states of chunks, the latest used in memory and, if asked, all on disk.
+    """The states of chunks: the most recently used ones in memory, and optionally all on disk.
 
     Args:
-        limit_bytes: What may be kept in memory; one chunk of SD 1 takes 231 KiB.
-        device: Where states are handed out, and kept.
-        store: Where states are kept on disk.
-        progress: Is told while chunks are encoded ahead.
-        at_once: Chunks that go through the encoder together, padded to so many.
-        given: States that are taken from files of sd-scripts in the place of the encoder's.
+        limit_bytes: Bytes that may be held in memory; one chunk of SD 1 takes 231 KiB.
+        device: Device on which states are held and returned.
+        store: Store of the states on disk.
+        progress: Shows the progress while chunks are precomputed.
+        at_once: Chunks that are encoded together; smaller groups are padded to this number.
+        given: States that are read from files of sd-scripts instead of being encoded.
     """
 
     def __init__(
@@ -57,21 +56,22 @@ class TextCache:
 
     @property
     def held_bytes(self) -> int:
-        """The bytes that the cache has in RAM now."""
+        """The bytes of the states that the cache holds in memory."""
         return self._held_bytes
 
     def states_of(
         self, ids: Int[Tensor, "chunks n"], encode: Encode, each: int = 1
     ) -> Float[Tensor, "chunks *shape"]:
-        """States of chunks; those not known are encoded in groups of one size.
+        """Return the states of chunks; missing ones are encoded in groups of one size.
 
-        In groups of any size their last bits would depend on the company in which they were first
-        met, which a resumed run does not repeat.
+        In groups of varying size their last bits would depend on which chunks they were first
+        encoded with, which a resumed run does not repeat.
 
         Args:
-            ids: Their token ids, text by text.
+            ids: Token ids of the chunks, text by text.
             encode: The encoder.
-            each: Chunks of each text. What is not taken of a chunk in its place may be NaN.
+            each: Number of chunks per text. Values that are not used of a chunk in its position may
+                be NaN.
         """
         keys = [
             self._key(tuple(row), number % each, each) for number, row in enumerate(ids.tolist())
@@ -91,15 +91,15 @@ class TextCache:
     def precompute(
         self, texts: Iterable[Sequence[Ids]], encode: Encode, share: CacheShare = ALONE
     ) -> None:
-        """Put on disk what of these texts, each its chunks, is not taken from files.
+        """Encode to disk the chunks of these texts that are not read from files.
 
-        Each process of a run encodes its share. Batches are those that one process would make, and
-        so are the bits of what comes of them.
+        Each process of a run encodes its portion. The batches are those that a single process would
+        form, so that the results have the same bits.
 
         Args:
-            texts: The texts, the same in all processes.
+            texts: Chunks of each text, the same in all processes.
             encode: The encoder.
-            share: What this process does of it; all processes of a run call this.
+            share: This process's portion of the work; all processes of a run call this.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -126,7 +126,7 @@ class TextCache:
     def _encode_ahead(
         self, batches: Sequence[Sequence[Ids]], encode: Encode, store: TextStore, share: CacheShare
     ) -> None:
-        """Encode batches and write them, a shard after the other."""
+        """Encode batches and write them, one shard after another."""
         number, in_shard = sum(map(len, batches)), store.shard_entries // AHEAD_BATCH
         stage = share.named("Encoding captions")
         with self._progress.stage(stage, number, "chunks") as advance:
@@ -165,6 +165,6 @@ class TextCache:
 
 @torch.no_grad()
 def _encoded(ids: Tensor, encode: Encode) -> Tensor:
-    """In full precision: it is done once, and kept."""
+    """Encode in full precision without autocast: it happens once, and the result is cached."""
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         return encode(ids)

@@ -1,4 +1,4 @@
-"""The CLIP text encoders of a model: the layers that are taken of them, and where they are."""
+"""The CLIP text encoders of a model, their choice of layer, and the device that they are on."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from impasto.models.tokenization.tokens import LENGTH
 
 
 class ClipHiddenStates(nn.Module):
-    """A CLIP text encoder that answers with one of its layers.
+    """A CLIP text encoder that returns the hidden states of one of its layers.
 
     Args:
         text_encoder: transformers' CLIPTextModel, of version 4 (with `.text_model`) or 5, or
             CLIPTextModelWithProjection.
-        reading: How its family uses it.
-        clip_skip: Another layer than its family's, counted from the end. 2 is NovelAI's choice
+        reading: How its family uses its output.
+        clip_skip: Layer to use instead of the family's, counted from the end. 2 is NovelAI's choice
             (NovelAI Improvements on Stable Diffusion, 2022): hidden_states[-2] + final layer norm.
-            SD 2's encoder has one layer less than OpenCLIP's, so its last is the penultimate; it is
-            counted from that, as in sd-scripts. Runs of SDXL have none.
+            SD 2's encoder has one layer fewer than OpenCLIP's, so its last is the penultimate;
+            layers are counted from that, as in sd-scripts. Runs of SDXL have none.
+
+    Raises:
+        ConfigError: The encoder has no such layer.
     """
 
     def __init__(
@@ -50,32 +53,32 @@ class ClipHiddenStates(nn.Module):
 
     @property
     def width(self) -> int:
-        """The numbers of the hidden state of one token."""
+        """The width of the hidden state of one token."""
         return int(self._inner.config.hidden_size)
 
     @property
     def pooled_width(self) -> int:
-        """Numbers of the pooled text; 0 where it is not taken."""
+        """The width of the pooled text; 0 if it is not used."""
         return int(self._inner.config.projection_dim) if self.reading.pooled else 0
 
     def unused_modules(self) -> list[nn.Module]:
-        """What no answer depends on: layers after the one that is taken, and their norm."""
-        if self.reading.pooled:  # which comes of the last layer
+        """Return the modules that do not affect the output: layers after the used one, the norm."""
+        if self.reading.pooled:  # computed from the last layer
             return []
         skipped = self.layer - 1
         layers = list(self._inner.encoder.layers[-skipped:]) if skipped else []
         return layers if self.reading.final_norm else [*layers, self._inner.final_layer_norm]
 
     def used_layers(self) -> list[nn.Module]:
-        """The layers that hidden states depend on."""
+        """Return the layers that affect the output."""
         unused = {id(module) for module in self.unused_modules()}
         return [layer for layer in self._inner.encoder.layers if id(layer) not in unused]
 
     def train_last_layers_only(self, count: int) -> None:
-        """Let only the last `count` layers of those that are used learn, and what follows them.
+        """Let only the last `count` of the used layers learn, and the modules after them.
 
         Raises:
-            ConfigError: There are not so many.
+            ConfigError: Fewer layers are used.
         """
         used, unused = self.used_layers(), {id(module) for module in self.unused_modules()}
         if count > len(used):
@@ -89,7 +92,7 @@ class ClipHiddenStates(nn.Module):
                 module.requires_grad_(requires_grad=True)
 
     def forward(self, input_ids: Int[Tensor, "b n"]) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of the chosen layer, and the pooled text."""
+        """Return the hidden states of the chosen layer, and the pooled text or None."""
         output = self.text_encoder(input_ids, output_hidden_states=True)
         states = output.hidden_states[-self.layer]
         if self.reading.final_norm:
@@ -99,13 +102,14 @@ class ClipHiddenStates(nn.Module):
 
 @dataclass(frozen=True)
 class EncodedShape:
-    """What text encoders make of a chunk, as one tensor that is kept.
+    """The shape of the text encoders' output for a chunk, as one tensor for the cache.
 
-    Without a pooled text it is the states, `[77, D]`; with one, both in a row.
+    Without a pooled text the tensor is the states, `[77, D]`; with one, both flattened and
+    concatenated.
 
     Attributes:
-        widths: Of the states of each encoder.
-        pooled: Of the pooled text; 0 is none.
+        widths: Width of the states of each encoder.
+        pooled: Width of the pooled text; 0 for none.
     """
 
     widths: tuple[int, ...]
@@ -113,15 +117,15 @@ class EncodedShape:
 
     @property
     def numbers(self) -> int:
-        """The numbers that one chunk of text takes."""
+        """The number of values per chunk of text."""
         return LENGTH * sum(self.widths) + self.pooled
 
     def packed(self, states: Tensor, pooled: Tensor | None) -> Tensor:
-        """`[chunks, 77, D]` and `[chunks, P]` as they are kept."""
+        """Pack `[chunks, 77, D]` and `[chunks, P]` into one tensor for the cache."""
         return states if pooled is None else torch.cat([states.flatten(1), pooled], dim=1)
 
     def unpacked(self, encoded: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The states of each encoder `[..., 77, D]`, and the pooled text `[..., P]`."""
+        """Return each encoder's states `[..., 77, D]`, and the pooled text `[..., P]` or None."""
         if not self.pooled:
             return torch.split(encoded, list(self.widths), dim=-1), None
         pooled = encoded[..., -self.pooled :]
@@ -130,10 +134,10 @@ class EncodedShape:
 
 
 class TextStates(nn.Module):
-    """The text encoders of a model as one module: what several processes wrap, and what learns.
+    """The text encoders of a model as one module, for training and for wrapping by processes.
 
     Args:
-        encoders: By name, in the order in which their states are put together.
+        encoders: Encoders by name, in the order in which their states are concatenated.
     """
 
     def __init__(self, encoders: Mapping[str, ClipHiddenStates]) -> None:
@@ -142,7 +146,7 @@ class TextStates(nn.Module):
 
     @classmethod
     def of(cls, model: BaseModel, clip_skip: int | None = None) -> TextStates:
-        """Of a base model; `clip_skip` is a layer from the end in the place of the family's."""
+        """Build the encoders of a base model; a `clip_skip` replaces the family's layer."""
         return cls(
             {
                 component.name: ClipHiddenStates(
@@ -153,47 +157,47 @@ class TextStates(nn.Module):
         )
 
     def each(self) -> tuple[ClipHiddenStates, ...]:
-        """The text encoders in the order of the family's table."""
+        """Return the text encoders in the order of the family's table."""
         return tuple(self.encoders.values())  # type: ignore[arg-type]
 
     def by_name(self) -> dict[str, ClipHiddenStates]:
-        """The text encoders by the names of their networks, in the same order."""
+        """Return the text encoders by the names of their networks, in the same order."""
         return dict(self.encoders.items())  # type: ignore[arg-type]
 
     @property
     def shape(self) -> EncodedShape:
-        """The shape of what a chunk is encoded to."""
+        """The shape of the encoded output of a chunk."""
         each = self.each()
         return EncodedShape(tuple(e.width for e in each), sum(e.pooled_width for e in each))
 
     def to_device(self, device: torch.device) -> TextStates:
-        """Bring the encoders to a device; those that wait stay as they are."""
+        """Bring the encoders to a device, except offloaded ones, and return self."""
         for encoder in self.each():
             if not is_waiting(encoder.text_encoder):
                 encoder.to(device)
         return self
 
     def stay_on(self, device: torch.device) -> None:
-        """Bring the encoders to a device for good, those that wait too."""
+        """Bring the encoders to a device for good, offloaded ones included."""
         for encoder in self.each():
             if is_waiting(encoder.text_encoder):
                 wake_for_good(encoder.text_encoder, device)
             encoder.to(device)
 
     def leave_device(self) -> None:
-        """Have the encoders wait again, or bring them to the CPU if they never did."""
+        """Offload the encoders again, or bring those that never were offloaded to the CPU."""
         for encoder in self.each():
             if not wait_again(encoder.text_encoder):
                 encoder.to("cpu")
 
     @property
     def are_waiting(self) -> bool:
-        """Whether an encoder is without values until it is asked for."""
+        """Whether an encoder is offloaded and without values."""
         return any(is_waiting(encoder.text_encoder) for encoder in self.each())
 
     @contextlib.contextmanager
     def awake(self, device: torch.device) -> Iterator[None]:
-        """Have encoders that wait on a device for a while."""
+        """Have the offloaded encoders on a device within the block."""
         with contextlib.ExitStack() as stack:
             for encoder in self.each():
                 if is_waiting(encoder.text_encoder):
@@ -201,7 +205,7 @@ class TextStates(nn.Module):
             yield
 
     def forward(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
-        """What `EncodedShape` says, of chunks whose ids for each encoder stand in a row."""
+        """Return the packed output (`EncodedShape`) of chunks with concatenated ids per encoder."""
         answers = [
             encoder(own)
             for encoder, own in zip(self.each(), torch.split(ids, LENGTH, dim=1), strict=True)

@@ -1,1 +1,1 @@
-"""From a text to chunks of token ids: CLIP's vocabulary, emphasis, and how chunks are joined."""
+"""From a text to chunks of token ids: CLIP's vocabulary, emphasis, and the joining of chunks."""

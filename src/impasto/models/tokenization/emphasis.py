@@ -1,4 +1,4 @@
-r"""The emphasis syntax of prompts: `(a)`, `(a:1.3)`, `[a]`, nested; `\(` is a bracket itself.
+r"""The emphasis syntax of prompts: `(a)`, `(a:1.3)`, `[a]`, nested; `\(` is a literal bracket.
 
 The grammar is A1111's (`modules/prompt_parser.py`, parse_prompt_attention), which sd-scripts'
 weighted captions follow too. Prompt editing `[a:b:0.5]` and `<...>` are not part of it.
@@ -22,9 +22,9 @@ Fragment = tuple[str, float]
 
 
 def parse_emphasis(text: str) -> list[Fragment]:
-    """Split a text into fragments of one weight each, neighbours of equal weight merged.
+    """Split a text into fragments of one weight each, merging neighbours of equal weight.
 
-    A bracket that is never closed holds to the end; one that was never opened is text.
+    A bracket that is never closed extends to the end; a closing one without an opening one is text.
     """
     fragments: list[Fragment] = []
     opened: list[tuple[str, int]] = []
@@ -51,7 +51,7 @@ def parse_emphasis(text: str) -> list[Fragment]:
 
 
 def split_at_breaks(fragments: list[Fragment]) -> list[list[Fragment]]:
-    """Fragments in groups, parted where the text says BREAK in capitals."""
+    """Split fragments into groups at each BREAK in capitals."""
     groups: list[list[Fragment]] = [[]]
     for text, weight in fragments:
         first, *others = _BREAK.split(text)

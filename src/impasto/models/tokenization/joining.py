@@ -1,4 +1,4 @@
-"""The states of a text's chunks put together, and multiplied by its emphasis."""
+"""Applies emphasis to the states of a text's chunks, and joins the chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from impasto.models.tokenization.tokens import LENGTH
 
 _ROUNDING = 1e-6
-"""A mean of no more than this share of the mean magnitude is rounding; recorded ones have 1e-3."""
+"""A mean of at most this fraction of the mean magnitude is rounding; measured ones have 1e-3."""
 
 
 def apply_emphasis(
@@ -20,10 +20,10 @@ def apply_emphasis(
 ) -> Float[Tensor, "b chunks n d"]:
     """Multiply each position by its weight; A1111's `modules/sd_emphasis.py`.
 
-    With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
-    images of a batch, which are of one prompt there; here it is taken per text, so that a caption
-    does not depend on its company. Where the mean is rounding and nothing else, as behind a layer
-    norm that was never trained, there is none to bring back: A1111 divides by it, even by zero.
+    With `keep_mean` the mean of each chunk is restored. A1111 takes it over all images of a batch,
+    which have one prompt there; here it is taken per text, so that a caption does not depend on the
+    others of its batch. Where the mean is only rounding, as after a layer norm that was never
+    trained, it is not restored: A1111 divides by it, even by zero.
     """
     changed = states * weights.unsqueeze(-1)
     if not keep_mean:
@@ -40,12 +40,12 @@ def _mean(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b chunks 1 1"
 
 
 def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
-    """A1111's way: one chunk after the other, each with its BOS and EOS."""
+    """Concatenate the chunks, each with its BOS and EOS, as A1111 does."""
     return states.flatten(1, 2)
 
 
 def join_as_one_sequence(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:
-    """sd-scripts' way: the first BOS, 75 states of each chunk, the last position of the last."""
+    """Join chunks as sd-scripts does: first BOS, 75 states of each chunk, last position overall."""
     if states.shape[1] == 1:
         return states[:, 0]
     inner = states[:, :, 1 : LENGTH - 1].flatten(1, 2)

@@ -1,4 +1,4 @@
-"""How a model was taught to read text, in its file, so that samples read it the same way."""
+"""Records in a model's file how its captions were laid out, so that prompts are laid out alike."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from impasto.parsing import parse_json
 
 LAYOUT_KEY = "impasto.text_layout"
 EMPTY_TEXT_KEY, ZEROS = "impasto.empty_text", "zeros"
-"""How a file says that an empty prompt is zeros; without it, the empty text is encoded."""
+"""Metadata stating that an empty prompt is zeros; without it, the empty text is encoded."""
 
 PROMPT_TOKENS = 225
 
 
 def layout_metadata(layout: TextLayout) -> dict[str, str]:
-    """The metadata of a file that says how its captions were laid out."""
+    """Return the metadata that records how a model's captions were laid out."""
     return {LAYOUT_KEY: json.dumps(asdict(layout))}
 
 
 def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
-    """How prompts are read: as in training where the file says so, else as A1111 does.
+    """Return the layout of prompts: that of training if the file states it, else A1111's.
 
-    In A1111's way long prompts need no more room than they take, so they are never cut at 75.
+    In A1111's layout a long prompt only takes as many chunks as it needs, so prompts are never cut
+    at 75.
     """
     try:
         stated = parse_json(metadata.get(LAYOUT_KEY, "{}"))
@@ -35,10 +36,10 @@ def prompt_layout(metadata: Mapping[str, str]) -> TextLayout:
 
 
 def with_max_tokens(layout: TextLayout, emphasis: Emphasis) -> TextLayout:
-    """The way in which prompts are read by a model that was taught to read captions so.
+    """Return the layout of prompts for a model that was trained with a layout of captions.
 
-    Where only as many chunks are read as a text needs, prompts have room for 225 tokens. Where
-    texts are always read at full length, more would be something the model has never seen.
+    If a text takes only as many chunks as it needs, prompts may have 225 tokens. If texts always
+    have full length, a longer one would be unlike anything that the model was trained on.
     """
     room = layout.max_tokens if layout.rules.fixed_length else PROMPT_TOKENS
     return replace(layout, max_tokens=room, emphasis=emphasis)

@@ -1,14 +1,14 @@
-"""From a text to chunks of 77 token ids, the unit that CLIP reads, and their weights.
+"""From a text to chunks of 77 token ids, the input size of CLIP, and their weights.
 
-A chunk is BOS, up to 75 tokens, EOS and padding. How a long text is cut into chunks is `split`, how
-their states are put together afterwards is `join`:
+A chunk is BOS, up to 75 tokens, EOS and padding. `split` is how a long text is cut into chunks,
+`join` how their states are joined afterwards:
 
-- `kohya`: sd-scripts' (`library/strategy_sd.py`): always as many chunks as `max_tokens` has room
-  for, joined with one BOS and one EOS: 77, 152 or 227 positions.
+- `kohya`: sd-scripts' (`library/strategy_sd.py`): always as many chunks as `max_tokens` allows,
+  joined with one BOS and one EOS: 77, 152 or 227 positions.
 - `a1111`: A1111's (`modules/sd_hijack_clip.py`): as many chunks as the text needs, each with its
   BOS and EOS: 77, 154 or 231 positions.
-- `plain` cuts anywhere; `comma` moves what follows the last comma to the next chunk, if that comma
-  is among the last 20 tokens.
+- `plain` cuts anywhere; `comma` moves the tokens after the last comma to the next chunk, if that
+  comma is among the last 20 tokens.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ Token = tuple[int, float]
 _MOST_PIECES = 1 << 19
 _AT_ONCE = 1000  # texts whose tokens are counted together
 _PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
-"""What CLIP cuts text into before each piece becomes tokens by itself, for ASCII in lower case
+"""Pieces into which CLIP cuts lower-case ASCII text before it tokenises each separately
 (openai/CLIP, `clip/simple_tokenizer.py`)."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """What the systems that join chunks differently also do differently.
+    """Further differences between the systems that join chunks differently.
 
     Attributes:
-        fixed_length: Always as many chunks as there is room for.
-        reads_break: BREAK begins a chunk where emphasis is read.
-        pads_with_token: SD 2's `!` counts as padding wherever it stands.
+        fixed_length: Whether a text always has the maximum number of chunks.
+        reads_break: Whether BREAK starts a chunk if emphasis is parsed.
+        pads_with_token: Whether SD 2's `!` counts as padding anywhere in a text.
     """
 
     fixed_length: bool
@@ -62,14 +62,17 @@ JOINS: dict[JoinName, Join] = {
 
 @dataclass(frozen=True)
 class TextLayout:
-    """How texts are laid out for the encoder.
+    """The layout of texts for the text encoder.
 
     Attributes:
-        max_tokens: 75, 150 or 225; what is beyond is cut off.
-        join: How chunks are put together.
+        max_tokens: 75, 150 or 225; further tokens are cut off.
+        join: How the states of chunks are joined.
         split: Where a long text is cut.
-        emphasis: Whether brackets are emphasis, and what is done about the mean of the states:
-            `no_norm` nothing, `mean` what A1111 does.
+        emphasis: Whether brackets are emphasis, and how the mean of the states is treated:
+            `no_norm` leaves it, `mean` restores it as A1111 does.
+
+    Raises:
+        ValueError: A value is not one of these.
     """
 
     max_tokens: int = CHUNK
@@ -80,18 +83,18 @@ class TextLayout:
     def __post_init__(self) -> None:
         allowed = (*typing.get_args(Split), *typing.get_args(Emphasis))
         if self.max_tokens not in (75, 150, 225) or self.join not in JOINS:
-            raise ValueError(f"there is no such text layout: {self}")
+            raise ValueError(f"invalid text layout: {self}")
         if self.split not in allowed or self.emphasis not in allowed:
-            raise ValueError(f"there is no such text layout: {self}")
+            raise ValueError(f"invalid text layout: {self}")
 
     @property
     def rules(self) -> Join:
-        """What goes with the way of joining."""
+        """The rules that belong to the way of joining."""
         return JOINS[self.join]
 
     @property
     def max_chunks(self) -> int:
-        """Chunks that there is room for."""
+        """The maximum number of chunks."""
         return self.max_tokens // CHUNK
 
 
@@ -100,9 +103,9 @@ class ChunkedText:
     """A text cut into chunks of 77 tokens.
 
     Attributes:
-        ids: Chunks of 77 token ids.
-        weights: The same shape; 1 means no emphasis.
-        lost: Tokens that there was no room for.
+        ids: Token ids, 77 per chunk.
+        weights: Weights in the same shape; 1 means no emphasis.
+        lost: Number of tokens that did not fit.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -120,10 +123,10 @@ class TextTokens:
 
     Args:
         tokenizer: transformers' CLIPTokenizer.
-        layout: How.
-        pad_id: What a chunk is filled up with: EOS for SD 1, 0 for SD 2.
-        pad_word: A word that counts as padding wherever it stands: `!`, the pad token of SD 2's
-            tokenizer files, is taken out of texts by transformers before anything else.
+        layout: Layout of the chunks.
+        pad_id: Token id of the padding: EOS for SD 1, 0 for SD 2.
+        pad_word: Text that counts as padding anywhere: transformers removes `!`, the pad token of
+            SD 2's tokenizer files, from texts before anything else.
     """
 
     def __init__(
@@ -149,11 +152,12 @@ class TextTokens:
         return self._chunked(groups)
 
     def too_long(self, texts: Sequence[str]) -> int:
-        """How many texts were cut because they have too many tokens.
+        """Return how many texts were cut because they have too many tokens.
 
-        A token has at least one character, where nothing is repaired that may make more of them.
+        A token has at least one character, except where a repair may lengthen the text, so short
+        texts need no tokenizing.
         """
-        if self.layout.emphasis != "off":  # BREAK may cut a short one too
+        if self.layout.emphasis != "off":  # BREAK can cut off parts of a short text too
             return sum(self(text).lost > 0 for text in texts)
         exact = self.layout.split == "plain" or self.layout.max_chunks == 1
         waiting = [text for text in texts if len(text) > CHUNK or not _is_plain(text)]
@@ -165,7 +169,7 @@ class TextTokens:
         )
 
     def _counts(self, texts: Sequence[str]) -> Iterator[int | None]:
-        """How many tokens texts have; None where only the tokenizer knows."""
+        """Yield the number of tokens of each text; None if only the tokenizer can count them."""
         for start in range(0, len(texts), _AT_ONCE):
             pieces = [_pieces_of(text) for text in texts[start : start + _AT_ONCE]]
             self._learn({piece for own in pieces if own for piece in own})
@@ -174,7 +178,7 @@ class TextTokens:
                 yield None if own is None else sum([count[piece] for piece in own])
 
     def _learn(self, pieces: set[str]) -> None:
-        """Count the tokens of pieces that were not seen before; very many are forgotten first."""
+        """Count the tokens of new pieces; if very many are cached, the cache is emptied first."""
         if len(self._tokens_of_piece) > _MOST_PIECES:
             self._tokens_of_piece = {}
         new = sorted(pieces - self._tokens_of_piece.keys())
@@ -183,11 +187,11 @@ class TextTokens:
             self._tokens_of_piece |= {n: len(own) for n, own in zip(new, ids, strict=True)}
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """The number of tokens of each text, without begin and end, however long."""
+        """Return the number of tokens of each text without BOS and EOS, however long it is."""
         return [sum(map(len, self._groups(text))) for text in texts]
 
     def _groups(self, text: str) -> list[list[Token]]:
-        """Tokens with weights, in groups that begin a chunk each."""
+        """Return the tokens with their weights, in groups that each start a new chunk."""
         if self.layout.emphasis == "off":
             return [self._tokens([(text, 1.0)])]
         fragments = parse_emphasis(text)
@@ -196,7 +200,7 @@ class TextTokens:
         return [self._tokens(group) for group in split_at_breaks(fragments)]
 
     def _tokens(self, fragments: Sequence[Fragment]) -> list[Token]:
-        """Token ids without BOS and EOS.
+        """Return token ids with weights, without BOS and EOS.
 
         OpenAI's CLIP repairs text with ftfy before tokenising; transformers 5 no longer does.
         """
@@ -212,9 +216,12 @@ class TextTokens:
         return tokens
 
     def _sliced(self, tokens: list[Token]) -> ChunkedText:
-        """sd-scripts' way: one line of up to 227 ids, cut into chunks with repairs for SD 2.
+        """Cut tokens as sd-scripts does: one line of ids, cut into chunks with repairs for SD 2.
 
-        Its repairs mistake `!`, which SD 2 also pads with, for padding; they are kept as they are.
+        A line has up to 227 ids.
+
+        Its repairs mistake `!`, which SD 2 also pads with, for padding; they are reproduced
+        unchanged.
         """
         limit, pad = self.layout.max_tokens, self._pad_id
         room = tokens[:limit]
@@ -234,10 +241,10 @@ class TextTokens:
         return ChunkedText(tuple(chunks), tuple(chunk_weights), max(0, len(tokens) - limit))
 
     def _chunked(self, groups: list[list[Token]]) -> ChunkedText:
-        """A1111's way: chunk after chunk, a group beginning a new one."""
+        """Cut groups of tokens as A1111 does: chunk after chunk, each group starting a new one."""
         cut = [chunk for group in groups for chunk in self._cut(group)]
         kept, over = cut[: self.layout.max_chunks], cut[self.layout.max_chunks :]
-        if over and len(groups) == 1:  # the last chunk need not spare words for one that is cut off
+        if over and len(groups) == 1:  # no need to leave words to a next chunk that is cut off
             start = sum(len(chunk) for chunk in kept[:-1])
             kept[-1] = groups[0][start : start + CHUNK]
         lost = sum(map(len, cut)) - sum(map(len, kept))
@@ -276,12 +283,12 @@ class TextTokens:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether ftfy has nothing to repair: printable ASCII that no HTML entity can be in."""
+    """Return whether ftfy has nothing to repair: printable ASCII without HTML entities."""
     return text.isascii() and text.isprintable() and "&" not in text
 
 
 def _pieces_of(text: str) -> list[str] | None:
-    """The pieces of a text that become tokens one by one; None where only the tokenizer knows."""
+    """Return the pieces of a text that are tokenised separately; None if they are not known."""
     if not _is_plain(text) or "<|" in text or "!" in text:  # named tokens; SD 2's padding
         return None
     return _PIECES.findall(text.lower())

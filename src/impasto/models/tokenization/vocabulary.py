@@ -1,7 +1,8 @@
-"""CLIP's vocabulary of 49,408 tokens, which ships with Impasto: no network for any SD 1 or 2 model.
+"""CLIP's vocabulary of 49,408 tokens, which ships with Impasto, so that none is downloaded.
 
 The 48,894 merges are OpenAI CLIP's (MIT, see `clip_vocabulary/NOTICE.txt`); the vocabulary follows
-from them: 256 byte characters, the same ending a word, the merges, and the two specials.
+from them: 256 byte characters, the same at the end of a word, the merges, and the two special
+tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MODEL_MAX_LENGTH = 77
 
 @lru_cache(maxsize=1)
 def merges() -> tuple[tuple[str, str], ...]:
-    """The byte-pair merges in order of rank."""
+    """Return the byte-pair merges in order of rank."""
     packed = package_files("impasto.models").joinpath("clip_vocabulary", "merges.txt.xz")
     lines = lzma.decompress(packed.read_bytes()).decode("utf-8").split("\n")[1:-1]
     return tuple((left, right) for left, right in (line.split(" ") for line in lines))
@@ -27,7 +28,7 @@ def merges() -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=1)
 def token_ids() -> dict[str, int]:
-    """Token -> id in [0, 49408)."""
+    """Return token -> id in [0, 49408)."""
     letters = list(_byte_characters())
     words = letters + [letter + "</w>" for letter in letters]
     words += ["".join(pair) for pair in merges()]
@@ -35,7 +36,7 @@ def token_ids() -> dict[str, int]:
 
 
 def _byte_characters() -> list[str]:
-    """One printable character for each byte, as GPT-2's byte-level BPE assigns them."""
+    """Return one printable character per byte, as GPT-2's byte-level BPE assigns them."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
@@ -50,7 +51,7 @@ def write_tokenizer(folder: Path, *, pad_token: str) -> None:
 
 @lru_cache(maxsize=2)
 def tokenizer_files(pad_token: str) -> Mapping[str, bytes]:
-    """The files of a Diffusers-style tokenizer folder: name -> content."""
+    """Return the files of a Diffusers-style tokenizer folder: name -> content."""
     text = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges())
     config = {
         "tokenizer_class": "CLIPTokenizer",

@@ -1,4 +1,4 @@
-"""Models with random weights from a named architecture, for training from scratch."""
+"""Builds models with random weights from a named architecture, for training from scratch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from impasto.models.writing.saving import About, write_model
 
 @dataclass(frozen=True)
 class Architecture:
-    """Configurations of a family's networks, in the words of diffusers and transformers.
+    """Configurations of a family's networks, in diffusers' and transformers' terms.
 
     Attributes:
         family: The family.
-        configs: One for each of its components, in their order.
+        configs: Configurations of its components, in their order.
     """
 
     family: Family
@@ -35,7 +35,7 @@ class Architecture:
 
     @property
     def by_name(self) -> dict[str, dict[str, Any]]:
-        """The configurations by the component that they are of."""
+        """The configurations by component name."""
         return dict(zip(self.family.names, self.configs, strict=True))
 
 
@@ -153,10 +153,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def find_architecture(name: str) -> Architecture:
-    """Look up a named architecture.
+    """Return the architecture with this name.
 
     Raises:
-        ConfigError: None has that name.
+        ConfigError: There is none.
     """
     if name not in ARCHITECTURES:
         raise ConfigError(
@@ -168,11 +168,11 @@ def find_architecture(name: str) -> Architecture:
 def meta_model_of_architecture(
     architecture: Architecture, stored: torch.dtype = torch.float32
 ) -> BaseModel:
-    """A base model of an architecture whose networks have shapes and no values: for predictions.
+    """Return a base model of an architecture, with shapes and no values, for memory estimates.
 
     Args:
-        architecture: Which one.
-        stored: The type that its file would hold.
+        architecture: The architecture.
+        stored: Dtype that its file would have.
     """
     types = dict.fromkeys(architecture.family.names, stored)
     with without_values():
@@ -180,7 +180,7 @@ def meta_model_of_architecture(
 
 
 def _contents(architecture: Architecture, source: str) -> ModelContents:
-    """Networks with PyTorch's own first weights."""
+    """Return the contents of a model with PyTorch's default initial weights."""
     family, configs = architecture.family, architecture.by_name
     modules = {
         component.name: make_network(component, configs[component.name])
@@ -203,7 +203,7 @@ def write_random_model(
     """Write a Diffusers folder with random weights.
 
     Raises:
-        RunError: Something is already at `target`.
+        RunError: Something exists at `target` already.
         StorageError: It cannot be written.
     """
     files.require_absent(target)

@@ -1,4 +1,4 @@
-"""Writes a model in another form or precision, tensor by tensor, without filling networks."""
+"""Writes a model in another form or precision, tensor by tensor, without building networks."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ MADE_ANEW = {
 }  # fmt: skip
 
 OF_TRAINING = ("impasto.training", "ss_")
-"""What texts begin with that say how a model was trained: not true of it any more once it has been
+"""Prefixes of metadata keys that describe a model's training: no longer true once it has been
 trained further. The second is sd-scripts'."""
 
 MERGE_KEY = "impasto.merge"
-"""Where a file's metadata says what was mixed, as JSON."""
+"""Metadata key under which a file records the merge that it is from, as JSON."""
 
 
 def convert_model(
@@ -63,15 +63,17 @@ def convert_model(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Read a model and write it; what a person may want to know of it comes back.
+    """Read a model and write it; return facts about the result to show to the user.
 
     Raises:
-        ConfigError: Something is at `target` already, or what is read is.
+        ConfigError: Something exists at `target` already, or `target` is a source.
         ModelError: The source cannot be used.
         StorageError: The target cannot be written.
     """
     by_folder = form == "diffusers"
-    require_free(Path(source), target, overwrite=overwrite, by_folder=by_folder)  # ahead of the Hub
+    require_free(
+        Path(source), target, overwrite=overwrite, by_folder=by_folder
+    )  # before a download
     for found in sources_of([source], options, progress):
         require_free(found, target, overwrite=overwrite, by_folder=by_folder)
     contents = open_model(source, options, progress)
@@ -102,27 +104,27 @@ def save_model(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a model with the networks as they are now, in the form that the target's name says.
+    """Write a model with its networks' current weights, in the form given by the target's name.
 
-    A name that ends in `.safetensors` or `.ckpt` is a single file, one without an ending a
+    A name with the extension `.safetensors` or `.ckpt` gives a single file, one without extension a
     Diffusers folder.
 
     Args:
-        model: As loaded, and perhaps trained.
-        target: Where to.
-        dtype: Of all networks; None is that of each tensor in the model's own files, so that what
-            did not learn is as it was, bit for bit, but no less than 16 bits.
-        title: What it is called in its file; None is the target's name.
-        clip_skip: CLIP's layer that it was trained with; None is what its own file says.
+        model: The model, as loaded or trained since.
+        target: Path to write to.
+        dtype: Dtype of all networks; None means that of each tensor in the model's own files, so
+            that frozen tensors are unchanged, bit for bit, but at least 16 bits for trained ones.
+        title: Title of the model in its file; None means the target's name.
+        clip_skip: CLIP layer that it was trained with; None means that stated in its own file.
         overwrite: Whether a model at the target is replaced.
-        progress: Shows how far the work is.
+        progress: Shows the progress.
 
     Raises:
-        ConfigError: Something is at the target already, or what the model or its VAE was loaded
-            from is, its ending is of no form, or there is no such layer.
+        ConfigError: Something exists at the target already, or the model or its VAE was loaded from
+            it; its extension is of no form; or there is no such layer.
         ModelError: A network has other tensors than it was loaded with; a weight is NaN or
-            infinite, or becomes so in the type.
-        StorageError: The target cannot be written; it is as it was.
+            infinite, or becomes so in the dtype.
+        StorageError: The target cannot be written; an earlier one is unchanged.
     """
     target = Path(target)
     form = form_of(target, None)
@@ -142,7 +144,7 @@ def save_model(
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
     about = converted_info(model.contents, target, title or model_name(target))
-    untrue = (*OF_TRAINING, MERGE_KEY, RANDOM_KEY)  # of a model whose weights are others now
+    untrue = (*OF_TRAINING, MERGE_KEY, RANDOM_KEY)  # no longer true of changed weights
     more = {key: text for key, text in about.more.items() if not key.startswith(untrue)}
     if clip_skip is not None and clip_skip < 1:
         raise ConfigError(f"clip_skip is {clip_skip}; expected 1, the last layer, or more.")
@@ -155,11 +157,11 @@ def _require_same_tensors(component: str, tensors: Mapping[str, object], model: 
     own = {name.removeprefix("text_model.") for name in tensors}
     expected = set(model.contents.components[component])
     if odd := sorted(own ^ expected):
-        found = "is new" if odd[0] in own else "is gone"
+        found = "is new" if odd[0] in own else "is missing"
         more = f", and {len(odd) - 1} more names differ" if len(odd) > 1 else ""
         raise ModelError(
             f"The {component} is not as it was loaded: {odd[0]} {found}{more}. Nothing was "
-            f"written. Merge what was attached to it (a LoRA) into its weights first."
+            f"written. Merge its attachments (such as a LoRA) into its weights first."
         )
 
 
@@ -172,11 +174,11 @@ def convert_hypernetwork(
     title: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, str]:
-    """Read a hypernetwork and write it; what a person may want to know of it comes back.
+    """Read a hypernetwork and write it; return facts about the result to show to the user.
 
     Raises:
-        ConfigError: Something is at `target` already, or its ending does not fit.
-        ModelError: The source cannot be used, or the form cannot say what it is.
+        ConfigError: Something exists at `target` already, or its extension does not fit.
+        ModelError: The source cannot be used, or the form cannot represent it.
         StorageError: The target cannot be written.
     """
     require_free(source, target, overwrite=overwrite)
@@ -206,7 +208,7 @@ def convert_hypernetwork(
 
 
 def hash_file(path: Path, progress: Progress | None = None) -> str:
-    """The SHA-256 of a file in hexadecimal; A1111 shows its first ten digits."""
+    """Return the SHA-256 of a file in hexadecimal; A1111 shows its first ten digits."""
     with (progress or SilentProgress()).stage(
         f"Hashing {path.name}", path.stat().st_size >> 20, "MiB"
     ) as advance:
@@ -214,14 +216,14 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
 
 
 def converted_info(contents: ModelContents, target: Path, title: str | None) -> About:
-    """What the new file says: what the old one said, and what has to be made anew."""
+    """Return the metadata of the new file: the old file's, without entries that are made again."""
     said = contents.metadata
     anew = {
         *MADE_ANEW,
         *(f"modelspec.{component}_dtype" for component in contents.identity.family.names),
     }
     if contents.vae_source is not None:
-        anew.add(RANDOM_KEY)  # one that was trained
+        anew.add(RANDOM_KEY)  # the other VAE was trained
     kept = {key: text for key, text in said.items() if key not in anew}
     return About(
         title=title or said.get("modelspec.title", model_name(target)),

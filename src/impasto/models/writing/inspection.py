@@ -1,4 +1,4 @@
-"""What a model file is, in words: for `impasto inspect`."""
+"""Describes a model file in words, for `impasto inspect`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Section = dict[str, str]
 def inspect_model(
     source: str, options: OpenOptions, progress: Progress, *, hashing: bool = True
 ) -> dict[str, Section]:
-    """Sections of names and values. A file that is no base model is described, not refused.
+    """Return sections of names and values. A file that is no base model is described, not refused.
 
     Raises:
         ModelError: It is missing, damaged, or refused as unsafe.
@@ -54,12 +54,12 @@ def _inspect(
     elif _kind_of(file) is BASE_MODEL:
         try:
             found |= _model_sections(contents_of(file, source, options, progress))
-        except ModelError as error:  # what the file holds is told all the same
+        except ModelError as error:  # the rest of the file is described all the same
             found["Model"] = {"Cannot be used": str(error)}
     if file is not None and _kind_of(file) is HYPERNETWORK:
         found["Hypernetwork"] = _hypernetwork_section(read_hypernetwork(path))
     if file is not None:
-        found["Metadata"] = _shortened(file.metadata) or {"none": "the file carries no texts"}
+        found["Metadata"] = _shortened(file.metadata) or {"none": "the file has no metadata"}
     if hashing:
         found["SHA-256"] = _hashes(path, progress)
     return found
@@ -81,9 +81,7 @@ def _file_section(file: TensorFile) -> Section:
     if _kind_of(file) is BASE_MODEL:
         ldm = split_ldm(file.tensors, layout_of(file.tensors, families.file_layouts()))
         averaged = (
-            f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema takes them"
-            if ldm.ema
-            else "no"
+            f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema uses them" if ldm.ema else "no"
         )
         rows["EMA weights"] = averaged
         rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
@@ -126,7 +124,7 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
         "Because": identity.evidence,
     }
     if contents.scheduler_config.get("rescale_betas_zero_snr"):
-        model["Schedule"] = "ends in noise alone (zero terminal SNR)"
+        model["Schedule"] = "zero terminal SNR (ends in pure noise)"
     if contents.zeroes_empty_text:
         model["Empty prompt"] = "zeros instead of the encoded empty text"
     if contents.notes:
@@ -171,7 +169,7 @@ def _shortened(metadata: object) -> Section:
 
 
 def _hashes(path: Path, progress: Progress) -> Section:
-    """Of the file, or of each weight file of a folder."""
+    """Return the SHA-256 of the file, or of each weight file of a folder."""
     if presence.is_file(path):
         digest = hash_file(path, progress)
         return {"File": digest, "A1111's short form": digest[:10]}

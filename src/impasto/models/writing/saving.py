@@ -33,14 +33,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class About:
-    """The metadata of a model's file that its tensors do not tell.
+    """The metadata of a model's file that does not follow from its tensors.
 
     Attributes:
-        title: Its name.
-        resolution: `WIDTHxHEIGHT` it was trained at; None means what its configuration says.
-        encoder_layer: CLIP's layer from the end that it was trained with.
+        title: Title of the model.
+        resolution: `WIDTHxHEIGHT` that it was trained at; None means that of its configuration.
+        encoder_layer: CLIP layer, counted from the end, that it was trained with.
         others: Further `modelspec` texts, such as author and license.
-        more: Texts under names of their own, such as the training summary.
+        more: Texts under keys other than `modelspec`, such as the training summary.
     """
 
     title: str
@@ -52,19 +52,19 @@ class About:
 
 @dataclass(frozen=True)
 class MergedWithBase:
-    """What a trained model is mixed with when it is exported, as `impasto merge` mixes two.
+    """The base that a trained model is merged with at export, as `impasto merge` mixes two models.
 
     Attributes:
-        base: Network -> its tensors before training, kept where training does not change them:
-            those of a loaded model are the memory that is trained.
-        ratio: The share of what was trained, above 0 and below 1.
+        base: Network -> its tensors before training, stored where training does not change them
+            (the memory of a loaded model is what training changes).
+        ratio: Fraction of the trained model, above 0 and below 1.
     """
 
     base: Mapping[str, Tensors]
     ratio: float
 
     def mixed(self, component: str, trained: Tensors) -> dict[str, LazyTensor]:
-        """A network between the two, in float32; what is the same in both comes out as it is."""
+        """Return a network between the two, in float32; values equal in both are unchanged."""
         base = self.base[component]
         return {name: self._between(base[name], tensor) for name, tensor in trained.items()}
 
@@ -86,14 +86,15 @@ def write_model(
     about: About,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model; it appears whole or not at all.
+    """Write a model, whole or not at all.
 
-    Tensors are read, checked and written in turn: beside the model, memory is needed for the one
+    Tensors are read, checked and written in turn: beside the model, memory is needed for the tensor
     that is read and for up to 16 MiB, or one larger tensor, that wait to be written.
 
     Raises:
-        ModelError: A value is NaN or infinite, or becomes so in the type asked for.
-        StorageError: The disk is full or `target` cannot be written; it is as it was.
+        ModelError: A value is NaN or infinite, or becomes so in the requested dtype.
+        StorageError: The disk is full or `target` cannot be written; an earlier `target` is
+            unchanged.
     """
     progress = progress or SilentProgress()
     save = _save_diffusers if form == "diffusers" else _save_ldm
@@ -110,15 +111,15 @@ def trained_contents(
     trained_dtype: torch.dtype | None,
     merged: MergedWithBase | None = None,
 ) -> ModelContents:
-    """A base model with its trained parts replaced; the others as they were stored, bit for bit.
+    """Return a base model with its trained components replaced, the others as stored, bit for bit.
 
     Args:
         model: The base model.
-        trained: Part -> its tensors by name.
-        dtypes: Part -> type, where it is asked for by name.
-        trained_dtype: The type of trained parts that `dtypes` does not name; None is as stored, but
-            no less than 16 bits.
-        merged: What trained parts are mixed with; None leaves them as they were trained.
+        trained: Component -> its tensors by name.
+        dtypes: Component -> dtype, for components with a requested dtype.
+        trained_dtype: Dtype of trained components that `dtypes` does not name; None means as
+            stored, but at least 16 bits.
+        merged: Merges the trained components with their base; None leaves them as trained.
     """
     components: dict[str, Tensors] = {}
     for component, tensors in model.contents.components.items():
@@ -141,7 +142,7 @@ def trained_contents(
 
 
 def at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
-    """A type that new values are stored in: what was learned or mixed would be lost in 8 bits."""
+    """Return the dtype for storing new values: 8-bit types would lose what was learned or mixed."""
     return torch.float16 if dtype.is_floating_point and dtype.itemsize < 2 else dtype
 
 
@@ -221,9 +222,9 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
 
 
 def _as_on_the_hub(component: Component, name: str) -> str:
-    """Both transformers 4 and 5 read CLIP's names with the prefix that the Hub's files have.
+    """Return a name with the prefix of the Hub's files, which both transformers 4 and 5 read.
 
-    The projection of the pooled text stands beside what has that prefix.
+    The projection of the pooled text has no such prefix.
     """
     is_inside = component.kind is ComponentKind.TEXT and not name.startswith("text_projection.")
     return f"text_model.{name}" if is_inside else name

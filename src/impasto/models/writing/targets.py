@@ -1,4 +1,4 @@
-"""What form of model a path asks for, and what may be replaced there: one rule for all verbs."""
+"""Decides the form of a model to write, and whether its target may be replaced: for any command."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from impasto.progress import Progress
 BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
 
 _OF_PICKLES = frozenset({".pt", ".pth", ".bin"})
-"""Endings of files that PyTorch writes: near `.ckpt` in letters, and no misspelling of it."""
+"""Extensions of files that PyTorch writes: similar to `.ckpt`, but no misspelling of it."""
 
 
 def form_of(target: Path, asked: str | None) -> Form:
-    """What to write, as asked or by the target's ending, in upper or lower case.
+    """Return the form to write, as requested or by the target's extension, in upper or lower case.
 
-    A Diffusers folder is written where the name has no ending. A part after a dot that has a digit
-    in it, as in `model-v1.5`, belongs to the name.
+    A name without an extension gives a Diffusers folder. A part after a dot that has a digit in it,
+    as in `model-v1.5`, belongs to the name.
 
     Raises:
-        ConfigError: The two contradict each other, or the ending is of no form that is written.
+        ConfigError: The two contradict each other, or no form has this extension.
     """
     ending = target.suffix.lower()
     by_ending = BY_ENDING.get(ending)
@@ -40,37 +40,37 @@ def form_of(target: Path, asked: str | None) -> Form:
         is_misspelt = near and ending not in _OF_PICKLES
         meant = near[0] if is_misspelt else " or ".join(BY_ENDING)
         raise ConfigError(
-            f"{target} ends in {target.suffix}, which is not a form of model that Impasto writes. "
-            f"Let it end in {meant}, or in nothing for a Diffusers folder."
+            f"{target} ends in {target.suffix}, but Impasto writes no models in such files. "
+            f"Use the extension {meant}, or none for a Diffusers folder."
         )
     return form
 
 
 def require_folder_name(target: Path) -> None:
-    """Make sure that a path is the name of a folder, not of a file.
+    """Check that a path is the name of a folder, not of a file.
 
     Raises:
-        ConfigError: It ends as a file does.
+        ConfigError: It has the extension of a file.
     """
     if target.suffix.lower() in BY_ENDING or _is_of_a_file(target.suffix.lower(), was_asked=False):
         raise ConfigError(
-            f"{target} ends in {target.suffix}, but what is written is a Diffusers folder. Take a "
-            f"name without an ending, and make a file of it with impasto convert."
+            f"{target} ends in {target.suffix}, but the output is a Diffusers folder. Use a name "
+            f"without an extension, and convert the folder to a file with impasto convert."
         )
 
 
 def sources_of(
     models: Sequence[str], options: OpenOptions, progress: Progress | None = None
 ) -> list[Path]:
-    """Every file and folder on the disk that models are read from, as named and as found.
+    """Return every file and folder that models are read from, as named and as resolved.
 
     Raises:
-        ModelError: There is no model of a name.
+        ModelError: A model does not exist.
     """
     named = [Path(model).expanduser() for model in models]
     found = [locate(model, options, progress) for model in models]
     vae = None if options.vae is None else Path(options.vae).expanduser()
-    if vae is None or not vae.exists():  # one of the Hub is in its cache
+    if vae is None or not vae.exists():  # a VAE from the Hub is in the Hub's cache
         return [*named, *found]
     return [*named, *found, vae, locate(str(vae), options, progress)]
 
@@ -83,58 +83,58 @@ def require_free(
     by_folder: bool = False,
     replacing: str = "--overwrite",
 ) -> None:
-    """Make sure that a target may be written, and that it is not what is read.
+    """Check that a target may be written, and that it is not the source.
 
     Args:
-        source: What is read.
-        target: What is to be written.
+        source: Path that is read.
+        target: Path that is to be written.
         overwrite: Whether a model at the target is replaced.
         by_folder: Whether a folder is to be written.
-        replacing: How the caller asks for that, for the error.
+        replacing: How the caller requests replacement, for the error.
 
     Raises:
-        ConfigError: It is the source, holds it, or is there and not to be replaced.
+        ConfigError: The target is the source, contains it, or exists and is not to be replaced.
     """
     if source.exists() and target.exists() and source.resolve() == target.resolve():
-        raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
+        raise ConfigError(f"{target} is the source itself; nothing was changed. Use another name.")
     if target.exists() and not overwrite:
         raise ConfigError(
-            f"{target} is already there; nothing was changed. Take another name, or {replacing}."
+            f"{target} already exists; nothing was changed. Use another name, or {replacing}."
         )
     if source.exists() and target.exists() and source.resolve().is_relative_to(target.resolve()):
-        raise ConfigError(f"{source} is in {target}; nothing was changed. Take another name.")
+        raise ConfigError(f"{source} is in {target}; nothing was changed. Use another name.")
     if fault := why_not_replaced(target, by_folder=by_folder):
         raise ConfigError(
-            f"{target} is not replaced: {fault}. Nothing was changed. Take another name."
+            f"{target} is not replaced: {fault}. Nothing was changed. Use another name."
         )
 
 
 def why_not_replaced(target: Path, *, by_folder: bool) -> str:
-    """Why what is at a target may not be replaced by a model, asked for or not; empty if it may.
+    """Return why a model may not replace what is at a target, even on request; empty if it may.
 
-    A folder is replaced whole. So only one goes that holds a Diffusers model and nothing besides.
+    A folder is replaced whole, so it must hold a Diffusers model and nothing else.
 
     Args:
-        target: Where the model is to be.
-        by_folder: Whether it is a Diffusers folder.
+        target: Target path of the model.
+        by_folder: Whether the model is a Diffusers folder.
     """
     if not target.exists():
         return ""
     if target.is_dir() != by_folder:
         found, wanted = ("folder", "file") if target.is_dir() else ("file", "folder")
-        return f"it is a {found}, and what is written is a {wanted}"
+        return f"it is a {found}, and the output is a {wanted}"
     if not by_folder:
         return ""
     foreign = [path for path in sorted(target.rglob("*")) if not _is_of_a_model(path, target)]
     if foreign:
         name = foreign[0].relative_to(target).as_posix()
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        return f"the folder also holds {name}{more}, which is of no Diffusers model"
+        return f"the folder also holds {name}{more}, which is not part of a Diffusers model"
     return ""
 
 
 def _is_of_a_model(path: Path, folder: Path) -> bool:
-    """Whether a file or folder is one of those that make a Diffusers model."""
+    """Return whether a file or folder is part of a Diffusers model."""
     first, *inner = path.relative_to(folder).parts
     if first in _folders():
         return len(inner) < 2 and (not inner or path.suffix in _MODEL_ENDINGS)
@@ -142,7 +142,7 @@ def _is_of_a_model(path: Path, folder: Path) -> bool:
 
 
 def _folders() -> set[str]:
-    """The folders that a model of any family may have."""
+    """Return the names of all folders that a model of any family may have."""
     layouts = families.folder_layouts()
     own = {folder for layout in layouts for folder in (*layout.folders, *layout.tokenizers)}
     return {*own, SCHEDULER}
@@ -152,5 +152,5 @@ _MODEL_ENDINGS = (".json", ".safetensors", ".bin", ".txt")
 
 
 def _is_of_a_file(ending: str, *, was_asked: bool) -> bool:
-    """Whether an ending says that a file is meant; any word does, unless the form was asked for."""
+    """Return whether an extension is that of a file; any word is, unless a form was requested."""
     return ending in FILE_ENDINGS or (ending[1:].isalpha() and not was_asked)
