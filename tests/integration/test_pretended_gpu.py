@@ -214,7 +214,7 @@ def test_what_is_not_finite_reaches_no_weight(name, answers):
 
 
 def test_an_average_that_moved_meanwhile_is_told(answers):
-    assert "updated 1 more times" in answers["average, gradient"]["error"]
+    assert "took 1 more update before this" in answers["average, gradient"]["error"]
 
 
 def test_a_paged_optimizer_is_paged_after_a_resume(answers):

@@ -91,10 +91,8 @@ class Failures:
             folder = self.run.states / step_name(step)
             what = f"The weights from before it are saved in {folder}"
             if self.has_average and fault.passed_over > 1:
-                what += (
-                    f" (their running average was updated {fault.passed_over - 1} more times "
-                    "before this was found)"
-                )
+                updates = counted(fault.passed_over - 1, "more updates")
+                what += f" (their running average took {updates} before this was found)"
         return NonFiniteLossError(
             f"The loss or the gradient became NaN or infinite in step {step + 1}. The "
             f"usual causes are a learning rate that is too high (optimizer.lr is "
