@@ -272,7 +272,7 @@ def test_a_run_that_was_never_sent_is_not_begun_over(run, place):
     [
         ("s3://key:secret@bucket/run", "user or a password"),
         ("s3://bucket/run?X-Amz-Signature=1", "parameters"),
-        ("hf://datasets/a/b/run", "only read from"),
+        ("hf://datasets/a/b/run", "in a read-only store"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_without_a_request(url, words):

@@ -279,9 +279,9 @@ REFUSED = {
     "one level": ({"checkpointed_levels": 1}, Facts(), "of all levels"),
     "kept activations": ({"gradient_checkpointing": False}, Facts(), "of all levels"),
     "kept gradients": ({"optimizer_in_backward": "off"}, Facts(), "needs optimizer_in_backward"),
-    "compiled": ({"compile": "blocks"}, Facts(), "does not go with compile"),
+    "compiled": ({"compile": "blocks"}, Facts(), "cannot be combined with compile"),
     "an average": ({"ema_decay": 0.9}, Facts(), "needs ema_on_cpu"),
-    "another layout": ({"channels_last": True}, Facts(), "channels_last out"),
+    "another layout": ({"channels_last": True}, Facts(), "Remove channels_last"),
     "two processes": ({}, Facts(processes=2), "for one process"),
 }
 

@@ -296,12 +296,12 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
         (
             {"loss": {"debiased": True}, "noise": {"zero_terminal_snr": True}},
             Facts(predicts_velocity=False),
-            "infinite where nothing is left",
+            "infinite at the timestep of pure noise",
         ),
         (
             {"loss": {"uncertainty": True}, "noise": {"zero_terminal_snr": True}},
             Facts(predicts_velocity=False),
-            "infinite where nothing is left",
+            "infinite at the timestep of pure noise",
         ),
         (
             {
@@ -312,7 +312,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 }
             },
             Facts(),
-            "weight_decay had no effect",
+            "weight_decay would have no effect",
         ),
         (
             {"optimizer": {"start_decay": 1.0}},
@@ -325,7 +325,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 "saving": {"posthoc_every_steps": 9},
             },
             Facts(),
-            "is no multiple of training.ema_every 7",
+            "is not a multiple of training.ema_every 7",
         ),
         (
             {"training": {"ema_decay": 0.9, "ema_every": 7}},
@@ -346,7 +346,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 }
             },
             Facts(),
-            "warmup_steps 4 and schedule.decay_steps 50% are together more than the 6 steps",
+            "warmup_steps 4 and schedule.decay_steps 50% add up to more than the 6 steps",
         ),
         (
             {"saving": {"posthoc_dtype": "fp32"}},

@@ -1,8 +1,8 @@
-"""What forms call each setting, and by which names users of other trainers know it.
+"""Form labels of settings, and their names in other trainers.
 
 The names of sd-scripts are options of its commands, which a test compares with the table of
-`sdscripts/flags.py`. Those of OneTrainer are labels of its window (at 2026-11). Both are there to
-be found by: they say which setting it is, not that its values are spelt alike.
+`sdscripts/flags.py`. Those of OneTrainer are labels of its window (as of 2026-11). Both help users
+find a setting; its values need not be spelt alike.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Label:
-    """What a setting is called.
+    """The names of a setting.
 
     Attributes:
-        title: In a few words.
+        title: The form label.
         sd_scripts: Options of sd-scripts' commands that set it, without dashes.
         onetrainer: Labels of OneTrainer's window.
     """
@@ -25,7 +25,7 @@ class Label:
     onetrainer: tuple[str, ...] = ()
 
     def elsewhere(self, name: str) -> str:
-        """The other names in words; empty where there are none but those that it has here.
+        """Return the names in other trainers as text; empty if none differs from the name here.
 
         Args:
             name: The setting's own name, without its section.
@@ -39,10 +39,10 @@ class Label:
 
 
 def label_of(path: str) -> Label:
-    """What a setting is called.
+    """Return the label of a setting.
 
     Args:
-        path: Its path, as in `training.max_steps`.
+        path: Its path, such as `training.max_steps`.
     """
     title, sd_scripts, *others = _TABLE[path]
     return Label(title, tuple(sd_scripts.split()), tuple(others))
