@@ -253,7 +253,7 @@ def test_a_plan_names_a_taken_directory_after_its_numbers(
     taken.write_text("")
     said = []
     for attempt in (lambda: show_plan(config, Console()), lambda: train(config)):
-        with pytest.raises(RunError, match="already there and not empty") as caught:
+        with pytest.raises(RunError, match="already exists and is not empty") as caught:
             attempt()
         said.append(str(caught.value))
     assert said[0] == said[1]

@@ -214,7 +214,7 @@ class Captioner:
         return dict(batch), True
 
     def _continues(self) -> bool:
-        """Whether the generated tokens start with the prompt."""
+        """Whether the tokens of the prompt precede the generated ones and must be cut off."""
         if self.model.config.model_type in _ANSWERS_ALONE:
             return False
         return not getattr(self.model.config, "is_encoder_decoder", False)
@@ -267,7 +267,7 @@ _ANSWERS_ALONE = {
     "blip",
     "blip-2",
     "florence2",
-}  # their generate returns the answer without the prompt
+}  # their output repeats the prompt as text, or omits it
 
 
 def remove_read_text(text: str) -> str:

@@ -86,7 +86,7 @@ class KohyaCleaner:
                 found, lambda tag: _HAIR.fullmatch(tag) and not _HAIR_LENGTH.fullmatch(tag)
             )
         kept = ", ".join(tag for tag in found if not _is_last_word_of_another(tag, found))
-        return kept if any(found) else kept[2:]  # sd-scripts drops one of a line of commas
+        return kept if any(found) else kept[2:]  # sd-scripts drops one of a text of commas alone
 
     def caption(self, text: str) -> str:
         """Apply one replacement after the other, each as long as it matches."""

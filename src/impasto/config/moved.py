@@ -53,7 +53,8 @@ def folder_of_paths(values: Mapping[str, Any], directory: Path) -> Path:
 
     Returns:
         The current folder if it has every path that the folder where the run was started has, or,
-            if that has none, at least one of them; else the folder where the run was started.
+            if that has none, at least one of them, or if that folder is unknown; else the folder
+            where the run was started.
     """
     here = Path.cwd()
     recorded = (read_object(directory / "status.json") or {}).get("folder")

@@ -138,7 +138,7 @@ class SavingConfig(Section):
 
     best_model: bool = True
     """Also export the model each time its validation loss reaches a new low, as
-    `<name>-best.safetensors`, which replaces the previous one. Needs held-out images."""
+    `<name>-best.safetensors`, which replaces the previous one. Only if images are held out."""
 
     average: Literal["instead", "beside", "never"] = "instead"
     """Whether to export the average that `training.ema_decay` computes: `instead` of the last
