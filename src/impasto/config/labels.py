@@ -96,7 +96,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "dataset.bucket_selection": ("Choice of the bucket", ""),
     "dataset.bucket_table": ("Table of buckets", ""),
     "dataset.buckets": ("Custom buckets", ""),
-    "dataset.validation_split": ("Held-out fraction of this dataset", ""),
+    "dataset.validation_split": ("Held-out fraction", ""),
     "dataset.validation_seed": ("Seed of the held-out images", ""),
     "dataset.prior_loss_weight": ("Weight of regularisation images", ""),
     "dataset.num_repeats": ("Repeats", "dataset_repeats", "Balancing"),

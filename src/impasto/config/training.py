@@ -53,8 +53,8 @@ class TrainingConfig(Section):
     `rounding`."""
 
     weight_copies: bool = False
-    """Make the 16-bit copies of float32 weights that `mixed_precision` computes with all at once,
-    once per step, instead of one by one in every forward pass: the same numbers with fewer kernel
+    """Make the 16-bit copies of float32 weights, with which `mixed_precision` computes, all at once
+    per step instead of one by one in every forward pass: the same numbers with fewer kernel
     launches, for small batches on fast GPUs. Takes 2 bytes per weight."""
 
     rounding: Literal["stochastic", "kahan", "nearest"] | None = None
