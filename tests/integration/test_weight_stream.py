@@ -299,7 +299,7 @@ def test_paged_optimizers_and_hypernetworks_are_refused_by_name(train_config):
     levers = {
         "gradient_checkpointing": True, "optimizer_in_backward": "exact", "stream_weights": True,
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="Take adamw8bit with offload_optimizer"):
+    with pytest.raises(ConfigError, match="Use adamw8bit with offload_optimizer"):
         train_config(training=levers, optimizer={"kind": "paged_adamw8bit"})
     with pytest.raises(ConfigError, match="beside a hypernetwork"):
         train_config(training=levers, method={"kind": "hypernetwork"}, saving={"format": "a1111"})
