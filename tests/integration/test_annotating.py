@@ -292,7 +292,7 @@ def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_pat
     assert done.returncode == 0, done.stderr
     assert not (folder / "0001-butterfly.txt").exists()
     assert "Left as they were  3" in done.stdout  # mine, the sentence, and what the link holds
-    assert "its words would go into shared.txt, as would those of shared.png" in done.stdout
+    assert "its text would be written to shared.txt, as would that of shared.png" in done.stdout
     assert long.with_suffix(".txt").is_file()
     forced = impasto("dataset", "tag", folder, "--model", TAGGER, "--existing", "overwrite")
     assert f"{linked.name}: a link that leads out of the dataset" in forced.stdout
@@ -315,7 +315,7 @@ def test_words_go_into_metadata(folder, tmp_path):
     assert dict(entries["0000-sun.webp"].others) == {"mark": 5}
     assert len(entries) == 12
     assert not list(tmp_path.glob("*.bak*"))
-    with pytest.raises(RunError, match="Name it: add --metadata"):
+    with pytest.raises(RunError, match="Add --metadata and its path"):
         undo(folders_of(folder))
     assert undo(folders_of(folder, file)).restored == 1
     assert file.read_bytes() == before
@@ -388,7 +388,7 @@ def test_words_in_metadata_are_counted_and_not_cleaned_in_silence(folder):
     assert "2 tags in 1 image" in done.stdout, done.stderr
     done = impasto("dataset", "clean", file, "--yes")
     assert done.returncode == 0, done.stderr
-    assert "its caption is not in a file of its own" in " ".join(done.stdout.split())
+    assert "its caption is not in a separate file" in " ".join(done.stdout.split())
     assert "0 of 0 files would change" in done.stdout
 
 
@@ -435,7 +435,7 @@ def test_cleaning_shows_changes_before_it_writes(folder):
         (["--model", TAGGER, "--threshold", "2"], 2, "expected a number from 0 to 1"),
         (["--model", TAGGER, "--threshold", "balance"], 2, "No balance threshold is known"),
         (["--model", TAGGER, "--category-threshold", "hair=1"], 2, "expected general or"),
-        (["--model", TAGGER, "--replace", "a"], 2, "has not two sides"),
+        (["--model", TAGGER, "--replace", "a"], 2, "does not have two sides"),
         (["--model", TAGGER, "--provider", "cuda"], 7, "no provider cuda here; it has cpu"),
         (["--model", TAGGER, "--stop-on-error"], 0, ""),
     ],
@@ -549,7 +549,7 @@ def test_wrong_flags_and_weights(folder, tmp_path):
     weights.write_bytes(b"x")
     refused = impasto("dataset", "caption", folder, "--model", weights)
     assert refused.returncode == 4
-    assert "in the form of the original BLIP program" in refused.stderr
+    assert "in the format of the original BLIP program" in refused.stderr
 
 
 def test_a_fixed_batch_is_filled_up(folder, tmp_path):

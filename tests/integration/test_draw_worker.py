@@ -132,7 +132,7 @@ def test_a_grid_has_each_image_at_its_place_and_loads_each_model_once(
 
 BAD = (
     ("{", "cannot be read"),
-    ("[]", "no JSON object"),
+    ("[]", "not a JSON object"),
     ('{"model": "x", "steps": "many"}', "steps: Expected a whole number from 1 to 1000"),
     ('{"model": "runwayml/stable-diffusion-v1-5"}', "does not exist"),
     ('{"model": "/etc/passwd"}', "passwd"),

@@ -305,12 +305,12 @@ REFUSED = {
     "overflow": (
         {"training": {"optimizer_in_backward": "last_norm", "mixed_precision": "fp16"}},
         ConfigError,
-        "take exact",
+        "set it to exact",
     ),
     "nothing to limit": (
         {"training": {"optimizer_in_backward": "last_norm", "max_grad_norm": 0}},
         ConfigError,
-        "costs nothing",
+        "which is as fast then",
     ),
     "levels": ({"training": {"checkpointed_levels": 2}}, ConfigError, "no effect without"),
     "graphs alone": ({"training": {"cuda_graphs": True}}, ConfigError, "without compile"),
@@ -421,7 +421,7 @@ def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_co
     largest = max((g for g in counts if g.dataset == 1), key=lambda g: g.bucket.area)
     (line,) = (line for line in notes.lines if line.startswith("Batches of "))
     assert f"images of {largest.bucket} (more of smaller images)" in line
-    with pytest.raises(ConfigError, match="each dataset has a batch_size of its own"):
+    with pytest.raises(ConfigError, match="each dataset sets its own batch_size"):
         train_config(dataset={"batch_size": 3}, training={"batch_size": "auto"})
 
 

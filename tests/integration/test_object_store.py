@@ -381,7 +381,7 @@ def test_settings_keep_urls_and_no_credentials(tmp_path):
         build_dataset_config({"image_dir": tmp_path, "mask_dir": "s3://b/m"}, source="test")
     with pytest.raises(ConfigError, match="train_data_dir is s3://b/m, in an object store"):
         build_dataset_config({"train_data_dir": "s3://b/m"}, source="test")
-    with pytest.raises(ConfigError, match="only read from"):
+    with pytest.raises(ConfigError, match="in a read-only store"):
         build_dataset_config({"image_dir": tmp_path, "cache_dir": "hf://datasets/a/b"}, source="t")
 
 

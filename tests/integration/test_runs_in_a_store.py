@@ -214,7 +214,7 @@ def test_the_main_job_with_everything_in_a_store(
 
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
     refused = CliRunner().invoke(commands, ["train", str(file)])
-    assert "is already there and not empty" in str(refused.exception)
+    assert "already exists and is not empty" in str(refused.exception)
     assert "is finished" in told_by("show", f"{base}/runs/style")
     assert "is finished; its model is s3://" in told_by("resume", f"{base}/runs/style")
     told_by("report", f"{base}/runs/style")

@@ -223,8 +223,8 @@ def test_float16_overflows_are_found_together(run_file, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        ({"kind": "adamw8bit"}, "looks at more than one number at a time"),
-        ({"start_decay": 1.0}, "does not go with a model that is sharded by FSDP"),
+        ({"kind": "adamw8bit"}, "whose update of a number depends on others"),
+        ({"start_decay": 1.0}, "cannot be combined with a model that is sharded by FSDP"),
     ],
 )
 def test_what_does_not_go_with_shares_is_said_before_anything_is_made(
@@ -242,4 +242,4 @@ def test_one_process_has_nothing_to_share(run_file, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     done = impasto("train", run_file())
     assert done.returncode == 2
-    assert "and there is one" in done.stderr
+    assert "and this run has only one" in done.stderr

@@ -55,7 +55,7 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
         page.click(".queue-device button:has-text('Stop')")
         page.wait_for_selector(".queue-device button:has-text('Start working')")
         page.wait_for_selector("#job-2 .state.waiting")
-        assert "It goes on from step" in page.inner_text("#job-2")
+        assert "It continues from step" in page.inner_text("#job-2")
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#job-2 button:has-text('Remove')")
         page.wait_for_selector("#job-2", state="detached")

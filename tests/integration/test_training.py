@@ -140,7 +140,7 @@ def test_a_taken_directory_is_left_alone(train_config):
     config = train_config()
     config.output_dir.mkdir()
     (config.output_dir / "precious.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(RunError, match="already there"):
+    with pytest.raises(RunError, match="already exists and is not empty"):
         train(config)
     assert [p.name for p in config.output_dir.iterdir()] == ["precious.txt"]
 

@@ -279,9 +279,9 @@ REFUSED = {
     "one level": ({"checkpointed_levels": 1}, Facts(), "of all levels"),
     "kept activations": ({"gradient_checkpointing": False}, Facts(), "of all levels"),
     "kept gradients": ({"optimizer_in_backward": "off"}, Facts(), "needs optimizer_in_backward"),
-    "compiled": ({"compile": "blocks"}, Facts(), "does not go with compile"),
+    "compiled": ({"compile": "blocks"}, Facts(), "cannot be combined with compile"),
     "an average": ({"ema_decay": 0.9}, Facts(), "needs ema_on_cpu"),
-    "another layout": ({"channels_last": True}, Facts(), "channels_last out"),
+    "another layout": ({"channels_last": True}, Facts(), "Remove channels_last"),
     "two processes": ({}, Facts(processes=2), "for one process"),
 }
 
@@ -299,7 +299,7 @@ def test_paged_optimizers_and_hypernetworks_are_refused_by_name(train_config):
     levers = {
         "gradient_checkpointing": True, "optimizer_in_backward": "exact", "stream_weights": True,
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="Take adamw8bit with offload_optimizer"):
+    with pytest.raises(ConfigError, match="Use adamw8bit with offload_optimizer"):
         train_config(training=levers, optimizer={"kind": "paged_adamw8bit"})
     with pytest.raises(ConfigError, match="beside a hypernetwork"):
         train_config(training=levers, method={"kind": "hypernetwork"}, saving={"format": "a1111"})

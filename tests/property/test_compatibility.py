@@ -246,7 +246,7 @@ def test_the_plan_refuses_what_training_refuses(train_config, changes, fresh_acc
 TAKEN = {
     "": r"cannot be a run directory: it is a file",
     "below": r"cannot be a run directory: .* is a file",
-    "in it": "already there and not empty",
+    "in it": "already exists and is not empty",
     "read-only": r"cannot be a run directory: the folder .* is read-only, or belongs to another",
 }
 
@@ -315,12 +315,12 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
         (
             {"loss": {"debiased": True}, "noise": {"zero_terminal_snr": True}},
             Facts(predicts_velocity=False),
-            "infinite where nothing is left",
+            "infinite at the timestep of pure noise",
         ),
         (
             {"loss": {"uncertainty": True}, "noise": {"zero_terminal_snr": True}},
             Facts(predicts_velocity=False),
-            "infinite where nothing is left",
+            "infinite at the timestep of pure noise",
         ),
         (
             {
@@ -331,7 +331,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 }
             },
             Facts(),
-            "weight_decay had no effect",
+            "weight_decay would have no effect",
         ),
         (
             {"optimizer": {"start_decay": 1.0}},
@@ -344,7 +344,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 "saving": {"posthoc_every_steps": 9},
             },
             Facts(),
-            "is no multiple of training.ema_every 7",
+            "is not a multiple of training.ema_every 7",
         ),
         (
             {"training": {"ema_decay": 0.9, "ema_every": 7}},
@@ -365,7 +365,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 }
             },
             Facts(),
-            "warmup_steps 4 and schedule.decay_steps 50% are together more than the 6 steps",
+            "warmup_steps 4 and schedule.decay_steps 50% add up to more than the 6 steps",
         ),
         (
             {"saving": {"posthoc_dtype": "fp32"}},

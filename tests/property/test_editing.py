@@ -162,7 +162,7 @@ def test_whatever_json_holds_it_is_an_operation_or_a_sentence(value):
 
 
 def test_a_separator_that_is_in_a_tag_is_refused():
-    assert "holds it" in separator_fault([AddTag("a, b")], ",")
+    assert "contains it" in separator_fault([AddTag("a, b")], ",")
     assert separator_fault([ReplacePattern("a, b", "c, d")], ",") == ""
     assert separator_fault([AddTag("a, b")], ";") == ""
     assert applied([AddTag("c"), RemoveTag("a")], ["a;b"], ";") == ["b; c"]

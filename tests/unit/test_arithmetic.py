@@ -165,7 +165,7 @@ def test_cuda_graphs_are_refused_where_they_are_wrong(changes, words, train_conf
 
 
 def test_deterministic_is_refused_with_a_kernel_that_is_not(train_config):
-    with pytest.raises(ConfigError, match="take sdpa"):
+    with pytest.raises(ConfigError, match="set attention to sdpa"):
         train_config(training={"deterministic": True, "attention": "xformers"})
 
 

@@ -85,7 +85,7 @@ def test_frequency_by_whatever_stands_between_tags(separator):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("drop_tag = []", "unknown key drop_tag; known are separator"),
+        ("drop_tag = []", "unknown key drop_tag; known keys are separator"),
         ("drop_tags = 'x'", "drop_tags is 'x'; expected a list of texts"),
         ("drop_tags = [1]", "expected a list of texts"),
         ("least_count = true", "expected a whole number"),
@@ -104,5 +104,5 @@ def test_rules_that_do_not_fit(text, words):
 
 
 def test_unknown_rules():
-    with pytest.raises(ConfigError, match="no rules 'kohja': neither a file, nor one of kohya"):
+    with pytest.raises(ConfigError, match="no rules 'kohja': expected a file, or one of kohya"):
         load_rules("kohja")

@@ -193,7 +193,7 @@ def test_missing_settings_are_named():
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"seed = ", "not valid TOML"), (b"\xff\xfe\x00", "not UTF-8"), (None, "not there")],
+    [(b"seed = ", "not valid TOML"), (b"\xff\xfe\x00", "not UTF-8"), (None, "does not exist")],
 )
 def test_unreadable_files_are_explained(tmp_path, content, words):
     path = tmp_path / "run.toml"
@@ -246,7 +246,7 @@ def test_the_settings_page_is_current():
         ({"buckets": [[500, 512]]}, "multiples of 8"),
         ({"buckets": [[512, 512]], "bucket_no_upscale": True}, "contradict"),
         ({"bucket_table": "metadata", "buckets": [[512, 512]]}, "both say which buckets"),
-        ({"bucket_table": "novelai", "bucket_no_upscale": True}, "19 buckets alone"),
+        ({"bucket_table": "novelai", "bucket_no_upscale": True}, "exactly 19 buckets"),
         ({"bucket_selection": "nearest"}, "native"),
     ],
 )
@@ -280,7 +280,7 @@ def test_bucket_settings_reach_the_plan(tmp_path):
     [
         ("loss.huber_c=0.2", "huber_c has no effect on the kind l2"),
         ("noise.multires_discount=0.5", "no effect without multires_iterations"),
-        ("timesteps.logit_mean=1.0", "need the sampling logit_normal"),
+        ("timesteps.logit_mean=1.0", "have no effect unless sampling is logit_normal"),
         ("saving.keep_models=2", "keep_models has no effect"),
         ("saving.keep_step_models=2", "keep_step_models has no effect without model_every_steps"),
         ("saving.keep_epoch_models=2", "keep_epoch_models has no effect without model_every_epo"),

@@ -143,7 +143,7 @@ def test_an_edit_changes_what_was_previewed_and_as_it_was_then(folder, tmp_path)
 
 def test_a_previewed_image_that_is_gone_is_named_and_no_preview_is_an_error(folder, tmp_path):
     words = ("--replace", "cat=bird", "--previewed", tmp_path / "seen.json")
-    with pytest.raises(ConfigError, match="no preview has been noted there"):
+    with pytest.raises(ConfigError, match="no preview is recorded there"):
         edit(folder, *words, "--yes")
     edit(folder, *words, "--dry-run")
     assert not (tmp_path / "seen.json").exists()
@@ -151,14 +151,14 @@ def test_a_previewed_image_that_is_gone_is_named_and_no_preview_is_an_error(fold
     (folder / "a.png").unlink()
     told = edit(folder, *words, "--yes")
     assert "1 of 3 captions changed" in " ".join(told.split())
-    assert "its image is not there any more" in " ".join(told.split())
+    assert "its image no longer exists" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--add", "a, b"], "holds it"),
-        (["--add", " "], "no tag"),
+        (["--add", "a, b"], "contains it"),
+        (["--add", " "], "is not a tag"),
         (["--replace", "ab"], "OLD=NEW"),
         (["--move", "a", "0"], "first, last or a number"),
         (["--regex", "(", "x"], "regular expression"),
@@ -429,7 +429,7 @@ def test_two_edits_at_once(folder):
     before = words_of(folder)
     with (
         alone(folders_of(folder)),
-        pytest.raises(RunError, match="Another command is changing words"),
+        pytest.raises(RunError, match="Another command is changing captions"),
     ):
         edit(folder, "--add=x", "--yes")
     assert words_of(folder) == before
@@ -445,7 +445,7 @@ def test_what_was_changed_while_it_asked_is_left_and_named(folder, monkeypatch):
 
     monkeypatch.setattr("click.confirm", meanwhile)
     said = edit(folder, "--remove=solo", "--where-tag=solo")
-    assert "a.txt: it was changed after the preview, and is left as it is" in said
+    assert "a.txt: it was changed after the preview, and is left unchanged" in said
     assert (folder / "a.txt").read_text(encoding="utf-8") == "bird, solo"
     changed = [name for name, words in words_of(folder).items() if words != before[name]]
     assert changed == ["a.txt", "b.txt", "sub/c.txt"]

@@ -144,7 +144,7 @@ def test_what_is_set_above_a_level_that_says_otherwise_everywhere_is_refused(
 
 def test_what_is_set_counts_before_the_general_part_of_settings_but_not_of_a_file(tmp_path):
     run = {**RUN, "dataset": {"config": str(file_of(tmp_path, EVERYWHERE))}}
-    with pytest.raises(ConfigError, match=r"shuffle_caption has no effect: .*data\.toml gives"):
+    with pytest.raises(ConfigError, match=r"shuffle_caption has no effect: .*data\.toml sets"):
         build_run_config(run, overrides=["dataset.shuffle_caption=false"], source="run.toml")
     run = {**RUN, "dataset": EVERYWHERE}
     config = build_run_config(run, overrides=["dataset.shuffle_caption=false"], source="run.toml")
@@ -154,7 +154,7 @@ def test_what_is_set_counts_before_the_general_part_of_settings_but_not_of_a_fil
 def test_a_batch_size_that_the_only_dataset_decides_is_refused():
     run = {**RUN, "dataset": {"image_dir": "a", "batch_size": 2, "validation_split": 0.1}}
     for override in ("training.batch_size=4", "validation.split=0.2"):
-        with pytest.raises(ConfigError, match=r"has no effect: \[dataset\] has"):
+        with pytest.raises(ConfigError, match=r"has no effect: \[dataset\] sets"):
             build_run_config(run, overrides=[override], source="run.toml")
     free = [*["dataset.batch_size=none", "training.batch_size=4"], "validation.split=none"]
     assert build_run_config(run, overrides=free, source="run.toml").batch_sizes == {0: 4}
@@ -346,7 +346,7 @@ def test_malformed_files_are_named_with_their_line(tmp_path, name, text, expecte
         ({"image_dir": "a", **CONTENT}, "image_dir and datasets contradict"),
         ({"image_dir": "a", "face_crop_aug_range": [4, 2]}, "1 <= low <= high"),
         ({"image_dir": "a", "caption_separator": ""}, "caption_separator"),
-        ({"image_dir": "a", "num_repeats": 0}, "nothing is left"),
+        ({"image_dir": "a", "num_repeats": 0}, "so no images are left"),
         ({"datasets": [{"subsets": [{"image_dir": "a"}] * 2}]}, "subset 2 repeats an earlier one"),
     ],
 )

@@ -243,7 +243,7 @@ REFUSED = {
                 "optimizer_in_backward": "exact",
             }
         },
-        "does not go with stream_weights",
+        "cannot be combined with stream_weights",
     ),
     "hypernetwork": (
         {"method": {"kind": "hypernetwork"}, "saving": {"format": None}},
@@ -266,7 +266,7 @@ def test_sharded_models_and_devices_without_bf16_refuse_it(train_config):
     with pytest.raises(ConfigError, match="this run computes in fp16"):
         require_compatible(config, Facts(precision="fp16"))
     for sharding in ("FSDP", "DeepSpeed"):
-        with pytest.raises(ConfigError, match=rf"{sharding}, .* training\.float8: take it out"):
+        with pytest.raises(ConfigError, match=rf"{sharding}, .* training\.float8: remove it"):
             require_compatible(config, Facts(processes=2, sharding=sharding))
 
 

@@ -299,9 +299,9 @@ def test_strengths_and_names(tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"layers": [1, 2]}, "begin and end with 1"),
-        ({"dropout": [0, 0.1]}, "has 2 shares for 3 layers"),
-        ({"dropout": [0.1, 0.1, 0]}, "0 at the first and the last"),
+        ({"layers": [1, 2]}, "must start and end with 1"),
+        ({"dropout": [0, 0.1]}, "has 2 rates, and layers 3 entries"),
+        ({"dropout": [0.1, 0.1, 0]}, "0 for the first and the last"),
         ({"start_from": "x.pt", "activation": "relu"}, "no effect with start_from"),
         ({"start_from": "x.pt", "initialization": "XavierNormal"}, "initialization has no effect"),
     ],

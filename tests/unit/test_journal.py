@@ -91,7 +91,7 @@ def test_a_hand_edit_is_kept_until_it_is_asked_for(folder):
         assert undone.restored == 3
         assert [(p.name, why) for p, why in undone.unchanged] == [
             ("a.txt", "it was changed since"),
-            ("b.txt", "it is not there any more"),
+            ("b.txt", "it no longer exists"),
         ]
         assert (folder / "a.txt").read_text(encoding="utf-8") == "edited"
         assert not (folder / "fresh.txt").exists()
@@ -189,7 +189,7 @@ def test_a_fault_half_way_costs_nothing(folder):
     (folder / "sub").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match="1 of 5 files could not be restored") as caught:
         undo(folders_of(folder), force=True)
-    assert "Run it again" in str(caught.value)
+    assert "Run undo again" in str(caught.value)
     assert (folder / "a.txt").read_bytes() == before["a.txt"]
     (folder / "b.txt").rmdir()
     (folder / "sub").unlink()
@@ -272,7 +272,7 @@ def test_strange_notes_touch_nothing_outside(folder, tmp_path, force, old, lead)
     if lead == "door" and not old:  # a link that somebody may have put there since
         assert undo(folders, force=force).restored == 0
     else:
-        with pytest.raises(RunError, match="Nothing was touched"):
+        with pytest.raises(RunError, match="Nothing was changed"):
             undo(folders, force=force)
     assert {p: p.read_bytes() for p in before} == before
     assert sorted(home.iterdir()) == [home / "precious.txt", home / "rc"]
@@ -397,7 +397,7 @@ def test_what_a_later_change_wrote_is_never_forced_back(folder, by_hand):
 def test_two_commands_at_once(folder):
     with (
         Journal(folders_of(folder), "tag"),
-        pytest.raises(RunError, match="Another command is changing words"),
+        pytest.raises(RunError, match="Another command is changing captions"),
         journals.alone(folders_of(folder)),
     ):
         pass

@@ -237,7 +237,7 @@ def test_two_beginners_of_one_run_do_not_disturb_each_other(tmp_path):
         with pytest.raises(RunError, match="being trained just now"):  # and not "delete it"
             RunDirectory.require_free(path)
         assert first.config_file.is_file()
-    with pytest.raises(RunError, match="already there and not empty"), RunDirectory.begun(path):
+    with pytest.raises(RunError, match="already exists and is not empty"), RunDirectory.begun(path):
         pass
 
 

@@ -230,7 +230,7 @@ def test_a_place_that_is_taken_is_refused_at_once(queue, tmp_path):
     with pytest.raises(RunError, match="job 1, dog"):
         queue.add('output_dir = "x/../runs/dog"', "again", tmp_path)
     make_run(tmp_path / "runs" / "cat", phase="finished")
-    with pytest.raises(RunError, match="already there and not empty"):
+    with pytest.raises(RunError, match="already exists and is not empty"):
         add(queue, "cat")
     assert numbers(queue) == [1]
 
@@ -295,8 +295,8 @@ BEGIN = {"kind": "begin", "process": GONE}
 @pytest.mark.parametrize(
     ("events", "phase", "pausing", "state", "words"),
     [
-        ([], None, False, "waiting", "begins anew"),
-        ([BEGIN], None, False, "waiting", "begins anew"),
+        ([], None, False, "waiting", "starts again from the beginning"),
+        ([BEGIN], None, False, "waiting", "starts again from the beginning"),
         ([BEGIN], "training", False, "waiting", "killed"),
         ([BEGIN], "training", True, "paused", "paused"),
         ([BEGIN], "finished", False, "done", ""),
@@ -331,7 +331,7 @@ def test_a_job_is_worked_on_as_long_as_its_runner_or_its_process_lives(queue):
     with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("0")):
         assert queue.find(1).state == "working"
         assert queue.claim("1") is None
-        with pytest.raises(RunError, match="being worked on"):
+        with pytest.raises(RunError, match="being trained"):
             queue.remove(1)
     told(job, {"kind": "begin", "process": current_process().token})
     written_by(queue, job, GONE)
@@ -367,7 +367,7 @@ def test_what_is_begun_again_is_resumed_only_where_it_is_its_own(queue):
     queue.pause(1)
     assert queue.claim("0") is None
     assert queue.find(2).state == "failed"
-    assert "already there and not empty" in queue.find(2).message
+    assert "already exists and is not empty" in queue.find(2).message
     queue.retry(2)
     assert queue.claim("0") is None
     assert queue.find(2).state == "failed"
@@ -393,10 +393,11 @@ def test_a_damaged_record_is_named_and_ends_nothing(queue, content):
 def test_what_does_not_fit_the_state_is_refused_in_words(queue):
     add(queue, "dog")
     with pytest.raises(
-        RunError, match=r"Job 1 is waiting\. To continue is for jobs that are paused"
+        RunError,
+        match=r"Job 1 is waiting\. The command continue works only on jobs that are paused",
     ):
         queue.go_on(1)
-    with pytest.raises(RunError, match="To retry"):
+    with pytest.raises(RunError, match="The command retry works only on"):
         queue.retry(1)
     with pytest.raises(RunError, match=r"no job 7 .* Jobs there: 1\."):
         queue.find(7)
@@ -681,7 +682,7 @@ def test_a_run_begun_by_hand_after_a_job_failed_is_not_the_jobs_own(queue, run_q
     make_run(job.run.path, phase="finished", process=GONE)
     queue.retry(1)
     assert queue.claim("0") is None
-    assert "already there and not empty" in queue.find(1).message
+    assert "already exists and is not empty" in queue.find(1).message
 
 
 def test_the_words_of_a_real_run_that_cannot_begin_are_kept(queue, tmp_path, monkeypatch):
@@ -700,7 +701,7 @@ def test_a_state_that_is_kept_is_named(queue):
     job = written_by(queue, add(queue, "dog"), GONE)
     run = make_run(job.run.path, phase="training", step=7, total_steps=9, process=GONE)
     (run.states / step_name(6)).mkdir(parents=True)
-    assert outcome_of(job, None, is_left=True)[1].endswith("It goes on from step 6 of 9.")
+    assert outcome_of(job, None, is_left=True)[1].endswith("It continues from step 6 of 9.")
 
 
 # the command line

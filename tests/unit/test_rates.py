@@ -121,8 +121,8 @@ def test_a_model_of_one_encoder_has_no_second(nano_architecture):
     ("method", "words"),
     [
         ({"text_encoder_lrs": {"text_encoder": 1e-6}}, "no effect without train_text_encoder"),
-        ({"block_lrs": {"down_block.1": 1e-6}}, "'down_block.1' is no block of a U-Net"),
-        ({"block_lrs": {"down_blocks.1.attention.0": 1e-6}}, "is no block of a U-Net"),
+        ({"block_lrs": {"down_block.1": 1e-6}}, "'down_block.1' is not a U-Net block"),
+        ({"block_lrs": {"down_blocks.1.attention.0": 1e-6}}, "is not a U-Net block"),
         ({"block_lrs": {"mid_block": -1}}, "expected 0 or more"),
         ({"train_text_encoder": True, "text_encoder_lrs": {"text_encoder_3": 0}}, "text_encoder_3"),
         (

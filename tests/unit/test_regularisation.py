@@ -424,7 +424,7 @@ def test_folders_in_settings_stand_for_subsets(tmp_path):
         ({"reg_data_dir": "r"}, "without dataset.train_data_dir"),
         ({"train_data_dir": "t", "image_dir": "a"}, "train_data_dir and dataset.image_dir"),
         ({"train_data_dir": "t", "config": "a"}, "train_data_dir and dataset.config"),
-        ({"train_data_dir": "nowhere"}, "nowhere of dataset.train_data_dir is not there"),
+        ({"train_data_dir": "nowhere"}, "nowhere of dataset.train_data_dir does not exist"),
         ({"train_data_dir": "t", "reg_data_dir": "nowhere"}, "nowhere of dataset.reg_data_dir"),
         ({"train_data_dir": 5}, "train_data_dir is 5; expected the path of a folder"),
         ({"train_data_dir": "t", "reg_data_dir": ["r"]}, "reg_data_dir is ['r']; expected"),

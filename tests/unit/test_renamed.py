@@ -56,7 +56,7 @@ def test_a_file_with_the_settings_of_every_kind_is_read(run_values):
         ({"method": {"block_lr": 7}}, r"unknown key method\.block_lr \(the nearest is block_lrs"),
         (
             {"training": {"weights": "bf16", "weight_dtype": "fp16"}},
-            "training.weights and training.weight_dtype are the same setting; give the second",
+            "training.weights and training.weight_dtype are the same setting; use the second",
         ),
     ],
 )  # fmt: skip

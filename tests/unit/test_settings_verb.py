@@ -31,7 +31,7 @@ def test_sections_are_listed_with_what_they_are_about():
 def test_a_section_has_all_its_settings_with_type_default_and_first_sentence():
     output = said("optimizer")
     assert "optimizer.lr\n  a number above 0, up to 10; default 5e-06\n" in output
-    assert "Learning rate at the top of the schedule;" in output
+    assert "Peak learning rate of the schedule;" in output
     assert "huber_c (of huber, smooth_l1)" in said("loss")
 
 

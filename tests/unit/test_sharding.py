@@ -150,7 +150,7 @@ def test_what_processes_would_refuse_is_refused_before_any_begins(
 
 def test_deepspeed_without_a_launcher_is_refused_with_a_sentence(train_config, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="and there is one"):
+    with pytest.raises(ConfigError, match="and this run has only one"):
         train(train_config())
 
 

@@ -452,7 +452,7 @@ def test_the_form_has_every_setting_once_with_its_help(client, draft):
         assert words.split()[-1] == path  # the name itself, which settings files have
         assert words.startswith(label_of(path).title)
     assert set(USUAL) <= set(all_settings())
-    assert "Optimizer steps to train for. Give this or <code>max_epochs</code>." in text
+    assert "Number of optimizer steps to train for. Set this or <code>max_epochs</code>." in text
 
 
 def test_what_is_typed_is_kept_whatever_it_is(client, draft, planned):

@@ -221,7 +221,7 @@ def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(client,
         ("x =", "not valid TOML"),
         (valid(folder / "a", sed=3), "unknown key sed"),
         (valid(folder.parent / "outside"), "none of the folders of runs"),
-        (valid(taken), "already there and not empty"),
+        (valid(taken), "already exists and is not empty"),
         ("a" + ".a" * 5000 + " = 1", "not valid TOML"),
         ('output_dir = "<i>"', "model"),
     ):

@@ -52,13 +52,13 @@ def test_each_kind_gets_its_pictures_as_it_wants_them(tmp_path, kind):
     tagger = OnnxTagger(tmp_path)
     pixels = [plain(tagger.profile.side)] * 3
     if kind.startswith("wd14"):  # the mean of 0 to 255 is no probability
-        with pytest.raises(ModelError, match="no probabilities"):
+        with pytest.raises(ModelError, match="not probabilities"):
             tagger.scores(pixels)
         tagger._run = lambda p: tagger._session.run(None, {tagger._input: tagger.profile.batch(p)})[
             0
         ]
     elif kind == "pixai":
-        with pytest.raises(ModelError, match="no probabilities"):
+        with pytest.raises(ModelError, match="not probabilities"):
             tagger.scores(pixels)
         tagger._run = lambda p: tagger._session.run(
             [tagger._output], {tagger._input: tagger.profile.batch(p)}
@@ -98,14 +98,14 @@ def test_rows_of_a_mapping_may_be_missing(tmp_path):
         (lambda f: (f / "selected_tags.csv").unlink(), "There are no tags beside"),
         (
             lambda f: taggers.selected_tags(f / "selected_tags.csv", [("a", 0)]),
-            r"does not go with its tags: there are 1, and its output is output .*3\]",
+            r"does not match its tags: there are 1, and its output is output .*3\]",
         ),
         (lambda f: (f / "selected_tags.csv").write_text("x,y\n1,2\n"), "columns name and category"),
         (lambda f: (f / "model.onnx").write_bytes(b"no"), "cannot be opened by ONNX Runtime"),
-        (lambda f: (f / "model.onnx").unlink(), r"no \.onnx file in it"),
+        (lambda f: (f / "model.onnx").unlink(), r"has no \.onnx file"),
         (
             lambda f: taggers.means_model(f / "model.onnx", side=448, channels_first=False, rows=9),
-            "does not go with its tags",
+            "does not match its tags",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_no_picture_as_input_is_no_tagger(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, str(tmp_path / "model.onnx"))
     taggers.selected_tags(tmp_path / "selected_tags.csv")
-    with pytest.raises(ModelError, match="no square colour image"):
+    with pytest.raises(ModelError, match="not a square colour image"):
         OnnxTagger(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_is_not_taken_for_a_network_that_is_away(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(models, "download_snapshot", full)
-    with pytest.raises(ModelError, match=r"cannot be kept in .*No space left on device"):
+    with pytest.raises(ModelError, match=r"cannot be stored in .*No space left on device"):
         locate_tagger("cl-tagger", SilentProgress())
 
 
@@ -212,7 +212,7 @@ def test_without_a_network_one_short_paragraph_says_what_to_do(monkeypatch):
         assert "\n" not in told[-1]
         assert "could not be reached (ConnectError: [Errno -2] Name not known)." in told[-1]
         assert "give its folder" in told[-1]
-        assert "has the name `demo`" in told[-1]
+        assert "is named `demo`" in told[-1]
     assert "huggingface.co/cella110n/cl_tagger " in told[0]
     assert "the .onnx and its tags of cl_tagger_1_02" in told[0]
     assert str(Path("hub") / "models--cella110n--cl_tagger") in told[0]
@@ -404,7 +404,7 @@ def test_deepdanbooru_is_rebuilt(tmp_path):
 
 
 def test_other_files_for_deepdanbooru_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"needs TensorFlow\. Take the same model as"):
+    with pytest.raises(ModelError, match=r"needs TensorFlow\. Use the same model as"):
         DeepDanbooruTagger(tmp_path / "model-resnet_custom_v3.h5", torch.device("cpu"))
     torch.save({"n_Conv_0.weight": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(ModelError, match="no list of tags"):

@@ -150,7 +150,7 @@ def test_a_device_that_computes_in_float32_refuses_them_before_a_run_begins(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"training": {"mixed_precision": "no"}}, "computes in float32"),
+        ({"training": {"mixed_precision": "no"}}, "training.mixed_precision no computes"),
         ({"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}}, "need no copies"),
         (
             {"training": {"mixed_precision": "bf16", "optimizer_in_backward": "exact"}},
@@ -158,7 +158,7 @@ def test_a_device_that_computes_in_float32_refuses_them_before_a_run_begins(
         ),
         (
             {"training": {"mixed_precision": "bf16"}, "method": {"kind": "hypernetwork"}},
-            "no effect on a hypernetwork",
+            "no effect with a hypernetwork",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Words for images: tags and captions by models, and rules that make both usable."""
+"""Captions and tags for images: made by models, cleaned by rules, edited, and undone."""

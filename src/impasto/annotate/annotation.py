@@ -1,4 +1,4 @@
-"""Goes through images with a tagger or a captioner and writes what it says."""
+"""Runs a tagger or a captioner over images and writes the resulting tags or captions."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from impasto.remote_paths import shown
 
 T = TypeVar("T")
 Target = Sidecars | MetadataTarget
-WRITTEN_BEHIND = 64  # images whose words are not on disk yet
+WRITTEN_BEHIND = 64  # images whose text is not on disk yet
 
 
 class Annotator(Protocol[T]):
-    """Words for images, in two stages: one that runs in workers, and the model.
+    """Produces text for images in two stages: one that runs in workers, and the model.
 
-    Decoding and resizing leave Python free, so the workers are threads.
+    Decoding and resizing release Python's GIL, so the workers are threads.
     """
 
     prepare: Stage[Path, T]
 
     def annotate(self, prepared: Sequence[T], records: Sequence[ImageRecord]) -> list[str]:
-        """One text for each image."""
+        """Return one text per image."""
 
 
 @dataclass
@@ -52,9 +52,9 @@ class TagAnnotator:
 
     Attributes:
         tagger: The model.
-        selection: Which tags are taken.
-        spelling: How they are written.
-        counts: How often each was written; filled by use.
+        selection: Chooses the tags to write from their scores.
+        spelling: How tags are written.
+        counts: How often each tag was written; updated by each call.
     """
 
     tagger: Tagger
@@ -66,11 +66,11 @@ class TagAnnotator:
         self.prepare: Stage[Path, np.ndarray] = PrepareImages(self.tagger.profile)
 
     def annotate(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:  # noqa: ARG002
-        """A line of tags for each image."""
+        """Return a line of tags per image."""
         return [self._line(self.found(row)) for row in self.tagger.scores(prepared)]
 
     def found(self, scores: np.ndarray) -> list[Tag]:
-        """The tags that one image's scores amount to."""
+        """Return the tags that are selected by the scores of one image."""
         return self.selection.of(scores, self.tagger.table)
 
     def _line(self, tags: Sequence[Tag]) -> str:
@@ -83,7 +83,7 @@ class DecodeImages:
     """A stage that decodes images: paths -> RGB images."""
 
     def __call__(self, paths: Sequence[Path]) -> list[Image.Image | Failure]:
-        """Decode each; what cannot be read is a `Failure`."""
+        """Decode each image; return a `Failure` for one that cannot be read."""
         return [self._one(path) for path in paths]
 
     def _one(self, path: Path) -> Image.Image | Failure:
@@ -99,7 +99,7 @@ class CaptionAnnotator:
 
     Attributes:
         captioner: The model.
-        change: What is done to each text, such as a prefix.
+        change: Applied to each caption, such as to add a prefix.
     """
 
     captioner: Captioner
@@ -111,21 +111,21 @@ class CaptionAnnotator:
     def annotate(
         self, prepared: Sequence[Image.Image], records: Sequence[ImageRecord]
     ) -> list[str]:
-        """A caption for each image."""
+        """Return a caption per image."""
         found = self.captioner.captions(prepared, [record.name for record in records])
         return [self.change(text) for text in found]
 
 
 @dataclass(frozen=True)
 class Annotated(Generic[T]):
-    """What tagging or captioning did, counted by images.
+    """Counts of images after tagging or captioning.
 
     Attributes:
-        written: Images that got words.
+        written: Images that received tags or a caption.
         captioned: Images that had some already.
-        done_before: Images that were done before an interruption.
-        empty: Images for which the model had no words.
-        skipped: Images that could not be read or written about, with reasons.
+        done_before: Images that were completed before an interruption.
+        empty: Images for which the model produced no text.
+        skipped: Images that could not be read or written, with the reasons.
     """
 
     written: int
@@ -140,9 +140,9 @@ class ImageReading:
     """How images are read for a model.
 
     Attributes:
-        batch_size: Images that go through the model together.
-        workers: Threads that decode; None takes as many as there are CPUs.
-        on_error: What becomes of an image that cannot be read.
+        batch_size: Images per forward pass.
+        workers: Number of decoding threads; None uses one per CPU.
+        on_error: Whether an image that cannot be read is skipped or stops the command.
     """
 
     batch_size: int = 8
@@ -160,21 +160,21 @@ def annotate(
     show: Callable[[ImageRecord, str], None] | None = None,
     engine: Engine = LOCAL,
 ) -> Annotated[T]:
-    """Write captions or tags for images, with the model that an annotator has.
+    """Write captions or tags for images with the model of an annotator.
 
     Args:
         records: The images.
-        annotator: What gives words; a `RemoteAnnotator` where the engine has the models.
-        target: Where they go.
-        journal: Notes of all changes; None writes nothing (`show` is told).
-        progress: Where to show how far it is.
+        annotator: Produces the text; a `RemoteAnnotator` if the engine runs the models.
+        target: Writes the text.
+        journal: Records all changes; None writes nothing (only `show` is called).
+        progress: Shows progress.
         reading: How images are read.
-        show: Is told of each image and what it gets.
-        engine: Runs what is done.
+        show: Called with each image and its new text.
+        engine: Runs the stages.
 
     Raises:
         DatasetError: An image cannot be read and `reading.on_error` is stop.
-        StorageError: Words could not be written.
+        StorageError: A text could not be written.
     """
     done = journal.done if journal else set()
     left = [r for r in records if target.folders.name_of(r.path) not in done]
@@ -186,7 +186,7 @@ def annotate(
     skipped = refused
     written = empty = 0
     with (
-        progress.stage("Looking at images", len(wanted), "images") as advance,
+        progress.stage("Annotating images", len(wanted), "images") as advance,
         _AsyncWriter(journal, target) as keeper,
     ):
         for batch in _said(annotator, wanted, reading, engine):
@@ -206,7 +206,7 @@ def annotate(
 
 
 def captions_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:
-    """What an annotator says of some images, without writing it; unreadable ones are left out."""
+    """Return an annotator's texts for images without writing them, except unreadable images."""
     made = dict(zip(records, annotator.prepare([r.path for r in records]), strict=True))
     good = {r: outcome for r, outcome in made.items() if not isinstance(outcome, Failure)}
     texts = annotator.annotate(list(good.values()), list(good))
@@ -214,7 +214,7 @@ def captions_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict
 
 
 class _AsyncWriter:
-    """Writes words on a separate thread, in order, while the model looks at the next images."""
+    """Writes texts on a separate thread, in order, while the model processes the next images."""
 
     def __init__(self, journal: Journal | None, target: Target) -> None:
         self._journal, self._target = journal, target
@@ -236,13 +236,13 @@ class _AsyncWriter:
             if kind is None:
                 self._raise_faults(0)
                 is_whole = True
-        finally:  # a fault keeps none of the words from their file that came before it
+        finally:  # an error must not lose the texts before it
             if self._journal is not None:
                 with contextlib.suppress(*([] if is_whole else [ImpastoError, OSError])):
                     self._target.close(self._journal)
 
     def keep(self, record: ImageRecord, text: str) -> None:
-        """Write an image's words; without words only note that it is done."""
+        """Queue an image's text for writing; without text, only record that the image is done."""
         if self._journal is not None:
             self._waiting.append(self._pool.submit(self._write, self._journal, record, text))
             self._raise_faults(WRITTEN_BEHIND)
@@ -254,16 +254,16 @@ class _AsyncWriter:
             journal.finish(self._target.folders.name_of(record.path))
 
     def _raise_faults(self, most: int) -> None:
-        """Wait until at most so many are waiting, and pass on errors."""
+        """Wait until at most `most` writes are pending, and raise their errors."""
         while len(self._waiting) > most:
             self._waiting.popleft().result()
 
 
 def _tell(items: Sequence[SkippedFile], on_error: ErrorPolicy, progress: Progress) -> None:
-    """Name what is skipped, one by one.
+    """Report each skipped file.
 
     Raises:
-        DatasetError: There is something, and the policy is to stop.
+        DatasetError: There is one, and the policy is to stop.
     """
     for item in items:
         if on_error == "stop":
@@ -277,10 +277,10 @@ def _said(
     reading: ImageReading,
     engine: Engine,
 ) -> Iterator[list[tuple[ImageRecord, str | Failure]]]:
-    """Batches of images with their words, or why they have none, in order.
+    """Yield batches of images, in order, each image with its text or the failure.
 
     Raises:
-        ConfigError: The engine and the annotator do not have the model in the same place.
+        ConfigError: The engine and the annotator expect the model in different processes.
     """
     batches = chunks(records, reading.batch_size)
     if isinstance(annotator, RemoteAnnotator) and engine.actors is not None:
@@ -301,7 +301,7 @@ def _said_here(
     reading: ImageReading,
     engine: Engine,
 ) -> Iterator[list[tuple[ImageRecord, str | Failure]]]:
-    """Annotate batches with the model in this process; they are decoded ahead of it."""
+    """Annotate batches with the model in this process; images are decoded ahead of it."""
     executor = engine.executor(PrepareRecords(annotator.prepare), workers=reading.workers)
     for batch in executor.run(batches):
         good = [(record, made) for record, made in batch if not isinstance(made, Failure)]

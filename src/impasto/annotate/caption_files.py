@@ -1,7 +1,7 @@
-"""The files with the captions of a dataset's images: read, chosen, and changed together.
+"""The caption files of a dataset's images: reads them, selects some, and changes them together.
 
-`editing.py` says what becomes of a text; this module says which files have the texts, and which of
-them a person means.
+`editing.py` changes texts; this module finds the files that hold them, and those that the user
+selected.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from impasto.parsing import read_caption_file
 from impasto.storage_errors import cause_of
 
 NOT_OWN = (
-    "its caption is not in a file of its own, but in metadata or in the file of the image that it "
-    "is part of"
+    "its caption is not in a separate file, but in metadata or in the file that contains the image"
 )
 
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """The words of an image as they are in a file; where none is there, they are empty.
+    """The caption of an image as it is in a file; empty if the file does not exist.
 
     Attributes:
         image: The image.
-        name: How notes call it (`DatasetFolders.name_of`).
-        shown: Its path below its folder, with slashes.
-        file: The file with the words, there or not.
-        text: The words, without space around them.
-        others: Further images that have the same file, as `shown`: `a.png` beside `a.jpg`.
+        name: The image's name in journals (`DatasetFolders.name_of`).
+        shown: The image's path below its folder, with slashes.
+        file: The caption file, which may not exist.
+        text: The caption, without surrounding space.
+        others: Further images with the same caption file, as `shown`: `a.png` beside `a.jpg`.
     """
 
     image: Path
@@ -49,18 +48,18 @@ class CaptionFile:
 
     @property
     def images(self) -> frozenset[str]:
-        """All images that have these words, by their paths below their folder."""
+        """The paths of all images with this caption file, below their folder."""
         return frozenset({self.shown, *self.others})
 
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Which captions are meant: all of those that every condition holds for.
+    """A filter of captions: selects those that meet every condition.
 
     Attributes:
-        with_tags: Tags that they have.
-        without_tags: Tags that they do not have.
-        containing: Texts that are in them, in whatever letter case.
+        with_tags: Tags that the caption must have.
+        without_tags: Tags that it must not have.
+        containing: Texts that it must contain, in any letter case.
         images: Paths of images below their folders; None means all.
     """
 
@@ -70,16 +69,16 @@ class CaptionChoice:
     images: frozenset[str] | None = None
 
     def of(self, captions: Iterable[CaptionFile], separator: str) -> list[CaptionFile]:
-        """The captions that are meant.
+        """Return the selected captions.
 
         Raises:
-            DatasetError: An image that is named is not there.
+            DatasetError: A selected image is not among them.
         """
         found = [c for c in captions if self.images is None or c.images & self.images]
         missing = (self.images or frozenset()).difference(*(c.images for c in found))
         if missing:
             raise DatasetError(
-                f"{len(missing)} of the images that are named cannot be edited: they are not in "
+                f"{len(missing)} of the selected images cannot be edited: they are not in "
                 f"the dataset, or were skipped. The first is {min(missing)!r}. Nothing was "
                 f"written. Give their paths below the folder of images, with slashes."
             )
@@ -98,7 +97,7 @@ class CaptionChoice:
 
 @dataclass(frozen=True)
 class CaptionChange:
-    """What becomes of the words of an image."""
+    """A caption before and after an edit."""
 
     caption: CaptionFile
     after: str
@@ -107,12 +106,12 @@ class CaptionChange:
 def find_captions(
     records: Sequence[ImageRecord], folders: DatasetFolders, ending: str
 ) -> tuple[list[CaptionFile], list[SkippedFile]]:
-    """The words of all images in files of one ending, each file once; odd ones are skipped.
+    """Return the captions of all images, each file once, and the files that cannot be edited.
 
     Args:
         records: The images.
         folders: The dataset.
-        ending: Of the files, such as `.txt`.
+        ending: The extension of the caption files, such as `.txt`.
     """
     beside = SidecarLookup(ending)
     found: dict[Path, CaptionFile] = {}
@@ -136,9 +135,9 @@ def find_captions(
 
 
 def has_words_elsewhere(record: ImageRecord, ending: str, beside: SidecarLookup) -> bool:
-    """Whether an image without a file of an ending has the words that would be in it.
+    """Return whether an image without a caption file of an extension has that caption elsewhere.
 
-    Those that are in its `.txt` or `.caption` would not be in one of a third ending.
+    Text in its `.txt` or `.caption` does not count for a third extension.
     """
     own = {TAGS: record.tags, CAPTION: record.caption}
     if ending not in own and any(beside.file(record.path, usual).is_file() for usual in own):
@@ -152,13 +151,13 @@ def changes_of(
     separator: str,
     done: Collection[str] = (),
 ) -> list[CaptionChange]:
-    """What becomes of captions, where that differs from what is there.
+    """Return the edited captions that differ from the present ones.
 
     Args:
-        captions: What is there.
-        operations: The changes, in their order.
-        separator: Between tags.
-        done: Names of images that are left as they are: an edit that was broken off had them.
+        captions: The present captions.
+        operations: The changes, in order.
+        separator: The separator between tags.
+        done: Names of images to skip, since an interrupted run of the edit has changed them.
 
     Raises:
         DatasetError: A regular expression takes too long, or a caption would become too long.
@@ -168,9 +167,9 @@ def changes_of(
         texts = applied(operations, [caption.text for caption in left], separator)
     except SubstitutionError as error:
         raise DatasetError(
-            f"The regular expression was given up at {left[error.number].file}: {error.reason}. "
-            f"Nothing was written. Choose a simpler pattern; nested repeats such as (a+)+ take "
-            f"for ever on some texts."
+            f"The regular expression was stopped at {left[error.number].file}: {error.reason}. "
+            f"Nothing was written. Choose a simpler pattern; nested repeats such as (a+)+ never "
+            f"finish on some texts."
         ) from error
     pairs = zip(left, texts, strict=True)
     changes = [CaptionChange(caption, text) for caption, text in pairs if text != caption.text]
@@ -184,7 +183,7 @@ def changes_of(
 
 
 def _read(record: ImageRecord, file: Path, ending: str, beside: SidecarLookup) -> tuple[str, str]:
-    """The words in a file, and why they cannot be edited."""
+    """Return the caption in a file, and the reason if it cannot be edited, else an empty one."""
     if not os.path.lexists(file):
         return "", NOT_OWN if has_words_elsewhere(record, ending, beside) else ""
     try:

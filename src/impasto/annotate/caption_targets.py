@@ -1,4 +1,4 @@
-"""Where words go: into files beside images, or into a metadata file."""
+"""Destinations of captions and tags: files beside the images, or a metadata file."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ __all__ = [
 
 Policy = Literal["overwrite", "append", "missing"]
 Join = Callable[[str, str], str]
-"""What was there, what is new -> what is written."""
+"""(existing text, new text) -> the text to write."""
 
 
 def to_each_line(join: Join) -> Join:
-    """A way to put words together, done for each line of what was there: lines are alternatives."""
+    """Return a join that applies `join` to each existing line, since lines are alternatives."""
 
     def joined(before: str, new: str) -> str:
         return "\n".join(join(line, new) for line in lines_of(before)) or new
@@ -54,13 +54,13 @@ LONGEST_TEXT = 1 << 20  # bytes of a sidecar that is appended to
 
 @dataclass
 class Sidecars:
-    """Words go into files beside the images.
+    """Writes captions or tags into files beside the images.
 
     Args:
-        ending: Of those files, such as `.txt`.
-        policy: What becomes of one that is there; `missing` leaves images alone that have words
-            of any kind.
-        join: How `append` puts words together.
+        ending: The extension of the files, such as `.txt`.
+        policy: What to do with an existing file; `missing` skips images that have any caption or
+            tags.
+        join: How `append` joins existing and new text.
         folders: The dataset.
     """
 
@@ -74,17 +74,17 @@ class Sidecars:
         self._beside = SidecarLookup(self.ending)
 
     def needs_caption(self, record: ImageRecord) -> bool:
-        """Whether an image is to get words."""
+        """Return whether text should be written for an image."""
         return self.policy != "missing" or not self._beside.has_caption(record)
 
     def fault(self, record: ImageRecord) -> str:
-        """Why an image cannot get words; empty where it can."""
+        """Return why no text can be written for an image; empty if it can."""
         path = self.path(record)
         reason = self.folders.why_not_written(path)
         owner = self._owners.setdefault(path, record)
         if not reason and owner.path != record.path:
             name = owner.path.name
-            return f"its words would go into {path.name}, as would those of {name}; rename one"
+            return f"its text would be written to {path.name}, as would that of {name}; rename one"
         if reason or self.policy != "append":
             return reason
         try:
@@ -94,14 +94,14 @@ class Sidecars:
         return ""
 
     def path(self, record: ImageRecord) -> Path:
-        """The file that an image's text is written to."""
+        """Return the file in which an image's text is written."""
         return self._beside.file(record.path, self.ending)
 
     def text(self, record: ImageRecord, new: str) -> str:
-        """The text that will be written for an image.
+        """Return the text to write for an image.
 
         Raises:
-            DatasetError: What is there cannot be appended to.
+            DatasetError: The existing file cannot be appended to.
         """
         path = self.path(record)
         if self.policy != "append" or not path.is_file():
@@ -123,27 +123,26 @@ class Sidecars:
         journal.write(self.path(record), text, self.folders.name_of(record.path))
 
     def close(self, journal: Journal) -> None:
-        """Do nothing: each file is written as its caption comes."""
+        """Do nothing: each file is written at once."""
 
 
 @dataclass
 class MetadataTarget:
-    """Words go into a metadata file, which is written at the end and every few minutes.
+    """Writes captions or tags into a metadata file, at the end and every few minutes.
 
-    An image that the file names already, in whatever style, keeps its name there, and the rest of
-    its entry stays.
+    An image that is in the file already, with whatever style of key, keeps its key and the rest of
+    its entry.
 
     Args:
-        file: The file.
+        file: The metadata file.
         column: `caption` or `tags`.
-        policy: What becomes of words that are there; `missing` leaves images alone that have
-            words of any kind.
-        join: How `append` puts words together.
-        key_of: The key of an image that the file does not name yet.
+        policy: What to do with existing text; `missing` skips images that have any caption or tags.
+        join: How `append` joins existing and new text.
+        key_of: Returns the key of an image that is not in the file yet.
         folders: The dataset.
-        sized: Whether the sizes of the images are written too.
-        replaces: Whether entries of before are dropped, those of images without new words too.
-        backup: Whether what is there at the first write is kept under another name.
+        sized: Whether the image sizes are written too.
+        replaces: Whether existing entries are dropped, including those of images without new text.
+        backup: Whether the existing file is copied before the first write.
     """
 
     file: Path
@@ -157,7 +156,7 @@ class MetadataTarget:
     backup: bool = False
     every_s: float = 120.0
     kept: Path | None = None
-    """The backup, once there is one."""
+    """The path of the backup; None until there is one."""
     _entries: dict[str, MetadataEntry] = field(default_factory=dict)
     _named: dict[Path, str] = field(default_factory=dict)
     _owners: dict[str, Path] = field(default_factory=dict)
@@ -171,7 +170,7 @@ class MetadataTarget:
             self._read()
 
     def needs_caption(self, record: ImageRecord) -> bool:
-        """Whether an image is to get words."""
+        """Return whether text should be written for an image."""
         if self.policy != "missing":
             return True
         entry = self._entries.get(self._key(record))
@@ -179,20 +178,20 @@ class MetadataTarget:
         return not (has_entry or self._beside.has_caption(record))
 
     def fault(self, record: ImageRecord) -> str:
-        """Why an image cannot get words: two images may not share one key."""
+        """Return why no text can be written: another image has the same key; empty if none has."""
         key = self._key(record)
         owner = self._owners.setdefault(key, record.path)
         if owner != record.path:
-            return f"it would be called {key!r} in the metadata, as {owner} is; rename one"
+            return f"its key in the metadata would be {key!r}, as for {owner}; rename one"
         return ""
 
     def text(self, record: ImageRecord, new: str) -> str:
-        """The text that will be written for an image."""
+        """Return the text to write for an image."""
         before = self._before(record)
         return self.join(before, new) if self.policy == "append" and before else new
 
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
-        """Write the text of an image."""
+        """Store the text of an image, and write the file if the last write was long ago."""
         self._begin(journal)
         key = self._key(record)
         entry = self._entries.get(key, MetadataEntry(key))
@@ -206,7 +205,7 @@ class MetadataTarget:
             self.close(journal)
 
     def close(self, journal: Journal) -> None:
-        """Write the metadata file with all captions and tags that were kept for it."""
+        """Write the metadata file with all pending captions and tags."""
         if not self._pending:
             return
         content = metadata_text(self.file, self._entries.values()).encode()
@@ -215,7 +214,7 @@ class MetadataTarget:
         self._written = time.monotonic()
 
     def _begin(self, journal: Journal) -> None:
-        """Before the first write, take over what an interrupted command wrote, or keep a backup."""
+        """Before the first write, read what an interrupted command wrote, or make a backup."""
         if self._begun:
             return
         self._begun = True
@@ -225,7 +224,7 @@ class MetadataTarget:
             self.kept = keep_backup(self.file)
 
     def _read(self) -> None:
-        """Read what is there, and which images its keys stand for, as training finds them."""
+        """Read the existing entries, and resolve their keys to images as training does."""
         if not self.file.is_file():
             return
         entries = read_metadata(self.file).entries

@@ -32,22 +32,23 @@ _READING = [
         r"word \w+ on it",
     )
 ]
-"""What GIT makes up when it believes to read text: what sd-scripts cuts out
-(`finetune/make_captions_by_git.py`, PATTERN_REPLACE), and no more of a caption."""
+"""Patterns of text that GIT invents when it tries to read, as sd-scripts removes them
+(`finetune/make_captions_by_git.py`, PATTERN_REPLACE)."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How a captioner searches for the words of a caption.
+    """Settings of caption generation.
 
     Attributes:
-        beams: Beams; 1 with no `top_p` takes the likeliest word each time.
-        top_p: Draws from the likeliest words of this share instead (nucleus sampling); 0 does not.
-        min_length: Tokens at least.
-        max_length: Tokens at most, the prompt not counted.
-        repetition_penalty: Above 1 repeats less.
-        temperature: Of drawing.
-        seed: Of drawing, together with the names of the images in a batch.
+        beams: Number of beams; 1 without `top_p` is greedy search.
+        top_p: Nucleus sampling: draws from the likeliest tokens of this total probability; 0 means
+            off.
+        min_length: Minimum number of tokens.
+        max_length: Maximum number of tokens, without the prompt.
+        repetition_penalty: Above 1 reduces repetition.
+        temperature: Temperature of sampling.
+        seed: Seed of sampling, combined with the names of the images in a batch.
     """
 
     beams: int = 3
@@ -59,7 +60,7 @@ class Generation:
     seed: int = 42
 
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of transformers' `generate`."""
+        """Return the keyword arguments of transformers' `generate`."""
         drawing = self.top_p > 0
         options: dict[str, Any] = {
             "max_new_tokens": self.max_length,
@@ -78,20 +79,20 @@ PRESETS: dict[str, Generation] = {
     "sd-scripts": Generation(beams=1, top_p=0.9, repetition_penalty=1.1),
     "a1111": Generation(beams=1, min_length=24, max_length=48),
 }
-"""Named ways: ours, `finetune/make_captions.py` of sd-scripts, and A1111's interrogator."""
+"""Generation presets: ours, that of sd-scripts' `finetune/make_captions.py`, and A1111's."""
 
 
 @dataclass
 class Captioner:
-    """A captioning model in memory, ready for images.
+    """A loaded captioning model.
 
     Attributes:
-        model: Of transformers.
+        model: The model, of transformers.
         processor: Its processor.
-        generation: How words are searched for.
-        prompt: What is asked; empty for the model's own way.
-        remove_words: Whether made-up readings are cut out of what it says.
-        progress: Is told when memory makes batches smaller.
+        generation: Settings of generation.
+        prompt: The prompt; empty means the model's default.
+        remove_words: Whether text that the model invents when it tries to read is removed.
+        progress: Notified when batches are split for lack of memory.
     """
 
     model: Any
@@ -103,11 +104,11 @@ class Captioner:
 
     @classmethod
     def load(cls, source: str, device: torch.device, **options: Any) -> Captioner:
-        """Load from a folder or a Hub id; on a GPU in bfloat16, or float16 if it has none.
+        """Load from a folder or a Hub id; on a GPU in bfloat16, or in float16 if it lacks bfloat16.
 
         Raises:
-            MissingDependencyError: transformers lacks something that this model needs.
-            ModelError: It is missing, damaged, or no captioner.
+            MissingDependencyError: transformers lacks a package that this model needs.
+            ModelError: The model is missing, damaged, or not a captioner.
         """
         require_data_only(Path(source))
         require_reachable(source)
@@ -138,17 +139,17 @@ class Captioner:
                 raise ModelError(_PICKLED.format(source, "no .safetensors")) from error
             raise ModelError(
                 f"The captioner {source} cannot be loaded ({reason}). Give the folder of a model "
-                f"that transformers knows as image-text-to-text, or its Hub id."
+                f"that transformers supports as image-text-to-text, or its Hub id."
             ) from error
         _pad_on_the_left(processor)
         return cls(model.to(device).eval(), processor, **options)
 
     def captions(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[str]:
-        """A caption for each image; where memory runs out, half as many at once.
+        """Return a caption per image; if memory runs out, process half as many images at once.
 
         Args:
-            images: RGB.
-            keys: Names, for the seeds of drawing.
+            images: RGB images.
+            keys: Names of the images, for the seeds of sampling.
 
         Raises:
             OutOfMemoryError: Not even one image fits.
@@ -160,7 +161,7 @@ class Captioner:
                 torch.cuda.empty_cache()
             if len(images) == 1:
                 raise OutOfMemoryError(
-                    "Memory ran out while captioning a single image. Take a smaller model."
+                    "Memory ran out while captioning a single image. Use a smaller model."
                 ) from error
             half = len(images) // 2
             self.progress.note(f"Memory ran out: captioning {counted(half, 'images')} at a time.")
@@ -174,7 +175,7 @@ class Captioner:
         from impasto.randomness import derive_seed
 
         inputs, asked = self._inputs(images)
-        inputs.pop("token_type_ids", None)  # a BERT tokenizer gives them, and GIT takes none
+        inputs.pop("token_type_ids", None)  # a BERT tokenizer returns them, and GIT accepts none
         device = self.model.device
         moved = {
             name: value.to(device, self.model.dtype)
@@ -192,7 +193,7 @@ class Captioner:
         return [self._without_prompt(text) for text in texts]
 
     def _inputs(self, images: Sequence[Image.Image]) -> tuple[dict[str, Any], bool]:
-        """Tensors for the model, and whether a prompt is among them."""
+        """Return tensors for the model, and whether they include a prompt."""
         kind = self.model.config.model_type
         if getattr(self.processor, "chat_template", None):
             question = self.prompt or CHAT_PROMPT
@@ -213,7 +214,7 @@ class Captioner:
         return dict(batch), True
 
     def _continues(self) -> bool:
-        """Whether what is generated begins with what was asked."""
+        """Whether the tokens of the prompt precede the generated ones and must be cut off."""
         if self.model.config.model_type in _ANSWERS_ALONE:
             return False
         return not getattr(self.model.config, "is_encoder_decoder", False)
@@ -228,28 +229,29 @@ class Captioner:
 
 
 _WITH_CODE = (
-    "The captioner {} comes with program code of its own, which would run on this computer with "
-    "all your permissions; it is not run. Give a model that transformers knows by itself."
+    "The captioner {} comes with its own program code, which would run on this machine with "
+    "all your permissions; it is not run. Give a model that transformers supports without it."
 )
 _PICKLED = (
-    "The captioner {} has its weights as a pickle ({}), which can hold program code that runs when "
-    "it is opened; it is not opened. Take a copy of the model with model.safetensors, or let "
-    "transformers write one, on a computer where it can do no harm: from_pretrained, then "
+    "The captioner {} has its weights as a pickle ({}), which can contain program code that runs "
+    "when it is opened; it is not opened. Use a copy of the model with model.safetensors, or let "
+    "transformers write one, on a machine where it can do no harm: from_pretrained, then "
     "save_pretrained."
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
 def require_data_only(source: Path) -> None:
-    """Make sure that loading a captioner from a folder runs no code and reads nothing beside it.
+    """Check that loading a model from a folder runs no code and reads nothing outside it.
 
     Raises:
-        ModelError: It has its weights as a pickle, code of its own, or a link that leads out.
+        ModelError: Its weights are a pickle, it has its own code, or a link leads out of the
+            folder.
     """
     if source.suffix.lower() == ".pth":
         raise ModelError(
-            f"{source} is in the form of the original BLIP program. Take the same model as "
-            f"transformers has it: Salesforce/blip-image-captioning-large (or -base), or a "
+            f"{source} is in the format of the original BLIP program. Use the same model in the "
+            f"format of transformers: Salesforce/blip-image-captioning-large (or -base), or a "
             f"local copy of its folder."
         )
     if not source.is_dir():
@@ -261,13 +263,17 @@ def require_data_only(source: Path) -> None:
         raise ModelError(_PICKLED.format(source, pickled[0]))
 
 
-_ANSWERS_ALONE = {"blip", "blip-2", "florence2"}  # their generate gives back the prompt or none
+_ANSWERS_ALONE = {
+    "blip",
+    "blip-2",
+    "florence2",
+}  # their output repeats the prompt as text, or omits it
 
 
 def remove_read_text(text: str) -> str:
-    """A caption without what GIT believes to read, such as `with the word ... on it`.
+    """Remove text that GIT invents when it tries to read, such as `with the word ... on it`.
 
-    The readings that `finetune/make_captions_by_git.py` of sd-scripts cuts out.
+    Uses the patterns that `finetune/make_captions_by_git.py` of sd-scripts removes.
     """
     for pattern in _READING:
         text = pattern.sub("", text)
@@ -275,10 +281,10 @@ def remove_read_text(text: str) -> str:
 
 
 def with_generation(captioner: Captioner, **changes: Any) -> Captioner:
-    """A captioner with other settings of its search.
+    """Return a captioner with changed settings of generation.
 
     Raises:
-        ConfigError: A number is out of its range.
+        ConfigError: A number is out of range.
     """
     made = replace(captioner.generation, **changes)
     require_generation(made)
@@ -286,14 +292,14 @@ def with_generation(captioner: Captioner, **changes: Any) -> Captioner:
 
 
 def require_generation(made: Generation) -> None:
-    """Make sure that the numbers of a search make sense.
+    """Check the settings of generation.
 
     Raises:
-        ConfigError: One is out of its range.
+        ConfigError: One is out of range.
     """
     if made.beams < 1 or not 0 <= made.top_p <= 1 or made.max_length < 1:
         raise ConfigError(
-            f"Captions are searched with {made.beams} beams, top_p {made.top_p:g} and at most "
+            f"Captions are generated with {made.beams} beams, top_p {made.top_p:g} and at most "
             f"{made.max_length} tokens; expected 1 or more, 0 to 1, and 1 or more."
         )
     if made.min_length > made.max_length:
@@ -311,7 +317,7 @@ def _class_for(model_type: str) -> Any:
 
 
 def _pad_on_the_left(processor: Any) -> None:
-    """A decoder goes on from the end, so a batch of unequal questions is filled up before."""
+    """Pad prompts of unequal length on the left, since a decoder continues from the end."""
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None and getattr(processor, "chat_template", None):
         tokenizer.padding_side = "left"

@@ -1,4 +1,4 @@
-"""Rules that make automatic words usable: sd-scripts' own, and readable ones for whole words."""
+"""Cleaning rules for automatic captions and tags: sd-scripts' own, and readable ones in a file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SHIPPED = ("kohya", "plain")
 
 
 class Cleaner(Protocol):
-    """What becomes of the words of an image."""
+    """Cleans tags and captions."""
 
     def tags(self, text: str) -> str:
-        """A line of tags."""
+        """Return a cleaned line of tags."""
 
     def caption(self, text: str) -> str:
-        """Clean a caption in prose."""
+        """Return a cleaned caption in prose."""
 
 
 _PEOPLE = {
@@ -69,14 +69,14 @@ _OF_ONE_PERSON = [
 
 
 class KohyaCleaner:
-    """The rules of sd-scripts' `finetune/clean_captions_and_tags.py`, as they are.
+    """The unchanged rules of sd-scripts' `finetune/clean_captions_and_tags.py`.
 
-    They were made for anime images with one kind of tagger, and replace parts of words too:
-    a ladybug becomes a girlbug.
+    They were made for anime images and one kind of tagger, and also replace parts of words: a
+    ladybug becomes a girlbug.
     """
 
     def tags(self, text: str) -> str:
-        """Spaces for underscores, no rating, nothing that several people share, no doubles."""
+        """Replace underscores, and remove ratings, traits of one in a crowd, and repetitions."""
         spaced = "^_^".join(piece.replace("_", " ") for piece in text.split("^_^"))
         found = spaced.partition(", rating")[0].split(", ")
         if any(crowd in tag for tag in found for crowd in ("girls", "boys")):
@@ -86,10 +86,10 @@ class KohyaCleaner:
                 found, lambda tag: _HAIR.fullmatch(tag) and not _HAIR_LENGTH.fullmatch(tag)
             )
         kept = ", ".join(tag for tag in found if not _is_last_word_of_another(tag, found))
-        return kept if any(found) else kept[2:]  # of commas alone, sd-scripts loses one
+        return kept if any(found) else kept[2:]  # sd-scripts drops one of a text of commas alone
 
     def caption(self, text: str) -> str:
-        """One replacement after the other, each as often as it fits."""
+        """Apply one replacement after the other, each as long as it matches."""
         for old, new in _KOHYA_CAPTIONS:
             while old in text:
                 text = text.replace(old, new)
@@ -97,7 +97,7 @@ class KohyaCleaner:
 
 
 def _is_last_word_of_another(tag: str, others: Sequence[str]) -> bool:
-    """Whether another tag says more: words without hyphens or signs, and then this one."""
+    """Return whether another tag ends in this one after plain words, and so says more."""
     if not _ONE_WORD.fullmatch(tag):
         return False
     before = (other.removesuffix(tag) for other in others if other.endswith(f" {tag}"))
@@ -105,7 +105,7 @@ def _is_last_word_of_another(tag: str, others: Sequence[str]) -> bool:
 
 
 def _unless_one(tags: Sequence[str], matches: Callable[[str], object]) -> list[str]:
-    """Without those that match, if more than one does."""
+    """Return the tags without those that match, if more than one does."""
     if sum(bool(matches(tag)) for tag in tags) < 2:
         return list(tags)
     return [tag for tag in tags if not matches(tag)]
@@ -113,24 +113,24 @@ def _unless_one(tags: Sequence[str], matches: Callable[[str], object]) -> list[s
 
 @dataclass(frozen=True)
 class CleaningRules:
-    """Rules on whole tags and whole words, from a file that people edit.
+    """Rules on whole tags and whole words, from a file that users edit.
 
     Attributes:
-        separator: Between tags.
-        underscores: Whether they become spaces, but in faces such as `^_^`.
-        lower_case: Whether tags are written small.
-        drop_tags: Left out; `*` stands for anything.
-        replace_tags: Tag -> what is written for it; this merges aliases.
-        implications: Tag -> tags that say less and are left out beside it.
-        drop_implied: Whether a tag is left out where another ends in it (`shirt` with
-            `white shirt`).
-        keep_implied: Tags that are kept all the same.
-        several: Patterns of tags that say there are several people.
-        once_if_several: Patterns of which, with several people, only a single match is believed.
-        least_count: Tags in fewer images are left out.
-        most_share: Tags in a larger share of the images are left out.
-        drop_words: Left out of captions, with the space beside.
-        replace_words: Words of captions -> others; a capital at the beginning is kept.
+        separator: The separator between tags.
+        underscores: Whether underscores become spaces, except in faces such as `^_^`.
+        lower_case: Whether tags are converted to lower case.
+        drop_tags: Tags to remove; `*` matches anything.
+        replace_tags: Tag -> its replacement; this merges aliases.
+        implications: Tag -> less specific tags that are removed beside it.
+        drop_implied: Whether a tag is removed if another ends in it (`shirt` with `white shirt`).
+        keep_implied: Tags that are kept even so.
+        several: Patterns of tags that indicate several people.
+        once_if_several: Patterns of which, with several people, tags are removed unless exactly one
+            matches.
+        least_count: Tags in fewer images are removed.
+        most_share: Tags in a larger fraction of the images are removed.
+        drop_words: Words to remove from captions, with the space before them.
+        replace_words: Words in captions -> their replacements; an initial capital is preserved.
     """
 
     separator: str = ", "
@@ -149,7 +149,7 @@ class CleaningRules:
     replace_words: Mapping[str, str] = field(default_factory=dict)
 
     def tags(self, text: str) -> str:
-        """A line of tags, each once, in their order."""
+        """Return a cleaned line of tags, each once, in their order."""
         found = [self._spelt(piece.strip()) for piece in text.split(self._bare)]
         found = [self.replace_tags.get(tag, tag) for tag in dict.fromkeys(filter(None, found))]
         found = [tag for tag in dict.fromkeys(found) if tag and not _is_any(tag, self.drop_tags)]
@@ -159,7 +159,7 @@ class CleaningRules:
         return self.separator.join(tag for tag in found if not self._is_implied(tag, found))
 
     def caption(self, text: str) -> str:
-        """Prose with whole words replaced."""
+        """Return prose with whole words removed and replaced."""
         for word in self.drop_words:
             text = re.sub(rf"\s*\b{re.escape(word)}\b", "", text, flags=re.IGNORECASE)
         for old, new in self.replace_words.items():
@@ -178,7 +178,7 @@ class CleaningRules:
         return self.drop_implied and any(o.endswith((f" {tag}", f"_{tag}")) for o in others)
 
     def frequent(self, texts: Collection[str]) -> Callable[[str], str]:
-        """A further step that leaves out tags by how often they come in all texts."""
+        """Return a further step that removes tags by how often they occur in all texts."""
         if self.least_count <= 1 and self.most_share >= 1:
             return str
         counts = count_tags(texts, self._bare)
@@ -192,15 +192,15 @@ class CleaningRules:
 
     @property
     def _bare(self) -> str:
-        """What tags are taken apart at."""
+        """The separator without spaces, at which tags are split."""
         return self.separator.strip() or self.separator
 
 
 def load_rules(name: str) -> Cleaner:
-    """The rules of a shipped set by its name, or of a file.
+    """Return the rules of a built-in set by name, or of a file.
 
     Raises:
-        ConfigError: There is neither, or the file does not fit; with key and reason.
+        ConfigError: There is neither, or the file is invalid; with key and reason.
     """
     if name == "kohya":
         return KohyaCleaner()
@@ -210,7 +210,7 @@ def load_rules(name: str) -> Cleaner:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"There are no rules {name!r}: neither a file, nor one of {', '.join(SHIPPED)}."
+            f"There are no rules {name!r}: expected a file, or one of {', '.join(SHIPPED)}."
         )
     try:
         return parse_rules(read_text(path), str(path))
@@ -222,10 +222,10 @@ def load_rules(name: str) -> Cleaner:
 
 
 def parse_rules(text: str, where: str) -> CleaningRules:
-    """Read cleaning rules from the text of a TOML file.
+    """Parse cleaning rules from the text of a TOML file.
 
     Raises:
-        ConfigError: It is not TOML, or a key is unknown or of another type.
+        ConfigError: It is not TOML, or a key is unknown or of the wrong type.
     """
     try:
         values = parse_toml(text)
@@ -234,7 +234,7 @@ def parse_rules(text: str, where: str) -> CleaningRules:
     known = get_type_hints(CleaningRules)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key}; known are {', '.join(known)}.")
+            raise ConfigError(f"{where}: unknown key {key}; known keys are {', '.join(known)}.")
         if not _fits(value, known[key]) or (key == "separator" and not value):
             empty = ", and not an empty one" if value == "" else ""
             raise ConfigError(
@@ -249,11 +249,11 @@ _TYPES: Mapping[Any, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     str: ((str,), "text"),
 }
-"""Type of a rule -> what TOML gives for it, and what a person is told."""
+"""Type of a rule -> the Python types that TOML yields for it, and its description."""
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of TOML is of a rule's type, with all that is in it."""
+    """Return whether a value of TOML has the type of a rule, including its contents."""
     if kind in _TYPES:
         return isinstance(value, _TYPES[kind][0]) and (kind is bool) == isinstance(value, bool)
     if get_origin(kind) is tuple:
@@ -271,10 +271,10 @@ def _expected(kind: Any, number: int = 1) -> str:
 
 
 def by_line(step: Callable[[str], str]) -> Callable[[str], str]:
-    """A rule for one line, made into one for texts of several lines.
+    """Convert a step for one line into one for texts of several lines.
 
-    The lines of a caption are alternatives (`enable_wildcard` takes one of them), so each is
-    cleaned by itself; one of which nothing is left is gone.
+    The lines of a caption are alternatives (`enable_wildcard` chooses one of them), so each is
+    cleaned separately; a line that becomes empty is removed.
     """
 
     def cleaned(text: str) -> str:
@@ -284,12 +284,12 @@ def by_line(step: Callable[[str], str]) -> Callable[[str], str]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not blank, without the space around them."""
+    """Return the lines of a text that are not blank, without surrounding space."""
     return [line.strip() for line in split_lines(text) if line.strip()]
 
 
 def count_tags(texts: Iterable[str], separator: str = ",") -> Counter[str]:
-    """In how many texts each tag is, on whichever line."""
+    """Return the number of texts that contain each tag, on any line."""
     counts: Counter[str] = Counter()
     for text in texts:
         pieces = (piece.strip() for line in split_lines(text) for piece in line.split(separator))

@@ -1,8 +1,8 @@
-"""Where the words of a dataset are, so that notes of changes hold wherever its folder is moved.
+"""The folders of a dataset that may hold captions, so that journals stay valid if they are moved.
 
-A file is noted by the folder of the dataset that it is in and the path below: `DatasetFile`. A
-dataset may come from a stranger, notes included, so that none leads out of those folders, neither
-by its text nor by a link on the way, and never to what cannot be words.
+A journal records a file by the dataset folder that it is in and the path below: `DatasetFile`. A
+dataset, including its journals, may come from a stranger, so no entry may lead out of those
+folders, by its text or by a link, nor to a file that cannot hold captions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ METADATA = frozenset({".json", ".jsonl"})
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A file of captions or tags beside an image.
+    """A file of captions or tags in a dataset.
 
     Attributes:
-        root: The number of the dataset's folder that it is in; `NAMED` is the metadata file that
-            the user named, wherever it is.
-        file: Its path below, with slashes; of a named file its name.
+        root: The index of the dataset folder that it is in; `NAMED` is the metadata file that the
+            user named, wherever it is.
+        file: Its path below that folder, with slashes; for a named file its name.
     """
 
     root: int
@@ -36,11 +36,11 @@ class DatasetFile:
 
 @dataclass(frozen=True)
 class DatasetFolders:
-    """Where words of a dataset may be, and where the notes of changes are kept.
+    """The folders of a dataset in which captions may be written, and the folder of its journals.
 
     Attributes:
         roots: The folders of the dataset, in the order of its settings.
-        journals: Folder of the notes.
+        journals: The folder of the journals.
         named: A metadata file that the user named, which may be anywhere.
     """
 
@@ -50,12 +50,12 @@ class DatasetFolders:
 
     @classmethod
     def around(cls, journals: Path) -> DatasetFolders:
-        """The dataset of one folder in which notes are kept, in `.impasto` or directly."""
+        """Return the dataset whose journals are in a folder, in `.impasto` or directly."""
         above = journals.parent
         return cls((above.parent if above.name == files.DERIVED_DIR else above,), journals)
 
     def file_below(self, path: Path) -> DatasetFile | None:
-        """Where a file really is, after links; None outside of the dataset."""
+        """Return the dataset file for a path, with links resolved; None outside of the dataset."""
         real = files.real_path(path)
         for number, root in enumerate(self.roots):
             base = files.real_path(root)
@@ -68,21 +68,21 @@ class DatasetFolders:
         return None
 
     def file_of(self, spot: DatasetFile) -> Path:
-        """The file that a spot stands for, without any link on the way.
+        """Return the path of a dataset file, with links resolved in its folder only.
 
         Raises:
-            RunError: The spot leads out of the dataset, or the file has to be named.
+            RunError: The file is outside of the dataset, or is a metadata file that must be named.
         """
         if spot.root == NAMED:
             if self.named is None:
                 raise RunError(
                     f"The last change was to the metadata file {spot.file}, which is not in the "
-                    f"dataset. Name it: add --metadata and its path. Nothing was touched."
+                    f"dataset. Add --metadata and its path. Nothing was changed."
                 )
             if self.named.name != spot.file:
                 raise RunError(
                     f"The last change was to a metadata file called {spot.file}, and --metadata "
-                    f"names {self.named}. Nothing was touched."
+                    f"names {self.named}. Nothing was changed."
                 )
             return files.real_path(self.named)
         reason = why_not_a_caption_file(spot.file)
@@ -91,40 +91,42 @@ class DatasetFolders:
         if reason:
             raise RunError(
                 f"The notes in {self.journals} name {spot.file[:200]!r}, which undo does not "
-                f"touch: {reason}. Nothing was touched. Notes that came with somebody else's data "
-                f"set can be deleted."
+                f"change: {reason}. Nothing was changed. Notes that came with another person's "
+                f"dataset can be deleted."
             )
         return files.real_path(self.roots[spot.root]) / spot.file
 
     def require_own_journals(self) -> None:
-        """Make sure that notes go where they seem to go: a stranger's dataset may hold links.
+        """Check that the folder of journals is not reached by a link out of the dataset.
+
+        A stranger's dataset may contain links.
 
         Raises:
-            RunError: The folder of notes is in the dataset, and a link leads it out.
+            RunError: The folder appears to be in the dataset, and a link leads out of it.
         """
         plain = os.path.abspath(self.journals)  # noqa: PTH100 - links are not followed
         seems = [r for r in self.roots if Path(plain).is_relative_to(os.path.abspath(r))]  # noqa: PTH100
         if seems and not any(files.is_inside(self.journals, root) for root in self.roots):
             raise RunError(
                 f"{self.journals} leads out of the dataset by a link, so no notes for undo are "
-                f"kept there, and no words are written. Remove the link, or give the folder it "
-                f"leads to as cache_dir."
+                "stored there, and no captions are written. Remove the link, or set cache_dir to "
+                "the folder it leads to."
             )
 
     def needs_name(self, file: Path) -> bool:
-        """Whether undo has to be told where a metadata file is: it is outside of the dataset."""
+        """Return whether undo needs the path of a metadata file, as it is outside the dataset."""
         spot = self.file_below(file)
         return spot is not None and spot.root == NAMED
 
     def name_of(self, image: Path) -> str:
-        """What an image is called in notes, wherever the dataset is moved."""
+        """Return the name of an image in journals, which stays the same if the dataset is moved."""
         for number, root in enumerate(self.roots):
             if image.is_relative_to(root):
                 return f"{number}:{image.relative_to(root).as_posix()}"
         return image.as_posix()
 
     def why_not_written(self, path: Path) -> str:
-        """Why words are not written to a file; empty where they may be."""
+        """Return why captions must not be written to a file; empty if they may be."""
         if self.named is not None and path == self.named:
             return ""
         reason = why_not_written(path, self.roots)
@@ -134,12 +136,12 @@ class DatasetFolders:
 
 
 def why_not_a_caption_file(below: str) -> str:
-    """Why a path below a folder cannot be a file of words; empty where it can."""
+    """Return why a path below a folder cannot be a caption file; empty if it can."""
     plain, windows = PurePosixPath(below), PureWindowsPath(below)
     if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         return "it leads out of the dataset"
     if not plain.parts or "\0" in below or plain.as_posix() != below:
-        return "it is no path"
+        return "it is not a path"
     if any(name.startswith(".") for name in plain.parts):
         return "it is hidden"
     if plain.suffix.lower() in EXTENSIONS:
@@ -150,18 +152,18 @@ def why_not_a_caption_file(below: str) -> str:
 
 
 def normalize_ending(text: str) -> str:
-    """The ending of files with words, with its dot, from what somebody typed.
+    """Return the extension of caption files with its dot, from user input.
 
     Raises:
-        ValueError: Files of that ending are no words; with the reason.
+        ValueError: Files with that extension cannot hold captions; with the reason.
     """
     ending = f".{text.strip().lstrip('.')}"
     if ending == "." or set('/\\:*?"<>|\0') & set(ending) or why_not_a_caption_file(f"a{ending}"):
         raise ValueError(
-            f"{text!r} cannot be the ending of caption files; expected one such as .txt"
+            f"{text!r} cannot be the extension of caption files; expected one such as .txt"
         )
     if ending.lower() in METADATA:
         raise ValueError(
-            f"{ending} is the ending of metadata files, which hold the words of all images"
+            f"{ending} is the extension of metadata files, which hold the captions of all images"
         )
     return ending

@@ -1,4 +1,4 @@
-"""DeepDanbooru v3 in torch: the file `model-resnet_custom_v3.pt` that A1111 downloads.
+"""DeepDanbooru v3 in torch, from the file `model-resnet_custom_v3.pt` that A1111 downloads.
 
 KichangKim/DeepDanbooru, `resnet_custom_v3`, ported by AUTOMATIC1111/TorchDeepDanbooru with batch
 norms folded into convolutions, which are numbered `n_Conv_0` to `n_Conv_178` in order of the graph.
@@ -21,20 +21,20 @@ from impasto.checkpoints.pickles import load_pickle
 from impasto.errors import ModelError
 
 STAGES = ((256, 2), (512, 7), (1024, 19), (1024, 19), (2048, 2), (4096, 2))
-"""Channels after each stage, and its blocks after the first."""
+"""(output channels, further blocks after the first) of each stage."""
 
 SHORTCUT_LAST = 3  # in this stage the graph has the shortcut after the block's other convolutions
 
 
 class DeepDanbooruTagger:
-    """The tagger from its file.
+    """A DeepDanbooru tagger, loaded from its file.
 
     Args:
         file: `model-resnet_custom_v3.pt`.
-        device: Where it computes.
+        device: The device on which it computes.
 
     Raises:
-        ModelError: It is something else, damaged, or refused as unsafe.
+        ModelError: The file is another model, damaged, or refused as unsafe.
     """
 
     profile = DEEPDANBOORU
@@ -42,16 +42,14 @@ class DeepDanbooruTagger:
     def __init__(self, file: Path, device: torch.device) -> None:
         if file.suffix.lower() in (".h5", ".keras"):
             raise ModelError(
-                f"{file} is a Keras model, which needs TensorFlow. Take the same model as "
+                f"{file} is a Keras model, which needs TensorFlow. Use the same model as "
                 f"model-resnet_custom_v3.pt (A1111's, in models/torch_deepdanbooru) or as "
                 f"deepdanbooru.onnx with its tags.txt."
             )
         content = load_pickle(file)
         names = content.get("tags") if isinstance(content, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ModelError(
-                f"{file} has no list of tags in it: it is not DeepDanbooru's for torch."
-            )
+            raise ModelError(f"{file} has no list of tags: it is not DeepDanbooru for torch.")
         tensors = {k: v.float() for k, v in content.items() if isinstance(v, Tensor)}
         network = ResNetCustomV3(len(names), _widths_of(tensors, file))
         try:
@@ -65,7 +63,7 @@ class DeepDanbooruTagger:
 
     @torch.no_grad()
     def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """[N, rows] probabilities from uint8 RGB squares."""
+        """Return [N, rows] probabilities for uint8 RGB squares."""
         batch = torch.from_numpy(self.profile.batch(pixels)).to(self._device)
         found: np.ndarray = self._network(batch.permute(0, 3, 1, 2)).cpu().numpy()
         return found
@@ -75,8 +73,8 @@ class ResNetCustomV3(nn.Module):
     """The network: a stem, six stages of bottleneck blocks, a convolution, the mean, a sigmoid.
 
     Args:
-        tags: How many.
-        widths: Channels of the stem and after each stage; 64 and those of `STAGES`.
+        tags: The number of tags.
+        widths: Channels of the stem and of each stage; 64 and those in `STAGES`.
     """
 
     def __init__(self, tags: int, widths: Sequence[int]) -> None:
@@ -88,7 +86,7 @@ class ResNetCustomV3(nn.Module):
             self.add_module(f"n_Conv_{number}", layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, 512, 512] in 0 to 1 -> [N, tags] probabilities."""
+        """Return [N, tags] probabilities for [N, 3, 512, 512] images in [0, 1]."""
         layers: Iterator[Any] = iter(self.children())
         x = functional.relu(_same(next(layers), x))
         x = functional.max_pool2d(functional.pad(x, (0, 1, 0, 1), value=float("-inf")), 3, 2)
@@ -100,7 +98,7 @@ class ResNetCustomV3(nn.Module):
 
 
 def _convolutions(widths: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(in, out, kernel, stride) of all but the last, in order of the graph."""
+    """Yield (in, out, kernel, stride) of all convolutions but the last, in order of the graph."""
     yield 3, widths[0], 7, 2
     inner = widths[0]
     for stage, (_, more) in enumerate(STAGES):
@@ -131,7 +129,7 @@ def _branch(layers: Iterator[Any], x: Tensor) -> Tensor:
 
 
 def _same(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """TensorFlow's SAME padding, which has more on the right and at the bottom."""
+    """Apply a layer with TensorFlow's SAME padding, which pads more on the right and the bottom."""
     kernel, stride = layer.kernel_size[0], layer.stride[0]
     total = kernel - stride if x.shape[-1] % stride == 0 else kernel - x.shape[-1] % stride
     before = total // 2
@@ -140,7 +138,7 @@ def _same(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _widths_of(tensors: dict[str, Tensor], file: Path) -> list[int]:
-    """Channels by the file; smaller ones serve tests."""
+    """Return the channels of the stem and the stages in a file; tests use smaller ones."""
     try:
         widths = [tensors["n_Conv_0.weight"].shape[0]]
         number = 1

@@ -1,9 +1,9 @@
-"""Changes that a person makes to many captions at once: tags added, removed, replaced, moved.
+"""Edits of many captions at once: tags are added, removed, replaced, moved.
 
 Tags are the parts of a line between separators. The lines of a caption are alternatives, of which
-`enable_wildcard` takes one, so each is changed by itself; a line that a change does not concern
-stays as it is spelt, and one of which nothing is left is gone. Pure functions of text; what is
-edited and where it is written is `cli/dataset_edit.py`.
+`enable_wildcard` chooses one, so each is edited separately; a line that an edit does not change
+keeps its spelling, and one that becomes empty is removed. Pure functions of text;
+`cli/dataset_edit.py` selects the captions and writes them.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _SHOWN = 60  # characters of a text in the description of an operation
 
 
 class Operation(Protocol):
-    """One change to captions."""
+    """One edit of captions."""
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:
-        """The texts after the change, in the same order."""
+        """Return the texts after the edit, in the same order."""
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
 
 
 @final
 @dataclass(frozen=True)
 class AddTag:
-    """Adds a tag to each line that does not have it; a caption without lines gets one.
+    """Adds a tag to each line that lacks it; an empty caption becomes the tag alone.
 
     Attributes:
         tag: The tag.
-        at: `first`, `last`, or the number that it will have, from 1.
+        at: `first`, `last`, or its position in the line, from 1.
     """
 
     tag: str
     at: str = LAST
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:
-        """The texts with the tag."""
+        """Return the texts with the tag."""
         return [self._added(text, separator) for text in texts]
 
     def _added(self, text: str, separator: str) -> str:
@@ -59,19 +59,19 @@ class AddTag:
         return tags if self.tag in tags else _inserted(tags, self.tag, self.at)
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
         return f"add {_quoted(self.tag)} {_at(self.at)}"
 
 
 @final
 @dataclass(frozen=True)
 class RemoveTag:
-    """Removes a tag, however often it is there."""
+    """Removes every occurrence of a tag."""
 
     tag: str
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:
-        """The texts without the tag."""
+        """Return the texts without the tag."""
 
         def without(tags: list[str]) -> list[str]:
             return [tag for tag in tags if tag != self.tag]
@@ -79,20 +79,20 @@ class RemoveTag:
         return [_by_line(text, separator, without) for text in texts]
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
         return f"remove {_quoted(self.tag)}"
 
 
 @final
 @dataclass(frozen=True)
 class ReplaceTag:
-    """Writes one tag for another; where both are in a line, the first position is kept."""
+    """Replaces a tag by another; if a line has both, the first position is kept."""
 
     tag: str
     by: str
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:
-        """The texts with the new tag."""
+        """Return the texts with the new tag."""
 
         def replaced(tags: list[str]) -> list[str]:
             if self.tag not in tags or self.tag == self.by:
@@ -104,7 +104,7 @@ class ReplaceTag:
         return [_by_line(text, separator, replaced) for text in texts]
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
         return f"replace {_quoted(self.tag)} by {_quoted(self.by)}"
 
 
@@ -115,14 +115,14 @@ class MoveTag:
 
     Attributes:
         tag: The tag.
-        at: `first`, `last`, or the number that it will have, from 1.
+        at: `first`, `last`, or its position in the line, from 1.
     """
 
     tag: str
     at: str
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:
-        """The texts with the tag in its new position."""
+        """Return the texts with the tag in its new position."""
 
         def moved(tags: list[str]) -> list[str]:
             if self.tag not in tags:
@@ -132,7 +132,7 @@ class MoveTag:
         return [_by_line(text, separator, moved) for text in texts]
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
         return f"move {_quoted(self.tag)} {_at(self.at)}"
 
 
@@ -142,9 +142,9 @@ class ReplacePattern:
     r"""Replaces every match of a regular expression in the whole caption.
 
     Attributes:
-        pattern: As Python's `re` has it.
+        pattern: A pattern of Python's `re`.
         by: The replacement, with `\1` for groups.
-        limit_s: Seconds that one caption may take.
+        limit_s: Maximum seconds per caption.
     """
 
     pattern: str
@@ -152,45 +152,45 @@ class ReplacePattern:
     limit_s: float = LIMIT_S
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:  # noqa: ARG002
-        """The texts with the matches replaced.
+        """Return the texts with the matches replaced.
 
         Raises:
-            SubstitutionError: One takes too long.
+            SubstitutionError: A caption takes too long.
         """
         found = substitute(texts, self.pattern, self.by, self.limit_s)
         return [text.strip() for text in found]
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
         return f"regular expression {_quoted(self.pattern)} by {_quoted(self.by)}"
 
 
 @final
 @dataclass(frozen=True)
 class SetText:
-    """Writes a text as the whole caption."""
+    """Replaces the whole caption by a text."""
 
     text: str
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:  # noqa: ARG002
-        """The new text for each."""
+        """Return the new text for each caption."""
         plain = "\n".join(split_lines(self.text)).strip()
         return [plain] * len(texts)
 
     def describe(self) -> str:
-        """The change in a few words."""
+        """Return a short description of the edit."""
         return f"set {_quoted(self.text)}"
 
 
 def describe_all(operations: Sequence[Operation]) -> str:
-    """What several operations do, in a few words."""
+    """Return a short description of several edits."""
     texts = [operation.describe() for operation in operations[:_NAMED]]
     more = len(operations) - len(texts)
     return "; ".join([*texts, *([f"and {more} more"] if more else [])])
 
 
 def applied(operations: Sequence[Operation], texts: Sequence[str], separator: str) -> list[str]:
-    """The texts after all changes, one after the other.
+    """Return the texts after all edits, in order.
 
     Raises:
         SubstitutionError: A regular expression takes too long.
@@ -202,23 +202,23 @@ def applied(operations: Sequence[Operation], texts: Sequence[str], separator: st
 
 
 def tags_of(text: str, separator: str) -> set[str]:
-    """The tags of all lines of a caption."""
+    """Return the tags of all lines of a caption."""
     return {tag for line in split_lines(text) for tag in _split(line, separator)}
 
 
 def operation_of(value: Any) -> Operation:
-    """An operation from the form that JSON has it in: `{"do": "add", "tag": "x", "at": "last"}`.
+    """Return an operation from its JSON form: `{"do": "add", "tag": "x", "at": "last"}`.
 
     Raises:
-        ValueError: It does not fit; with the reason.
+        ValueError: The value is invalid; with the reason.
     """
     if not isinstance(value, Mapping) or value.get("do") not in list(_FIELDS):
-        raise ValueError(f"{value!r:.80} is no operation; known are {', '.join(_FIELDS)}")
+        raise ValueError(f"{value!r:.80} is not an operation; known are {', '.join(_FIELDS)}")
     kind = value["do"]
     make, names = _FIELDS[kind]
     given = {key: text for key, text in value.items() if key != "do"}
     if set(given) - set(names) or not all(isinstance(text, str) for text in given.values()):
-        raise ValueError(f"{kind} takes {' and '.join(names)}, texts; found {value!r:.80}")
+        raise ValueError(f"{kind} takes {' and '.join(names)} as texts; found {value!r:.80}")
     try:
         made = make(**given)
     except TypeError:
@@ -241,16 +241,16 @@ _FIELDS: Mapping[str, tuple[Callable[..., Operation], tuple[str, ...]]] = {
 
 
 def split_position(text: str) -> tuple[str, str]:
-    """A tag and where it goes, from `TAG@first`, `TAG@last` or `TAG@3`; alone, it goes last."""
+    """Split `TAG@first`, `TAG@last` or `TAG@3` into tag and position, which is last by default."""
     tag, _, at = text.rpartition("@")
     return (tag, at) if tag and is_position(at) else (text, LAST)
 
 
 def split_replacement(text: str) -> tuple[str, str]:
-    """Two tags from `OLD=NEW`; a sign at the very beginning belongs to the old one.
+    """Split `OLD=NEW` into two tags; an equals sign at the very start belongs to the old one.
 
     Raises:
-        ValueError: There is no sign between two tags.
+        ValueError: There is no equals sign between two tags.
     """
     index = text.find("=", 1)
     if index < 0:
@@ -259,36 +259,36 @@ def split_replacement(text: str) -> tuple[str, str]:
 
 
 def is_position(text: str) -> bool:
-    """Whether a text says where a tag goes."""
+    """Return whether a text is a position of a tag."""
     return text in (FIRST, LAST) or _POSITION.fullmatch(text) is not None
 
 
 def _fault(given: Mapping[str, str]) -> str:
-    """Why the texts of an operation are refused; empty where they are not."""
+    """Return why the texts of an operation are refused; empty if they are valid."""
     for name, text in given.items():
         if not is_text(text) or "\0" in text:
-            return "it holds half a character or a zero byte, which no caption has"
+            return "it contains a lone surrogate or a zero byte, which captions cannot contain"
         if name == "at" and not is_position(text):
-            return f"the place is {text!r}; expected first, last or a number from 1"
+            return f"the position is {text!r}; expected first, last or a number from 1"
     for name in ("tag", "by"):
         if name in given and "pattern" not in given:
             tag = given[name]
             if not tag.strip() or tag != tag.strip() or len(split_lines(tag)) > 1:
-                return f"{tag!r} is no tag: it is empty, or has space around it or several lines"
+                return f"{tag!r} is not a tag: it is empty, or has space around it or several lines"
     if given.get("pattern") == "":
         return "the pattern is empty"
     return ""
 
 
 def separator_fault(operations: Sequence[Operation], separator: str) -> str:
-    """Why a separator does not go with some operations; empty where it does."""
+    """Return why a separator cannot be used with some operations; empty if it can."""
     if not separator.strip() or len(split_lines(separator)) > 1:
         return "it is empty or a line end"
     for operation in operations:
         for name in ("tag", "by"):
             tag = "" if isinstance(operation, ReplacePattern) else getattr(operation, name, "")
             if separator.strip() in tag:
-                return f"the tag {_quoted(tag)} holds it; give two tags, or another separator"
+                return f"the tag {_quoted(tag)} contains it; give two tags, or another separator"
     return ""
 
 
@@ -297,7 +297,7 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _by_line(text: str, separator: str, change: Callable[[list[str]], list[str]]) -> str:
-    """A caption after a change to the tags of each line; lines without a change stay."""
+    """Return a caption after a change to the tags of each line; unchanged lines stay verbatim."""
     bare = separator.strip()
     joiner = separator if separator != bare else f"{bare} "
     lines = []
@@ -317,7 +317,7 @@ def _inserted(tags: list[str], tag: str, at: str) -> list[str]:
 
 
 def _at(at: str) -> str:
-    return at if at in (FIRST, LAST) else f"at place {at}"
+    return at if at in (FIRST, LAST) else f"at position {at}"
 
 
 def _quoted(text: str) -> str:

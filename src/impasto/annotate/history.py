@@ -1,4 +1,4 @@
-"""The changes to words of a dataset that can be taken back, as a person or a program lists them."""
+"""Lists the changes to captions of a dataset that can be undone, for people and programs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class EditSummary:
-    """A change that can be taken back.
+    """A change that can be undone.
 
     Attributes:
-        name: What `undo` calls it.
-        what: What it did, in a few words.
-        at: When it began, in seconds since 1970; None where that is not noted.
-        files: How many files it wrote.
-        first: Up to three of these files by their paths below the dataset.
-        ended: Whether it came to its end.
-        outside: The metadata file that it wrote, where that has to be named; else empty.
-        damaged: Whether lines of its notes are damaged.
+        name: Its name for `undo`.
+        what: A short description.
+        at: When it started, in seconds since 1970; None if that is not recorded.
+        files: The number of files that it wrote.
+        first: Up to three of these files, by their paths below the dataset.
+        ended: Whether it was completed.
+        outside: The metadata file that it wrote, if undo must be given its path; else empty.
+        damaged: Whether its journal has damaged lines.
     """
 
     name: str
@@ -42,15 +42,15 @@ class EditSummary:
     damaged: bool
 
     def as_json(self) -> Mapping[str, Any]:
-        """The fields of this edit as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         return dict(vars(self))
 
 
 def list_edits(folders: DatasetFolders) -> list[EditSummary]:
-    """The changes of a dataset, the newest first.
+    """Return the changes of a dataset, the newest first.
 
     Raises:
-        RunError: The notes lead out of the dataset by a link, or cannot be read.
+        RunError: The journals are outside of the dataset by a link, or cannot be read.
     """
     folders.require_own_journals()
     found = ((path, read_notes(path)) for path in reversed(journals_in(folders.journals)))
@@ -77,19 +77,19 @@ def _summary(path: Path, notes: Notes) -> EditSummary:
 
 
 def _name_of(spot: DatasetFile | Path) -> str:
-    """A file for people; of notes of an earlier version without its folder."""
+    """Return a file's path for display; without its folder if an earlier version recorded it."""
     name = spot.file if isinstance(spot, DatasetFile) else spot.name
     return printable(name)
 
 
 def _what(command: str) -> str:
-    """What a journal's command did: its first words, of whatever form it has."""
+    """Return a short description of a journal's command, of any format."""
     try:
         noted = parse_json(command, halves=True)
     except ValueError:
         return command[:_SHOWN] or _UNKNOWN
     while isinstance(noted, list) and noted and isinstance(noted[0], list):
-        noted = noted[0]  # tag and caption note their options beside what they do
+        noted = noted[0]  # tag and caption record their options as well
     if not isinstance(noted, list) or not noted:
         return command[:_SHOWN]
     texts = [str(item) for item in noted[:2] if isinstance(item, str)]

@@ -1,9 +1,9 @@
-"""Notes of what a command changed, made ahead of each change, so that `undo` restores every byte.
+"""Records what a command changes before each change, so that `undo` can restore every byte.
 
-A journal is a file of JSON lines, each with a check sum over itself: what the command is, then for
-each file what was there (content and hash) and the hash of what was written, images that are
-done, and the end. Without an end the same command goes on with the images that are left. Journals
-of earlier versions, which had absolute paths, are read too. `undoing.py` takes them back.
+A journal is a file of JSON lines, each with its own checksum: the command, then for each file its
+previous content and hash and the hash of the new content, completed images, and the end. If the end
+is missing, the same command continues with the remaining images. Journals of earlier versions,
+which had absolute paths, can be read too. `undoing.py` undoes them.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from impasto.locks import FolderLock
 _FORMAT = 2
 
 LAST_NUMBER = "last-number"
-"""A file beside the journals with the number that was given last: `undo 7` means the same change
-for ever, also when the journal of 7 was taken back and is gone."""
+"""A file beside the journals with the last number assigned, so that `undo 7` always refers to the
+same change, even after the journal with number 7 was undone and removed."""
 
 
 class Journal:
-    """The notes of one command; at most one command at a time writes words of a dataset.
+    """The journal of one command; only one command at a time may change captions of a dataset.
 
     Args:
-        folders: The dataset; a folder of notes stands for the one that it is in.
-        command: What the command does, as canonical text; an unfinished one of the same text is
+        folders: The dataset, or the folder of its journals.
+        command: The command as canonical text; an unfinished journal with the same text is
             continued.
     """
 
@@ -66,7 +66,7 @@ class Journal:
 
     @property
     def name(self) -> str | None:
-        """What undo calls this change; None as long as nothing was noted."""
+        """The name of this change for undo; None until something was recorded."""
         return None if self._path is None else edit_name(self._path)
 
     def __enter__(self) -> Journal:
@@ -84,19 +84,19 @@ class Journal:
     ) -> None:
         with self._held:
             if self._path is None:
-                return  # nothing was noted
+                return  # nothing was recorded
             try:
                 if kind is None:
-                    self._note({"end": True})  # also of one that is continued, with nothing left
+                    self._note({"end": True})  # also if continued with no images left
             finally:
                 if self._file is not None:
                     with contextlib.suppress(OSError):  # the end was flushed, or failed above
                         self._file.close()
             if kind is None and not self._last:
-                self._path.unlink(missing_ok=True)  # nothing to take back
+                self._path.unlink(missing_ok=True)  # nothing to undo
 
     def write(self, path: Path, text: str, image: str) -> None:
-        """Note what is there, then write; the text gets a line end.
+        """Record the present content, then write a text with a line end.
 
         Raises:
             RunError: The file is outside of the dataset.
@@ -105,10 +105,10 @@ class Journal:
         self.replace(path, (text + "\n").encode(), [image])
 
     def replace(self, path: Path, content: bytes, images: Sequence[str]) -> None:
-        """Note what is there, then write any bytes: one image's words, or a metadata file of many.
+        """Record the present content, then write bytes: an image's caption, or a metadata file.
 
-        The note of the change names the images, so that a command that is killed right after the
-        write, and appends, does not append to them again.
+        The record of the change names the images, so that a command that appends, and is killed
+        right after the write, does not append to them again.
         """
         spot = self.folders.file_below(path)
         if spot is None:
@@ -137,11 +137,11 @@ class Journal:
             self.finish(image)
 
     def finish(self, image: str) -> None:
-        """Note that an image needs nothing more; if that is lost, it is done once more."""
+        """Record that an image is completed; if that is lost, the image is processed again."""
         self._note({"picture": image}, durably=False)
 
     def _continue(self, newest: Path, notes: Notes) -> None:
-        """Go on with the newest journal, if it is of this command and was broken off."""
+        """Continue the newest journal, if it is of this command and was interrupted."""
         done = _done_before(notes, self.command, self.folders)
         if done is None:
             return
@@ -161,12 +161,12 @@ class Journal:
         except OSError as error:
             raise StorageError(
                 f"The notes for undo cannot be written to {self.folders.journals}: "
-                f"{storage_errors.cause_of(error)}. Words that are written are kept. Free some "
+                f"{storage_errors.cause_of(error)}. Captions written so far are kept. Free some "
                 f"space and run the same command again."
             ) from error
 
     def _open(self) -> None:
-        """Begin the file with the first note, so that a command without any leaves none."""
+        """Create the file at the first record, so that a command without any leaves none."""
         if self._path is not None:
             self._file = self._path.open("a", encoding="ascii", newline="\n")
             return
@@ -188,24 +188,27 @@ class Journal:
 
 
 def done_before(folders: DatasetFolders, command: str) -> frozenset[str]:
-    """The images that a command would pass over, as it was broken off before; for a preview."""
+    """Return the images that a command would skip since an interrupted run completed them."""
     newest = _newest_of(folders)
     done = None if newest is None else _done_before(newest[1], command, folders)
     return frozenset(done or ())
 
 
 def _done_before(notes: Notes, command: str, folders: DatasetFolders) -> set[str] | None:
-    """The images that are done, where notes are of this command and were broken off."""
+    """Return the completed images if the journal is of this command and unfinished, else None."""
     if notes.ended or notes.damaged or notes.command != command:
         return None
     try:
         return _still_done(notes, folders)
     except RunError:
-        return None  # its notes are not of this dataset
+        return None  # its journal is not of this dataset
 
 
 def _newest_of(folders: DatasetFolders) -> tuple[Path, Notes] | None:
-    """The last journal of a dataset in this version's form; others may keep theirs beside it."""
+    """Return a dataset's last journal in the present format; None if it has none.
+
+    Other datasets may keep journals in the same folder.
+    """
     for journal in reversed(journals_in(folders.journals)):
         if not NUMBERED.match(journal.name):
             return None
@@ -216,12 +219,12 @@ def _newest_of(folders: DatasetFolders) -> tuple[Path, Notes] | None:
 
 
 def belongs(notes: Notes, folders: DatasetFolders, *, moved: bool = True) -> bool:
-    """Whether a journal is of this dataset, where several keep theirs in one folder.
+    """Return whether a journal is of this dataset, if several keep theirs in one folder.
 
     Args:
-        notes: The journal's.
+        notes: The content of the journal.
         folders: The dataset.
-        moved: Whether one counts whose folders are gone: the dataset may have been moved.
+        moved: Whether to accept one whose folders no longer exist: the dataset may have been moved.
     """
     if notes.folders is not None:
         gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length
@@ -232,7 +235,7 @@ def belongs(notes: Notes, folders: DatasetFolders, *, moved: bool = True) -> boo
 
 
 def _last_number(journals: Path) -> int:
-    """The number that was given last; 0 where that is not noted."""
+    """Return the last number assigned; 0 if none is recorded."""
     try:
         text = (journals / LAST_NUMBER).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -241,17 +244,17 @@ def _last_number(journals: Path) -> int:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what commands that were killed were about to write in a folder of a dataset."""
-    with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+    """Remove temporary files that killed commands left in a folder of a dataset."""
+    with contextlib.suppress(OSError):  # leftovers do no harm
         temporary_names.remove_leftovers(folder)
 
 
 @contextlib.contextmanager
 def alone(folders: DatasetFolders) -> Iterator[None]:
-    """Hold the journals of a dataset, so that no second command changes the same words meanwhile.
+    """Lock the journals of a dataset, so that no second command changes captions meanwhile.
 
     Raises:
-        RunError: Another command is at it, or the journals are outside of the dataset by a link.
+        RunError: Another command holds the lock, or a link leads the journals out of the dataset.
         StorageError: The folder cannot be written.
     """
     folders.require_own_journals()
@@ -259,24 +262,24 @@ def alone(folders: DatasetFolders) -> Iterator[None]:
 
     def refuse(holder: LockHolder) -> None:
         raise RunError(
-            f"Another command is changing words of this dataset: {holder.description}. It holds "
-            f"{folders.journals}. Wait until it is done."
+            f"Another command is changing captions of this dataset: {holder.description}. It holds "
+            f"{folders.journals}. Wait until it has finished."
         )
 
-    with FolderLock(folders.journals, "changing words", refuse):
+    with FolderLock(folders.journals, "changing captions", refuse):
         yield
 
 
 def root_paths(folders: DatasetFolders) -> list[str]:
-    """The dataset's folders as they are noted in a journal that is kept elsewhere."""
+    """Return the dataset's folders as they are recorded in a journal that is kept elsewhere."""
     return [files.real_path(root).as_posix() for root in folders.roots]
 
 
 def _still_done(notes: Notes, folders: DatasetFolders) -> set[str]:
-    """The images that are done, but for those whose words somebody took away since.
+    """Return the completed images, except those whose captions were removed since.
 
     Raises:
-        RunError: The notes are of files outside of the dataset.
+        RunError: The journal is of files outside of the dataset.
     """
     spots = {edit.spot for edit in notes.edits if isinstance(edit.spot, DatasetFile)}
     gone = {spot for spot in spots if not has_text(folders.file_of(spot))}
@@ -288,9 +291,9 @@ def _still_done(notes: Notes, folders: DatasetFolders) -> set[str]:
 
 
 def _written(notes: Notes, folders: DatasetFolders) -> set[str]:
-    """The images whose words are in their files, by the hashes: the note that says so may be lost.
+    """Return the images whose text is in their files by hash, though its record may have been lost.
 
-    A note is made before the change, so the last change of each file may not have happened.
+    A record precedes its change, so the last change of each file may not have happened.
     """
     chains: dict[DatasetFile, list[Edit]] = {}
     for edit in notes.edits:
@@ -305,7 +308,7 @@ def _written(notes: Notes, folders: DatasetFolders) -> set[str]:
 
 
 def _cut_half_line(file: Path) -> None:
-    """Take off what a crash left of a last line, so that the next one begins anew."""
+    """Truncate an incomplete last line that a crash left, so that the next starts a new line."""
     content = file.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

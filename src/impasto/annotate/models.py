@@ -1,4 +1,4 @@
-"""Where the files of taggers and captioners are, by path, short name or Hub id."""
+"""Finds the files of taggers and captioners by path, short name or Hub id."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _FILES = ("*.onnx", "*.csv", "*.txt", "*.json")
 
 
 def locate_tagger(name: str, progress: Progress) -> Path:
-    """The folder of a tagger, or its file; downloaded if it is not here yet.
+    """Return the folder or file of a tagger, which is downloaded if it is not on this machine.
 
     Args:
-        name: A path, a short name, or a Hub id, perhaps with a folder in it.
-        progress: Is told of a download.
+        name: A path, a short name, or a Hub id, optionally followed by a folder in it.
+        progress: Shows the download.
 
     Raises:
         ConfigError: There is no such name; with the nearest.
@@ -47,7 +47,7 @@ def locate_tagger(name: str, progress: Progress) -> Path:
 
 
 def locate_captioner(name: str) -> str:
-    """Find a captioner: a folder, or its id on the Hub.
+    """Return the folder of a captioner, or its id on the Hub.
 
     Raises:
         ConfigError: There is no such name; with the nearest.
@@ -64,12 +64,12 @@ def locate_captioner(name: str) -> str:
 
 
 def require_reachable(hub_id: str) -> None:
-    """Make sure that a captioner of the Hub is here or can be asked for, before transformers tries.
+    """Check that a captioner of the Hub is cached or can be downloaded, before transformers tries.
 
-    That asks six times, for half a minute, and prints each time.
+    transformers tries six times, for half a minute, and prints each time.
 
     Raises:
-        ModelError: It is not here, and there is no network or no such model.
+        ModelError: It is not cached, and there is no network or no such model.
     """
     from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 
@@ -97,18 +97,18 @@ def _downloaded(hub_id: str, folder: str, progress: Progress) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
     except (OSError, ValueError):
-        pass  # it is not here yet
+        pass  # not downloaded yet
     return download_snapshot(hub_id, progress, repo_id=hub_id, allow_patterns=patterns)
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A model that is to be had from the Hub.
+    """A model that is needed from the Hub.
 
     Attributes:
         hub_id: Its id.
-        title: What was asked for, in words: `tagger wd-swinv2-v3`.
-        files: Which of its files are needed, in words.
+        title: A description: `tagger wd-swinv2-v3`.
+        files: A description of the files that are needed.
     """
 
     hub_id: str
@@ -117,7 +117,7 @@ class _Wanted:
 
     @contextlib.contextmanager
     def or_what_to_do(self) -> Iterator[None]:
-        """Say in one paragraph what to do where it cannot be had.
+        """Convert download errors into one that says in a paragraph what to do.
 
         Raises:
             ModelError: There is no network, or no such model.
@@ -128,7 +128,7 @@ class _Wanted:
             yield
         except RepositoryNotFoundError as error:
             raise ModelError(
-                f"The Hugging Face Hub shows no {self.hub_id}: it is spelt otherwise, private or "
+                f"The Hugging Face Hub shows no {self.hub_id}: it is misspelt, private or "
                 f"gated. Check the name, log in with `hf auth login` if it is gated, or give the "
                 f"folder of a copy, with {self.files}, in place of the name."
             ) from error
@@ -145,8 +145,8 @@ class _Wanted:
 
     def _without_room(self, error: Exception) -> str:
         return (
-            f"The {self.title} cannot be kept in {self._cache}: {_reason(error)}. Make room there, "
-            f"or set HF_HOME to a folder that can be written."
+            f"The {self.title} cannot be stored in {self._cache}: {_reason(error)}. Free some "
+            "space there, or set HF_HOME to a writable folder."
         )
 
     def _without_network(self, error: Exception) -> str:
@@ -155,15 +155,15 @@ class _Wanted:
         kind, _, _ = self.title.partition(" ")
         return (
             f"The {self.title} is not on this machine, and {ENDPOINT}/{self.hub_id} could not be "
-            f"reached ({_reason(error)}). Download it where there is a network and give its "
-            f"folder, with {self.files}, in place of the name. Or bring {self._cache} from a "
-            f"machine that has used it. The one {kind} that comes with this program, for flat "
-            f"icons only, has the name `demo`."
+            f"reached ({_reason(error)}). Download it on a machine with a network and give its "
+            f"folder, with {self.files}, in place of the name. Or copy {self._cache} from a "
+            f"machine that has used it. The only {kind} that comes with this program, for flat "
+            f"icons only, is named `demo`."
         )
 
 
 def _reason(error: Exception) -> str:
-    """Why the Hub was not reached, in a few words."""
+    """Return a short reason why the Hub could not be reached."""
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():

@@ -1,7 +1,7 @@
-"""What a journal holds: the form of its lines, of this version and of the first one.
+"""The content of a journal: the format of its lines, of this version and of the first one.
 
-`journal.py` writes them, `undoing.py` takes them back. Whatever a file holds, reading it ends in
-`Notes`, with what is damaged counted.
+`journal.py` writes them, `undoing.py` undoes them. Whatever a file contains, reading it returns
+`Notes` in which damaged lines are counted.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from impasto.annotate.dataset_folders import DatasetFile
 from impasto.errors import RunError
 from impasto.parsing import parse_json
 
-UNKNOWN = ""  # the hash of what was written, where a crash or an old version did not note it
+UNKNOWN = ""  # the hash of written content that a crash or an old version did not record
 NUMBERED = re.compile(r"edit-(\d{6,})\.jsonl")
 _OLD_NAME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?\.(?:jsonl|partly-undone)")
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What was changed in one file.
+    """A change to one file.
 
     Attributes:
         spot: The file; in a journal of an earlier version its absolute path.
-        was: The hash of what was there; None if nothing was.
-        after: The hash of what was written; `UNKNOWN` if that is not noted.
-        content: What was there, if it is not what the edit before wrote.
-        images: Names of the images that need nothing more once this is written.
+        was: The hash of the previous content; None if the file did not exist.
+        after: The hash of the written content; `UNKNOWN` if it was not recorded.
+        content: The previous content; None if it equals what the edit before wrote.
+        images: Names of the images that are completed once this is written.
     """
 
     spot: DatasetFile | Path
@@ -46,16 +46,16 @@ class Edit:
 
 @dataclass
 class Notes:
-    """What a journal says: the edits of one command, and how far it came.
+    """The content of a journal: the edits of one command, and its progress.
 
     Attributes:
-        command: What the command does, as text.
-        edits: The changes in their order.
-        done: Names of the images that need nothing more.
-        ended: Whether the command came to its end, or was taken back in part.
-        folders: The dataset's folders, where the journal is kept elsewhere.
-        damaged: Numbers of lines that are not as they were written.
-        at: When the command began, in seconds since 1970; None where that is not noted.
+        command: The command, as text.
+        edits: The changes in order.
+        done: Names of the completed images.
+        ended: Whether the command was completed, or undone in part.
+        folders: The dataset's folders, if the journal is kept elsewhere.
+        damaged: Numbers of damaged lines.
+        at: When the command started, in seconds since 1970; None if that is not recorded.
     """
 
     command: str = ""
@@ -68,7 +68,7 @@ class Notes:
 
 
 def journals_in(folder: Path) -> list[Path]:
-    """The journals in a folder, oldest first: plain files, no links."""
+    """Return the journals in a folder, oldest first: plain files, no links."""
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     ordered = [(_age_of(path.name), path) for path in there]
     return [
@@ -79,13 +79,13 @@ def journals_in(folder: Path) -> list[Path]:
 
 
 def edit_name(journal: Path) -> str:
-    """What people call the change that a journal is of: its number, or its time in old versions."""
+    """Return the name of a journal's change: its number, or its time in old versions."""
     numbered = NUMBERED.fullmatch(journal.name)
     return str(int(numbered[1])) if numbered else journal.stem
 
 
 def _age_of(name: str) -> tuple[int, str, int] | tuple[()]:
-    """What journals are ordered by; nothing for other files. Earlier versions had no numbers."""
+    """Return a sort key for journals, empty for other files. Earlier versions had no numbers."""
     new, old = NUMBERED.fullmatch(name), _OLD_NAME.fullmatch(name)
     if new:
         return int(new[1]), "", 0
@@ -93,7 +93,7 @@ def _age_of(name: str) -> tuple[int, str, int] | tuple[()]:
 
 
 def with_checksum(line: Mapping[str, Any]) -> str:
-    """A line of a journal, with its check sum and its end."""
+    """Return a line of a journal, with its checksum and a line end."""
     return json.dumps({**line, "sum": _sum_of(line)}) + "\n"
 
 
@@ -103,9 +103,9 @@ def _sum_of(line: Mapping[str, Any]) -> str:
 
 
 def read_notes(file: Path) -> Notes:
-    """A journal's content, of this version or an earlier one; what is damaged is counted.
+    """Read a journal of this version or an earlier one, and count damaged lines.
 
-    A last line that was cut off by a crash is skipped: its change did not begin.
+    A last line that a crash cut off is skipped: its change did not start.
 
     Raises:
         RunError: The file cannot be read.
@@ -154,7 +154,7 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
 
 
 def _read_old_line(notes: Notes, line: dict[str, Any]) -> None:
-    """A line of the first version: absolute paths, `same` for what an earlier line has."""
+    """Read a line of the first version: absolute paths, `same` for content in an earlier line."""
     if "path" not in line:
         notes.ended = notes.ended or "end" in line
         return
@@ -170,7 +170,7 @@ def _read_old_line(notes: Notes, line: dict[str, Any]) -> None:
 
 
 def file_hash(path: Path) -> str | None:
-    """The hash of a file's content; None where there is no regular file."""
+    """Return the hash of a file's content; None if it is not a regular file."""
     try:
         return files.sha256_of(path) if path.is_file() else None
     except OSError:
@@ -178,7 +178,7 @@ def file_hash(path: Path) -> str | None:
 
 
 def hash_of(content: bytes | None) -> str | None:
-    """The hash of a file's content; None of no file."""
+    """Return the hash of a file's content; None for None."""
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""Finds the layer before the last of an ONNX classifier, and makes it an output too.
+"""Finds the penultimate layer of an ONNX classifier, and adds it as an output.
 
-The package `onnx` is not needed: of a model's bytes only the names in its graph are read, by the
-wire format of Protocol Buffers, and the output is added by appending a few bytes. Messages that are
-there twice are merged by every parser ("Last One Wins" in the encoding guide), and lists in them
-are joined, so a second graph with nothing but an output adds that output.
+The package `onnx` is not needed: only the names in the model's graph are read from its bytes, by
+the wire format of Protocol Buffers, and the output is added by appending a few bytes. Every parser
+merges messages that occur twice ("Last One Wins" in the encoding guide) and concatenates their
+lists, so a second graph that contains only an output adds that output.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class _Node:
 
 
 def penultimate_name(model: bytes, output: str) -> str | None:
-    """The name of what the last fully connected layer of a model is given; None without one.
+    """Return the name of the input of the last fully connected layer; None if there is none.
 
     Args:
         model: The bytes of a `.onnx` file.
         output: The output that the layer leads to.
 
     Raises:
-        ValueError: These are not the bytes of a model.
+        ValueError: The bytes are not a model.
     """
     nodes, weights = _graph_of(model)
     made_by = {name: node for node in nodes for name in node.outputs}
@@ -54,13 +54,13 @@ def penultimate_name(model: bytes, output: str) -> str | None:
 
 
 def with_output(model: bytes, name: str) -> bytes:
-    """Add an output to a model, which its graph computes already."""
+    """Return a model with one more output, for a value that its graph already computes."""
     value = _field(_VALUE_NAME, name.encode("utf-8"))
     return model + _field(_GRAPH, _field(_OUTPUT, value))
 
 
 def _graph_of(model: bytes) -> tuple[list[_Node], set[str]]:
-    """The nodes of a model's graph, and the names of weights and other constants."""
+    """Return the nodes of a model's graph, and the names of weights and other constants."""
     nodes: list[_Node] = []
     weights: set[str] = set()
     for number, graph in _fields(memoryview(model)):
@@ -90,10 +90,10 @@ def _texts(message: memoryview, wanted: int) -> list[str]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The numbers and contents of a message's fields of bytes; others are skipped.
+    """Yield the numbers and contents of a message's length-delimited fields; others are skipped.
 
     Raises:
-        ValueError: It is no message: it ends within a field, or has one of no known kind.
+        ValueError: It is not a message: it ends within a field, or has one of an unknown type.
     """
     at = 0
     while at < len(message):
@@ -114,7 +114,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A whole number in pieces of seven bits, and where it ends."""
+    """Return a varint (seven bits per byte) and the position after it."""
     value = shift = 0
     while True:
         if at >= len(message) or shift > 63:

@@ -1,4 +1,4 @@
-"""Taggers through ONNX Runtime, on whatever device its installed package drives."""
+"""Taggers that run on ONNX Runtime, on any device that its installed package supports."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-"""Short names, best first."""
+"""Short name -> ONNX Runtime provider, best first."""
 
 _FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 _OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
 class Tagger(Protocol):
-    """Gives probabilities for images that its profile prepared."""
+    """Computes tag probabilities for images that its profile has prepared."""
 
     profile: Profile
     table: TagTable
 
     def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """[N, rows] probabilities from uint8 RGB squares."""
+        """Return [N, rows] probabilities for uint8 RGB squares."""
 
 
 class OnnxTagger:
     """A tagger from a folder with a `.onnx` file and its tags.
 
     Args:
-        folder: Where they are.
-        provider: A short name of `PROVIDERS`; None takes the best that is installed.
-        profile: How images are prepared; None finds out by the files.
-        progress: Is told when memory makes batches smaller.
-        with_features: Whether `scores_and_features` is wanted besides `scores`.
+        folder: The folder, or the `.onnx` file.
+        provider: A short name of `PROVIDERS`; None uses the best that is installed.
+        profile: How images are prepared; None detects it from the files.
+        progress: Notified when batches are made smaller for lack of memory.
+        with_features: Whether `scores_and_features` is needed besides `scores`.
 
     Raises:
-        MissingDependencyError: ONNX Runtime or the provider is not there.
-        ModelError: The files are missing, damaged, or do not fit each other, or features are
-            wanted and the model has no layer before its last.
+        MissingDependencyError: ONNX Runtime or the provider is not installed.
+        ModelError: The files are missing, damaged, or do not fit each other, or features are needed
+            and the model has no layer before its last.
     """
 
     def __init__(
@@ -89,42 +89,42 @@ class OnnxTagger:
         self._most: int | None = None
 
     def scores(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """[N, rows] probabilities from uint8 RGB squares.
+        """Return [N, rows] probabilities for uint8 RGB squares.
 
-        A model of a fixed batch gets its number, filled up; where memory runs out, halves.
+        A batch for a model of fixed batch size is padded; if memory runs out, batches are halved.
 
         Raises:
-            ModelError: The output is not one of probabilities.
+            ModelError: The output is not probabilities.
             OutOfMemoryError: Not even one image fits.
         """
         return self._in_batches(pixels, lambda batch: [self._run(batch)])[0]
 
     def scores_and_features(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The probabilities, and [N, D] what the last layer makes them of.
+        """Return the probabilities, and the [N, D] inputs of the last layer.
 
         Raises:
-            ModelError: The output is not one of probabilities, or the layer no list of numbers.
+            ModelError: The output is not probabilities, or the features are not a vector per image.
             OutOfMemoryError: Not even one image fits.
         """
         scores, features = self._in_batches(pixels, self._run_all)
         if features.ndim != 2:
             raise ModelError(
-                f"{self.file} has {list(features.shape)} before its last layer; expected a list "
-                f"of numbers for each image. It cannot be used as features."
+                f"{self.file} has {list(features.shape)} before its last layer; expected a vector "
+                f"for each image. It cannot be used as features."
             )
         return scores, features
 
     def _open_with_features(self, provider: str | None) -> None:
-        """Open the model again with one more output: what its last layer is given."""
+        """Open the model again with one more output: the input of its last layer."""
         content = self.file.read_bytes()
         try:
             hidden = penultimate_name(content, self._output)
         except ValueError as error:
-            raise ModelError(f"{self.file} is no ONNX model ({error}).") from error
+            raise ModelError(f"{self.file} is not an ONNX model ({error}).") from error
         if hidden is None:
             raise ModelError(
                 f"{self.file} does not end in a fully connected layer, so there are no features "
-                f"before it. Take a tagger of another kind, or a model of transformers."
+                f"before it. Use a tagger of another kind, or a model of transformers."
             )
         self._session = _open_session(with_output(content, hidden), self.file, provider)
         self._hidden = [hidden]
@@ -134,7 +134,7 @@ class OnnxTagger:
         pixels: Sequence[np.ndarray],
         run: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
     ) -> list[np.ndarray]:
-        """Each output for all of the images."""
+        """Return each output for all of the images."""
         size = self.fixed_batch or min(len(pixels), self._most or len(pixels))
         found: list[list[np.ndarray]] = []
         start = 0
@@ -142,13 +142,13 @@ class OnnxTagger:
             batch = pixels[start : start + size]
             try:
                 found.append(run(batch))
-            except Exception as error:  # ONNX Runtime's classes have no other base in common
+            except Exception as error:  # ONNX Runtime's classes share no other base
                 if not any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                     raise
                 if self.fixed_batch or size == 1:
                     raise OutOfMemoryError(
                         f"Memory ran out while tagging {counted(len(batch), 'images')} at once. "
-                        f"Take a smaller model, or --provider cpu."
+                        f"Use a smaller model, or --provider cpu."
                     ) from error
                 size = self._most = max(1, size // 2)
                 self._progress.note(
@@ -172,14 +172,14 @@ class OnnxTagger:
             return [np.asarray(1 / (1 + np.exp(-raw))), *others]
         if raw.min() < -1e-3 or raw.max() > 1 + 1e-3:
             raise ModelError(
-                f"{self.file} gives {raw.min():.1f} to {raw.max():.1f}, which are no "
+                f"{self.file} returns {raw.min():.1f} to {raw.max():.1f}, which are not "
                 f"probabilities: it is not a {self.profile.name} model as published. Try "
                 f"--logits."
             )
         return [raw, *others]
 
     def _choose_output(self) -> str:
-        """The output with as many rows as there are tags, by name or by its width."""
+        """Return the name of the output with one value per tag, by name or by its width."""
         outputs = {out.name: out.shape for out in self._session.get_outputs()}
         width = self.table.width
 
@@ -193,8 +193,8 @@ class OnnxTagger:
         if not fitting:
             widths = ", ".join(f"{name} {list(shape)}" for name, shape in outputs.items())
             raise ModelError(
-                f"{self.file} does not go with its tags: there are {width}, and its output is "
-                f"{widths}. Take both files from the same place."
+                f"{self.file} does not match its tags: there are {width}, and its output is "
+                f"{widths}. Use both files from the same source."
             )
         preferred = [n for n in fitting if n in ("prediction", "output")]
         return str((preferred or fitting)[0])
@@ -209,14 +209,14 @@ def _model_file(folder: Path) -> Path:
     found = next((f for f in [*named, *others] if f.is_file()), None)
     if found is None:
         raise ModelError(
-            f"{folder} has no .onnx file in it. Give the folder of a tagger with its .onnx and its "
+            f"{folder} has no .onnx file. Give the folder of a tagger with its .onnx and its "
             f"tags (selected_tags.csv, tag_mapping.json, ...)."
         )
     return found
 
 
 def _profile_and_table(folder: Path, texts: Any, file: Path) -> tuple[Profile, TagTable]:
-    """What kind of tagger it is, by the file with its tags."""
+    """Return the profile and the tags of a tagger, by the file that holds its tags."""
     beside = file.parent if folder.is_file() else folder
     for name, reader in READERS.items():
         if (beside / name).is_file():
@@ -228,12 +228,12 @@ def _profile_and_table(folder: Path, texts: Any, file: Path) -> tuple[Profile, T
         return DEEPDANBOORU, read_literal(texts["tags"], str(file))
     raise ModelError(
         f"There are no tags beside {file}: expected one of {', '.join(READERS)}. Download that "
-        f"file from the same place as the model."
+        f"file from the same source as the model."
     )
 
 
 def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
-    """A session of a model's file, or of its bytes."""
+    """Return a session for a model's file or bytes."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -256,13 +256,13 @@ def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
     with contextlib.suppress(AttributeError):
         onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
-    # threads that spin while they wait would take the CPUs from those that decode
+    # threads that spin while waiting would take CPU time from decoding
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(model, bytes):  # of weights in files beside it, the bytes have only the names
+    if isinstance(model, bytes):  # external weights are only named in the bytes
         options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(file.parent))
     try:
         return onnxruntime.InferenceSession(model, options, providers=chosen)
-    except Exception as error:  # as above, and what providers raise on a stranger's file
+    except Exception as error:  # as above, and providers raise various errors for damaged files
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(
             f"{file} cannot be opened by ONNX Runtime ({reason}). "
@@ -271,5 +271,5 @@ def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
 
 
 def as_logits(profile: Profile) -> Profile:
-    """The profile of a tagger whose output still needs a sigmoid."""
+    """Return a profile whose output still needs a sigmoid."""
     return replace(profile, logits=True)

@@ -1,7 +1,7 @@
-"""What captions were when an edit of them was previewed, so that no others are changed by it.
+"""Records captions at the preview of an edit, so that captions changed since are not edited.
 
-Between a preview and its being applied somebody may write captions, or add images that a filter
-holds for. Such captions are left as they are, and named.
+Between preview and edit, captions may be changed, or images added that a filter selects. Such
+captions are left unchanged and reported.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from impasto.data.records import SkippedFile
 from impasto.errors import ConfigError
 from impasto.parsing import read_object
 
-_CHANGED = "it was changed after the preview, and is left as it is"
-_GONE = "its image is not there any more, or can no longer be edited"
+_CHANGED = "it was changed after the preview, and is left unchanged"
+_GONE = "its image no longer exists, or can no longer be edited"
 
 
 Marks = Mapping[str, Sequence[str]]
-"""Name of an image -> the hash of its caption as it was previewed, and the caption's file."""
+"""Name of an image -> the hash of its caption at the preview, and the caption file."""
 
 
 def marks_of(changes: Iterable[CaptionChange]) -> Marks:
-    """What tells later whether the captions that an edit would change are as they are now."""
+    """Return the marks by which captions can be checked later for changes."""
     return {c.caption.name: [_mark(c.caption), str(c.caption.file)] for c in changes}
 
 
 def note_preview(file: Path, changes: Iterable[CaptionChange]) -> None:
-    """Write the captions that an edit would change to a file, by their hashes.
+    """Write the marks of the captions that an edit would change to a file.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     files.write_json(file, marks_of(changes), durable=False)
 
 
 def read_preview(file: Path) -> Marks:
-    """What `note_preview` has written.
+    """Return the marks that `note_preview` has written.
 
     Raises:
         ConfigError: The file is missing or damaged.
     """
     marks = read_object(file)
     if marks is None or not all(isinstance(m, list) and len(m) == 2 for m in marks.values()):
-        raise ConfigError(f"--previewed {file}: no preview has been noted there. Preview again.")
+        raise ConfigError(f"--previewed {file}: no preview is recorded there. Preview again.")
     return marks
 
 
@@ -56,13 +56,13 @@ def as_previewed(
     captions: Sequence[CaptionFile],
     done: Collection[str],
 ) -> tuple[list[CaptionChange], list[SkippedFile]]:
-    """The changes that were previewed, and the captions that are not as they were then.
+    """Return the changes that were previewed, and the captions that differ from the preview.
 
     Args:
-        marks: Of the captions that were previewed.
-        changes: What the edit does to the captions that are there now.
-        captions: All captions that are there now.
-        done: Names of images that the edit has had already.
+        marks: The marks of the previewed captions.
+        changes: The changes that the edit makes to the present captions.
+        captions: All present captions.
+        done: Names of images that the edit has changed already.
     """
     now = {caption.name: caption for caption in captions}
     kept, odd = [], dict[str, SkippedFile]()

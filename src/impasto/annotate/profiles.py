@@ -1,6 +1,6 @@
-"""What taggers of each kind take: size, layout, channels, range, and how an image is fitted.
+"""Input formats of each kind of tagger: size, layout, channels, range, and how an image is fitted.
 
-The kinds and their contracts: model cards and loaders of SmilingWolf (WD14), cella110n (cl_tagger),
+The formats are from the model cards and loaders of SmilingWolf (WD14), cella110n (cl_tagger),
 pixai-labs, Camais03 (Camie), fancyfeast (JoyTag), KichangKim and its ports (DeepDanbooru), and
 deepghs/imgutils, which packs several of them with a `preprocess.json`.
 """
@@ -28,20 +28,21 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class Profile:
-    """How images are made into a tagger's input, and its output into probabilities.
+    """How images become a tagger's input, and its output becomes probabilities.
 
     Attributes:
-        name: The kind, in words.
-        side: Pixels of the square input.
-        channels_first: Whether the layout is [N, 3, H, W] or else [N, H, W, 3].
-        bgr: Whether blue comes first.
-        fit: An image that is no square is padded (`white`, `black`, `edge`), or `squash`ed.
-        scale: Bytes are divided by this first: 1 leaves 0 to 255.
-        mean: Taken away then, by channel in the order of the input.
-        std: Divided by then.
+        name: The name of the kind.
+        side: Side of the square input in pixels.
+        channels_first: Whether the layout is [N, 3, H, W] and not [N, H, W, 3].
+        bgr: Whether the channels are in the order blue, green, red.
+        fit: How an image that is not square is fitted: padded (`white`, `black`, `edge`), or
+            `squash`ed.
+        scale: Divisor applied to the bytes first: 1 leaves 0 to 255.
+        mean: Subtracted next, per channel in the order of the input.
+        std: Divisor applied last, per channel.
         logits: Whether the output still needs a sigmoid.
-        output: The output's name, where there are several.
-        thresholds: What its authors publish, by category.
+        output: The name of the output, if there are several.
+        thresholds: The thresholds that its authors publish, by category.
         by_score: Whether its authors write the likeliest tags first.
     """
 
@@ -59,7 +60,7 @@ class Profile:
     by_score: bool = False
 
     def batch(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """[N, H, W, 3] or [N, 3, H, W] float32 from uint8 RGB squares."""
+        """Return [N, H, W, 3] or [N, 3, H, W] float32 from uint8 RGB squares."""
         stacked = np.stack(pixels).astype(np.float32)
         if self.bgr:
             stacked = stacked[..., ::-1]
@@ -104,7 +105,7 @@ KINDS: Mapping[str, Profile] = {
     "joytag": JOYTAG,
     "deepdanbooru": DEEPDANBOORU,
 }
-"""Short names, for where the files do not tell."""
+"""Short name -> profile, for models whose files do not identify the kind."""
 
 BY_TAG_FILE: Mapping[str, Profile] = {
     "selected_tags.csv": WD14,
@@ -114,34 +115,34 @@ BY_TAG_FILE: Mapping[str, Profile] = {
     "tags.txt": replace(DEEPDANBOORU, fit="squash"),
     "metadata.json": CAMIE,
 }
-"""The file with the tags -> the kind of model it comes with."""
+"""File name of the tags -> the kind of model that has such a file."""
 
 
 def fit_to_input_shape(profile: Profile, shape: Sequence[Any], where: str) -> Profile:
-    """A profile with side and layout as the model's input has them.
+    """Return a profile with the side and layout of the model's input.
 
     Args:
-        profile: The kind.
-        shape: Of the input: [N, H, W, 3] or [N, 3, H, W]; what may be anything is no number.
-        where: The model, for messages.
+        profile: The profile of the kind.
+        shape: Shape of the input: [N, H, W, 3] or [N, 3, H, W]; dynamic dimensions are not numbers.
+        where: The name of the model, for messages.
 
     Raises:
-        ModelError: The input is no square image.
+        ModelError: The input is not a square image.
     """
     sides = [n for n in shape[1:] if isinstance(n, int) and n != 3]
     if len(shape) != 4 or 3 not in shape[1:] or len(set(sides)) > 1:
         raise ModelError(
-            f"{where} takes {list(shape)}, which is no square colour image: it is no tagger of a "
-            f"known kind."
+            f"{where} takes {list(shape)}, which is not a square colour image: it is not a tagger "
+            "of a known kind."
         )
     return replace(profile, channels_first=shape[1] == 3, side=sides[0] if sides else profile.side)
 
 
 def with_preprocessing(profile: Profile, file: Path) -> Profile:
-    """A profile as deepghs' `preprocess.json` says: sizes, mean and spread, padding or not.
+    """Return a profile by deepghs' `preprocess.json`: size, mean, standard deviation, padding.
 
     Raises:
-        ModelError: It is no such file.
+        ModelError: It is not such a file.
     """
     try:
         content = parse_json(read_text(file))
@@ -153,7 +154,7 @@ def with_preprocessing(profile: Profile, file: Path) -> Profile:
             found = _applied(found, step)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ModelError(
-            f"{file} says nothing about preparing images that is known here ({error!r})."
+            f"{file} has no known description of how to prepare images ({error!r})."
         ) from error
     return found
 
@@ -179,7 +180,7 @@ class PrepareImages:
     profile: Profile
 
     def __call__(self, paths: Sequence[Path]) -> list[np.ndarray | Failure]:
-        """Decode and fit each; what cannot be read is a `Failure`."""
+        """Decode and fit each image; return a `Failure` for one that cannot be read."""
         return [self._one(path) for path in paths]
 
     def _one(self, path: Path) -> np.ndarray | Failure:
@@ -193,9 +194,9 @@ class PrepareImages:
 
 
 def fit_square(image: Image.Image, side: int, fit: Fit) -> np.ndarray:
-    """[side, side, 3] uint8; the longer side fills the square, unless it is squashed.
+    """Return a [side, side, 3] uint8 square; the longer side fills it, unless it is squashed.
 
-    By area on the way down, bicubic on the way up.
+    Resized by area when shrinking, bicubic when enlarging.
     """
     if fit == "squash":
         return np.asarray(_resized(image, (side, side)))

@@ -1,4 +1,4 @@
-"""Tagging and captioning by processes that each make the model themselves."""
+"""Tagging and captioning in other processes, each of which loads the model itself."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ _TORCH = (".pt", ".h5", ".keras")
 
 
 class Speaker(Protocol):
-    """What gives words to prepared images, as `annotation.Annotator` does."""
+    """Produces text for prepared images, like `annotation.Annotator`."""
 
     def annotate(self, prepared: Sequence[Any], records: Sequence[ImageRecord]) -> list[str]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class Said:
-    """The words that a model gave an image.
+    """The text that a model produced for an image.
 
     Attributes:
-        text: The words.
-        counts: How often each tag was written in its batch; with one image of each batch.
+        text: The text.
+        counts: How often each tag was written in the batch; only the first image of each batch has
+            it.
     """
 
     text: str
@@ -44,7 +45,7 @@ class Said:
 
 @dataclass(frozen=True)
 class PrepareRecords:
-    """Stage: records -> what a stage makes of their paths."""
+    """A stage that applies another to the paths of records."""
 
     prepare: Stage[Path, Any]
 
@@ -58,10 +59,10 @@ class AnnotateStage:
     """A stage with a model: records -> `Said`.
 
     Attributes:
-        recipe: Makes what gives words.
+        recipe: Loads the annotator.
         uses_gpu: Whether it computes on a GPU.
-        threads: Threads that the CPU computes with; Ray has a process without CPUs of its
-            own take one.
+        threads: Number of CPU threads; Ray would otherwise limit a process without reserved CPUs to
+            one.
         prepare: Prepares images for it.
     """
 
@@ -71,7 +72,7 @@ class AnnotateStage:
     prepare: PrepareRecords
 
     def open(self) -> Callable[[Sequence[ImageRecord], Sequence[Any]], list[Said | Failure]]:
-        """Load the tagger or captioner; what is given says the words of prepared images."""
+        """Load the tagger or captioner; return a function that annotates prepared images."""
         torch.set_num_threads(self.threads)
         speaker = self.recipe()
         counts = getattr(speaker, "counts", Counter())
@@ -92,13 +93,13 @@ class AnnotateStage:
 
 @dataclass
 class RemoteAnnotator:
-    """Annotates images with a model that this process does not have.
+    """Annotates images with a model in other processes.
 
     Attributes:
         prepare: Prepares images, from their paths.
-        recipe: Makes what gives words; picklable.
+        recipe: Loads the annotator; picklable.
         uses_gpu: Whether it computes on a GPU.
-        counts: How often each tag was written; filled by use.
+        counts: How often each tag was written; updated with each result.
     """
 
     prepare: Stage[Path, Any]
@@ -108,29 +109,29 @@ class RemoteAnnotator:
 
     @property
     def stage(self) -> AnnotateStage:
-        """What the other processes do."""
+        """The stage that the other processes run."""
         return AnnotateStage(
             self.recipe, self.uses_gpu, torch.get_num_threads(), PrepareRecords(self.prepare)
         )
 
     def heard(self, said: Said) -> str:
-        """The words that came back."""
+        """Return the text of a result, and add its counts."""
         self.counts.update(said.counts)
         return said.text
 
 
 @dataclass(frozen=True)
 class TaggerRecipe:
-    """Loads a tagger in a separate process, by what names its files.
+    """Loads a tagger in a separate process, by its name or path.
 
     Attributes:
-        model: A short name, a Hub id, or the whole path of a tagger.
-        provider: What ONNX Runtime computes on; None takes the best that there is.
-        profile: How images are prepared; None finds out by the files.
+        model: A short name, a Hub id, or the absolute path of a tagger.
+        provider: ONNX Runtime's provider; None uses the best available.
+        profile: How images are prepared; None detects it from the files.
         logits: Whether its output still needs a sigmoid.
-        device: What torch computes on, for taggers of torch.
-        selection: Which tags are taken.
-        spelling: How they are written.
+        device: The device for taggers in torch.
+        selection: Chooses the tags to write.
+        spelling: How tags are written.
     """
 
     model: str
@@ -145,7 +146,7 @@ class TaggerRecipe:
         """Load the tagger.
 
         Raises:
-            ModelError: It is not there, or damaged.
+            ModelError: It is missing or damaged.
         """
         from impasto.annotate.annotation import TagAnnotator
 
@@ -159,16 +160,16 @@ class TaggerRecipe:
 
 @dataclass(frozen=True)
 class CaptionerRecipe:
-    """Loads a captioner in a separate process, by what names its files.
+    """Loads a captioner in a separate process, by its name or path.
 
     Attributes:
-        model: A short name, a Hub id, or the whole path of a captioner.
-        device: What it computes on.
-        generation: How words are searched for.
-        prompt: What is asked.
-        remove_words: Whether made-up readings are cut out.
-        prefix: Put before each caption.
-        suffix: Put after each caption.
+        model: A short name, a Hub id, or the absolute path of a captioner.
+        device: The device on which it computes.
+        generation: Settings of generation.
+        prompt: The prompt.
+        remove_words: Whether text that the model invents when it tries to read is removed.
+        prefix: Text before each caption.
+        suffix: Text after each caption.
     """
 
     model: str
@@ -183,7 +184,7 @@ class CaptionerRecipe:
         """Load the captioner.
 
         Raises:
-            ModelError: It is not there, or no captioner.
+            ModelError: It is missing, or not a captioner.
         """
         from impasto.annotate.annotation import CaptionAnnotator
 
@@ -197,7 +198,7 @@ class CaptionerRecipe:
         return CaptionAnnotator(captioner, self.change)
 
     def change(self, text: str) -> str:
-        """A caption between the prefix and the suffix."""
+        """Return a caption with the prefix and the suffix."""
         return f"{self.prefix}{text}{self.suffix}".strip()
 
 
@@ -208,14 +209,14 @@ def open_tagger(
     profile: Profile | None,
     progress: Progress,
 ) -> Tagger:
-    """Load a tagger by its name or path, downloaded if it is not here yet.
+    """Load a tagger by its name or path; it is downloaded if it is not on this machine.
 
     Args:
         model: A short name, a Hub id, or the folder or file of a tagger.
-        device: Where taggers of torch compute.
-        provider: What ONNX Runtime computes on; None takes the best that there is.
-        profile: How images are prepared, where the model's files do not tell.
-        progress: Where to show how far it is.
+        device: The device for taggers in torch.
+        provider: ONNX Runtime's provider; None uses the best available.
+        profile: How images are prepared, if the model's files do not tell.
+        progress: Shows progress.
     """
     file = locate_tagger(model, progress)
     with progress.stage("Loading the tagger", None, "models"):
@@ -225,7 +226,7 @@ def open_tagger(
 
 
 def tags_on_gpu(tagger: Tagger, provider: str | None) -> bool:
-    """Whether a tagger computes on a GPU of CUDA where it is opened with this provider."""
+    """Return whether a tagger that is opened with this provider computes on a CUDA GPU."""
     if isinstance(tagger, OnnxTagger):
         import onnxruntime
 

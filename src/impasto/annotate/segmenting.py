@@ -1,4 +1,4 @@
-"""Masks by segmentation models, through transformers: semantic, instance, panoptic, and mattes."""
+"""Masks from segmentation models of transformers: semantic, instance, panoptic, and mattes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from impasto.errors import ConfigError, MissingDependencyError, ModelError
 from impasto.invocation import install_packages
 
 LONGEST = 1024
-"""Pixels of the longer side that a model is shown at most; it shrinks them further itself."""
+"""Maximum longer side, in pixels, of an image that a model is given; it shrinks it further
+itself."""
 
 Kind = Literal["semantic", "instance", "panoptic"]
 
@@ -27,7 +28,7 @@ class KnownSegmenter:
 
     Attributes:
         hub_id: `owner/name`.
-        kind: What it was trained for: asked for anything else, it finds hardly anything.
+        kind: The kind of segmentation it was trained for; with another it finds hardly anything.
     """
 
     hub_id: str
@@ -39,18 +40,18 @@ SEGMENTERS: Mapping[str, KnownSegmenter] = {
     "coco": KnownSegmenter("facebook/mask2former-swin-small-coco-instance", "instance"),
     "coco-panoptic": KnownSegmenter("facebook/mask2former-swin-large-coco-panoptic", "panoptic"),
 }
-"""Models by short names; those of Mask2Former need SciPy, which transformers asks for."""
+"""Short name -> model; Mask2Former models need SciPy, which transformers requires for them."""
 
 
 @dataclass(frozen=True)
 class MaskShape:
-    """What becomes of what a model found.
+    """How a segmentation becomes a mask.
 
     Attributes:
-        grow: Pixels of the image by which it grows on all sides; negative ones shrink it.
-        blur: Radius of its soft edge, in pixels of the image.
-        invert: Whether the rest is meant.
-        rest: What the rest weighs in the loss, from 0 to 1.
+        grow: Pixels of the image by which the area grows on all sides; negative ones shrink it.
+        blur: Radius of the soft edge, in pixels of the image.
+        invert: Whether to select everything else instead.
+        rest: Loss weight outside of the selected area, from 0 to 1.
     """
 
     grow: int = 0
@@ -59,10 +60,10 @@ class MaskShape:
     rest: float = 0.0
 
     def applied(self, found: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """The mask to write.
+        """Return the mask to write.
 
         Args:
-            found: White where something was found, grey 8-bit, at the size the model has seen.
+            found: White where something was found, grey 8-bit, at the size the model was given.
             size: (width, height) of the image and of the mask.
         """
         scale = max(found.size) / max(size)
@@ -81,13 +82,14 @@ class MaskShape:
 
 @dataclass
 class Segmenter:
-    """A segmentation model in memory.
+    """A loaded segmentation model.
 
     Attributes:
         pipeline: transformers' `image-segmentation`.
-        labels: What it can tell apart.
-        kind: What it is asked for; None for the first that it can of panoptic, instance, semantic.
-        threshold: The least certainty of an object, for models that find objects.
+        labels: The labels that it distinguishes.
+        kind: The kind of segmentation; None for the first supported of panoptic, instance,
+            semantic.
+        threshold: Minimum probability of an object, for models that find objects.
     """
 
     pipeline: Any
@@ -101,8 +103,8 @@ class Segmenter:
 
         Raises:
             ConfigError: There is no such name.
-            MissingDependencyError: transformers lacks something that this model needs.
-            ModelError: It is missing, damaged, or no segmentation model.
+            MissingDependencyError: transformers lacks a package that this model needs.
+            ModelError: It is missing, damaged, or not a segmentation model.
         """
         known = locate_segmenter(name)
         source = known.hub_id
@@ -136,16 +138,16 @@ class Segmenter:
         return cls(made, labels, **{"kind": known.kind, **own})
 
     def chosen(self, wanted: Collection[str]) -> frozenset[str]:
-        """The labels that are meant, in whatever letter case they are asked for.
+        """Return the requested labels in the model's spelling; letter case is ignored.
 
         Raises:
-            ConfigError: There is no such label, or none was asked for and there are several.
+            ConfigError: There is no such label, or none was requested and there are several.
         """
         known = {label.casefold(): label for label in self.labels}
         listed = ", ".join(self.labels[:40]) + (" ..." if len(self.labels) > 40 else "")
         if not wanted and len(known) > 1:
             raise ConfigError(
-                f"This model has {len(self.labels)} labels. Say with --label which of "
+                f"This model has {len(self.labels)} labels. Choose with --label which of "
                 f"them count in the loss: {listed}."
             )
         for label in wanted:
@@ -154,15 +156,15 @@ class Segmenter:
         return frozenset(known[label.casefold()] for label in wanted) or frozenset(self.labels)
 
     def find(self, image: Image.Image, labels: Collection[str]) -> Image.Image | None:
-        """Where something of the labels is, white on black; None where nothing is.
+        """Return a mask that is white where something of the labels is; None if nothing is found.
 
         Args:
             image: RGB, upright.
-            labels: Of `labels`.
+            labels: A subset of `self.labels`.
 
         Returns:
-            Grey, 8 bits, of the size of the image, or of `LONGEST` where that is less: the numbers
-            of a semantic model at 24 megapixels would take gigabytes.
+            Grey, 8 bits, of the size of the image, or of `LONGEST` if that is less: the output of a
+                semantic model at 24 megapixels would take gigabytes.
         """
         seen = image.copy()
         seen.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
@@ -190,7 +192,7 @@ class Segmenter:
         return [(str(segment["label"]), segment["mask"].convert("L")) for segment in segments]
 
     def _matte(self, image: Image.Image) -> Image.Image:
-        """How sure a model of one label is, place by place: argmax would call all of it the label.
+        """Return the probability of a single label at each pixel; argmax would select everything.
 
         The logits of one channel are those of a sigmoid.
         """

@@ -1,9 +1,9 @@
-r"""Regular expressions on captions, in a separate process that is ended when one takes too long.
+r"""Regular expressions on captions, in a separate process that is killed if one takes too long.
 
-Some patterns take longer than the universe has time for on some texts (`(a+)+b` on forty letters
-a), and Python's `re` cannot be given a limit. So the pattern runs in a small process, one text
-after the other, and `substitute` ends it where a single text takes longer than it may. Imports
-nothing but the standard library, so that the process is there at once.
+Some patterns would take longer than the age of the universe on some texts (`(a+)+b` on forty
+letters a), and Python's `re` has no time limit. So the pattern runs in a small process, one text
+after the other, and `substitute` kills it if a single text takes too long. Imports nothing but the
+standard library, so that the process starts at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from collections.abc import Sequence
 from typing import Any
 
 LIMIT_S = 10.0
-"""Seconds that one text may take."""
+"""Maximum seconds per text."""
 
 LONGEST = 1 << 20
-"""Characters of a result at most: a scan refuses captions of more bytes."""
+"""Maximum characters of a result: a scan refuses captions of more bytes."""
 
 
 class SubstitutionError(Exception):
-    """What went wrong, in words, and with which of the texts.
+    """A text on which the substitution failed.
 
     Attributes:
-        number: Which of the texts, from 0.
-        reason: What went wrong.
+        number: The index of the text, from 0.
+        reason: The reason.
     """
 
     def __init__(self, number: int, reason: str) -> None:
@@ -39,7 +39,7 @@ class SubstitutionError(Exception):
 
 
 def why_not_a_pattern(pattern: str, replacement: str) -> str:
-    """Why a pattern or its replacement is refused; empty where both can be used."""
+    """Return why a pattern or its replacement is refused; empty if both can be used."""
     try:
         re.compile(pattern).sub(replacement, "")
     except (re.error, IndexError) as error:
@@ -56,12 +56,12 @@ def substitute(
 
     Args:
         texts: The texts.
-        pattern: As Python's `re` has it, without flags but those that it sets itself: `(?i)`.
-        replacement: With `\1` or `\g<name>` for groups.
-        limit_s: Seconds that one text may take.
+        pattern: A pattern of Python's `re`, without flags except those it sets itself: `(?i)`.
+        replacement: The replacement, with `\1` or `\g<name>` for groups.
+        limit_s: Maximum seconds per text.
 
     Raises:
-        SubstitutionError: One takes longer, or becomes too long.
+        SubstitutionError: A text takes longer, or becomes too long.
     """
     if not texts:
         return []
@@ -94,7 +94,7 @@ def _ask(
     process: subprocess.Popen[str], texts: Sequence[str], pattern: str, replacement: str
 ) -> None:
     assert process.stdin is not None  # noqa: S101 - a pipe
-    with contextlib.suppress(OSError, ValueError):  # it was ended
+    with contextlib.suppress(OSError, ValueError):  # the process was killed
         process.stdin.write(json.dumps([pattern, replacement]) + "\n")
         for text in texts:
             process.stdin.write(json.dumps(text) + "\n")
@@ -115,7 +115,7 @@ def _answer(answers: queue.Queue[str], number: int, limit_s: float) -> str:
     except queue.Empty:
         raise SubstitutionError(number, f"it takes longer than {limit_s:g} s") from None
     if not line:
-        raise SubstitutionError(number, "the process that looks for it ended")
+        raise SubstitutionError(number, "the process that searches for it ended")
     answer = json.loads(line)
     if isinstance(answer, str):
         return answer
@@ -130,7 +130,7 @@ def _replaced(found: re.Pattern[str], replacement: str, text: str) -> Any:
 
 
 def _serve() -> None:
-    """Answer each line of standard input, of this module's process."""
+    """Answer each line of standard input, in this module's process."""
     pattern, replacement = json.loads(sys.stdin.readline())
     found = re.compile(pattern)
     for line in sys.stdin:

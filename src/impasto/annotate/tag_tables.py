@@ -1,4 +1,4 @@
-"""Reads what the rows of a tagger's output mean, from each kind of file that taggers come with."""
+"""Reads the tags of a tagger's output rows, from each kind of file that taggers come with."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from impasto.parsing import json_fault, parse_json, read_text, split_lines
 DANBOORU_CATEGORIES = {
     0: GENERAL, 1: "artist", 3: "copyright", 4: CHARACTER, 5: "meta", 9: RATING, 10: "year",
 }  # fmt: skip
-"""Numbers in the `category` column; danbooru's, and 9 for ratings and 10 for years."""
+"""Number in the `category` column -> category: danbooru's, and 9 for ratings and 10 for years."""
 
 _SAFE_RATINGS = ("rating:", "rating_")
 
 
 def read_selected_tags(file: Path) -> TagTable:
-    """A CSV with `name` and `category`, as WD14's, PixAI's and deepghs' are.
+    """Read a CSV with `name` and `category`, as for WD14, PixAI and deepghs.
 
     Raises:
-        ModelError: It is no such file.
+        ModelError: It is not such a file.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
@@ -35,7 +35,7 @@ def read_selected_tags(file: Path) -> TagTable:
         own = {r["name"]: float(r["best_threshold"]) for r in rows if r.get("best_threshold")}
     except (KeyError, ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise ModelError(
-            f"{file} is no table of tags: expected CSV with the columns name and category "
+            f"{file} is not a table of tags: expected CSV with the columns name and category "
             f"({error!r})."
         ) from error
     except OSError as error:
@@ -44,10 +44,10 @@ def read_selected_tags(file: Path) -> TagTable:
 
 
 def read_tag_mapping(file: Path) -> TagTable:
-    """`{row: {tag, category}}`, as cl_tagger's; rows may be missing.
+    """Read `{row: {tag, category}}`, as for cl_tagger; rows may be missing.
 
     Raises:
-        ModelError: It is no such file.
+        ModelError: It is not such a file.
     """
     content = _json(file)
     try:
@@ -59,16 +59,16 @@ def read_tag_mapping(file: Path) -> TagTable:
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
-            f'{file} is no mapping of tags: expected {{"0": {{"tag": ..., "category": ...}}}} '
+            f'{file} is not a mapping of tags: expected {{"0": {{"tag": ..., "category": ...}}}} '
             f"({error!r})."
         ) from error
 
 
 def read_camie_metadata(file: Path) -> TagTable:
-    """`idx_to_tag` and `tag_to_category`, perhaps below `dataset_info.tag_mapping`: Camie's.
+    """Read `idx_to_tag` and `tag_to_category`, optionally in `dataset_info.tag_mapping`, for Camie.
 
     Raises:
-        ModelError: It is no such file.
+        ModelError: It is not such a file.
     """
     content = _json(file)
     try:
@@ -83,26 +83,26 @@ def read_camie_metadata(file: Path) -> TagTable:
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"{file} is no table of tags: expected idx_to_tag and tag_to_category ({error!r})."
+            f"{file} is not a table of tags: expected idx_to_tag and tag_to_category ({error!r})."
         ) from error
 
 
 def read_lines(file: Path) -> TagTable:
-    """One tag a line, as JoyTag's and DeepDanbooru's; its characters where a list of them is by.
+    """Read one tag per line, as for JoyTag and DeepDanbooru, and characters in a list beside it.
 
     Raises:
         ModelError: It is empty or not UTF-8.
     """
     names = [line.strip() for line in split_lines(_text(file)) if line.strip()]
     if not names:
-        raise ModelError(f"{file} has no tag in it.")
+        raise ModelError(f"{file} contains no tags.")
     characters = file.with_name("tags-character.txt")
     known = set(_text(characters).split()) if characters.is_file() else set()
     return of_names(names, known)
 
 
 def of_names(names: Sequence[str], characters: set[str] | frozenset[str] = frozenset()) -> TagTable:
-    """A table of tags without categories; ratings are told by their beginning."""
+    """Return a table of tags without categories; ratings are recognised by their prefix."""
     categories = tuple(
         RATING if name.startswith(_SAFE_RATINGS) else CHARACTER if name in characters else GENERAL
         for name in names
@@ -111,7 +111,7 @@ def of_names(names: Sequence[str], characters: set[str] | frozenset[str] = froze
 
 
 def read_literal(text: str, where: str) -> TagTable:
-    """A list of texts as Python writes it, as in the metadata of skytnt's DeepDanbooru.
+    """Parse a Python list of strings, as in the metadata of skytnt's DeepDanbooru.
 
     Raises:
         ModelError: It is something else.
@@ -122,7 +122,7 @@ def read_literal(text: str, where: str) -> TagTable:
             return of_names(names)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
-    raise ModelError(f"The tags in the metadata of {where} are no list of texts.")
+    raise ModelError(f"The tags in the metadata of {where} are not a list of texts.")
 
 
 READERS: Mapping[str, Callable[[Path], TagTable]] = {
@@ -133,7 +133,7 @@ READERS: Mapping[str, Callable[[Path], TagTable]] = {
     "tags.txt": read_lines,
     "metadata.json": read_camie_metadata,
 }
-"""File beside the model -> how it is read; the first that is there counts."""
+"""File name beside the model -> its reader; the first file that exists is used."""
 
 
 def _category(number: int, name: str) -> str:

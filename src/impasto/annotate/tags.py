@@ -1,4 +1,4 @@
-"""From the scores of a tagger to the tags that are written: thresholds, order, spelling."""
+"""Converts the scores of a tagger into the tags to write: thresholds, order, spelling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TagPosition = Literal["off", "first", "last"]
 
 GENERAL, CHARACTER, RATING, QUALITY = "general", "character", "rating", "quality"
 CATEGORIES = TAG_CATEGORIES
-ONE_OF = frozenset({RATING, QUALITY})  # categories of which one tag is taken, the likeliest
+ONE_OF = frozenset({RATING, QUALITY})  # categories of which only the likeliest tag is used
 
 KAOMOJI = frozenset({
     "0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o",
@@ -25,7 +25,7 @@ KAOMOJI = frozenset({
 })  # fmt: skip
 """Faces, in which an underscore is a mouth; SmilingWolf's list (spaces/SmilingWolf/wd-tagger)."""
 
-CHARACTER_FLOOR = 0.15  # below, MCut's threshold for characters is not believed; the same Space
+CHARACTER_FLOOR = 0.15  # minimum of MCut's threshold for characters; the same Space
 LONG = 3  # sd-scripts keeps underscores in tags up to so many characters
 
 _BRACKETS = re.compile(r"([\\()])")
@@ -34,13 +34,13 @@ _SERIES = re.compile(r"^(?P<name>.+?)[ _]?\((?P<series>[^()]+)\)$")
 
 @dataclass(frozen=True)
 class TagTable:
-    """What the rows of a tagger's output mean.
+    """The tags of a tagger's output rows.
 
     Attributes:
         names: The tags, as the model's file spells them.
-        categories: One of `CATEGORIES` for each.
-        rows: The row of the output that each is at.
-        thresholds: The model's own thresholds, by tag; empty where it has none.
+        categories: One of `CATEGORIES` per tag.
+        rows: The output row of each tag.
+        thresholds: The model's own thresholds, by tag; empty if it has none.
     """
 
     names: tuple[str, ...]
@@ -50,12 +50,12 @@ class TagTable:
 
     @property
     def width(self) -> int:
-        """How many rows the output has to have at least."""
+        """The minimum number of rows that the output must have."""
         return max(self.rows, default=-1) + 1
 
     @cached_property
     def row_array(self) -> np.ndarray:
-        """`rows`, to gather scores with."""
+        """`rows` as an array, to gather scores with."""
         return np.asarray(self.rows, dtype=np.int64)
 
     @cached_property
@@ -77,16 +77,17 @@ class Tag:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tags of a tagger are taken, by score and kind.
+    """Chooses tags by score and category.
 
     Attributes:
-        threshold: The least probability.
-        by_category: Others for categories.
-        own_thresholds: Whether the model's own thresholds by tag come first, where it has them.
-        mcut: Whether the threshold of general tags and of characters is found in each image, at
+        threshold: Minimum probability.
+        by_category: Thresholds of categories that have their own.
+        own_thresholds: Whether the model's own thresholds per tag take precedence, if it has them.
+        mcut: Whether the thresholds of general tags and of characters are found for each image, at
             the widest gap between neighbouring scores (MCut; Largeron et al. 2012).
-        categories: Those that are taken at all; ratings and qualities by `Spelling` besides.
-        by_score: Whether the likeliest come first; else the order is the model's.
+        categories: The categories to choose from; `Spelling` decides about ratings and qualities
+            too.
+        by_score: Whether the likeliest tags come first; else the order is the model's.
     """
 
     threshold: float = 0.35
@@ -97,11 +98,11 @@ class Selection:
     by_score: bool = False
 
     def of(self, scores: np.ndarray, table: TagTable) -> list[Tag]:
-        """The tags of one image; of ratings and qualities the likeliest one.
+        """Return the tags of one image; only the likeliest of ratings and of qualities.
 
         Args:
             scores: [rows] probabilities.
-            table: What the rows mean.
+            table: The tags of the rows.
         """
         own = scores[table.row_array]
         floors = np.full(len(own), np.inf)
@@ -127,7 +128,7 @@ class Selection:
 
 
 def mcut_threshold(scores: Sequence[float] | np.ndarray) -> float:
-    """The middle of the widest gap between neighbours in descending order; 1 for less than two.
+    """Return the middle of the widest gap between sorted scores; 1 for fewer than two scores.
 
     Largeron, Moulin, Gery 2012, "MCut: A Thresholding Strategy for Multi-label Classification".
     """
@@ -143,17 +144,17 @@ class Spelling:
     """How tags are written: underscores, brackets, separators.
 
     Attributes:
-        underscores: `keep`; `kaomoji` makes spaces of them but in faces; `long` makes spaces in
-            tags of over three characters, as sd-scripts does.
-        undesired: Left out, spelt as written.
-        replacements: Tag -> what is written for it, after underscores.
-        rating: Where the rating goes.
-        quality: Where the quality goes.
+        underscores: `keep`; `kaomoji` replaces them by spaces except in faces; `long` replaces them
+            in tags of over three characters, as sd-scripts does.
+        undesired: Tags to leave out, as spelt in the output.
+        replacements: Tag -> its replacement, applied after underscores.
+        rating: Position of the rating.
+        quality: Position of the quality.
         characters_first: Whether characters come before other tags.
         expand_characters: Whether `name (series)` becomes `name, series`.
-        always_first: These come first, in this order, where they are there.
-        escape_brackets: Whether brackets get backslashes, as prompts want them.
-        separator: Between tags.
+        always_first: Tags that come first, in this order, if the image has them.
+        escape_brackets: Whether brackets are escaped with backslashes, as in prompts.
+        separator: The separator between tags.
     """
 
     underscores: Underscores = "kaomoji"
@@ -168,7 +169,7 @@ class Spelling:
     separator: str = ", "
 
     def write(self, tags: Sequence[Tag]) -> list[str]:
-        """The texts of one image, each once."""
+        """Return the texts of one image's tags, each once."""
         by_position: dict[str, list[str]] = {"first": [], "middle": [], "last": []}
         for tag in self._in_order(tags):
             position = {RATING: self.rating, QUALITY: self.quality}.get(tag.category, "middle")
@@ -183,7 +184,7 @@ class Spelling:
         return [self._escaped(text) for text in ordered]
 
     def unknown(self, table: TagTable) -> list[str]:
-        """Names that are left out, replaced or put first, and that are no tag of a model."""
+        """Return the left-out, replaced or first names that are not tags of a model."""
         rows = zip(table.names, table.categories, strict=True)
         texts = {text for row in rows for text in self._texts(Tag(*row, 1.0))}
         originals = set(map(UNDERSCORES[self.underscores], table.names))
@@ -194,13 +195,13 @@ class Spelling:
         return list(dict.fromkeys(unused))
 
     def joined(self, texts: Sequence[str], before: str = "") -> str:
-        """One line, after what is there already, without doubles."""
+        """Return one line of existing and new tags, without duplicates."""
         bare = self.separator.strip() or self.separator
         known = [text.strip() for text in before.split(bare)] if before.strip() else []
         return self.separator.join(dict.fromkeys([*filter(None, known), *texts]))
 
     def joined_to(self, before: str, line: str) -> str:
-        """A line of tags after what is there already, without doubles."""
+        """Return a line of tags appended to existing ones, without duplicates."""
         return self.joined(line.split(self.separator), before)
 
     def _in_order(self, tags: Sequence[Tag]) -> Sequence[Tag]:
@@ -209,7 +210,7 @@ class Spelling:
         return sorted(tags, key=lambda tag: tag.category != CHARACTER)
 
     def _texts(self, tag: Tag) -> list[str]:
-        """What one tag becomes: usually one text."""
+        """Return the texts for one tag: usually one."""
         text = UNDERSCORES[self.underscores](tag.name)
         text = self.replacements.get(text, text)
         found = _SERIES.match(text) if tag.category == CHARACTER else None
@@ -229,17 +230,17 @@ UNDERSCORES: dict[Underscores, Callable[[str], str]] = {
 
 
 def parse_replacements(text: str) -> dict[str, str]:
-    r"""`a,b;c,d` -> {a: b, c: d}; `\,` and `\;` stand for themselves, as in sd-scripts.
+    r"""Parse `a,b;c,d` into {a: b, c: d}; `\,` and `\;` stand for themselves, as in sd-scripts.
 
     Raises:
-        ValueError: A rule has not two sides.
+        ValueError: A rule does not have two sides.
     """
     hidden = text.replace(r"\,", "\ue000").replace(r"\;", "\ue001")
     rules = {}
     for rule in filter(None, hidden.split(";")):
         sides = [_shown(side).strip() for side in rule.split(",")]
         if len(sides) != 2 or not sides[0]:
-            raise ValueError(f"the rule {_shown(rule)!r} has not two sides; expected old,new")
+            raise ValueError(f"the rule {_shown(rule)!r} does not have two sides; expected old,new")
         rules[sides[0]] = sides[1]
     return rules
 

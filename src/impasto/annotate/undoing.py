@@ -1,11 +1,11 @@
-"""Takes back what a command wrote: everything is checked first, then each file restored.
+"""Undoes what a command wrote: everything is checked first, then each file is restored.
 
-Any command can be taken back, not the last alone: for those files that no later one and no person
-has changed since.
+Any command can be undone, not only the last: for those of its files that have not been changed
+since, by a later command or by hand.
 
-Nothing is touched that is not in the dataset, nor, unless asked, what somebody changed since. The
-journal stays until all of it is taken back, so a fault half-way (a full disk, a folder that moved)
-costs nothing but running it again.
+Only files in the dataset are changed, and files that were changed since only on request. The
+journal is kept until all of it is undone, so after an error half-way (a full disk, a folder that
+was moved) it is enough to run undo again.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from impasto.errors import RunError, StorageError
 
 @dataclass(frozen=True)
 class UndoResult:
-    """What undoing a journal did.
+    """The result of undoing a journal.
 
     Attributes:
-        restored: Files that are as they were.
-        unchanged: Files that were left as they are, with the reasons.
-        blocked: How many of those a later change wrote, which has to be taken back first.
+        restored: The number of files restored.
+        unchanged: Files that were left unchanged, with the reasons.
+        blocked: How many of those a later change wrote, which must be undone first.
     """
 
     restored: int
@@ -48,7 +48,7 @@ class UndoResult:
 
 @dataclass(frozen=True)
 class _Step:
-    """What undoing does to one file."""
+    """The planned effect of undo on one file."""
 
     path: Path
     content: bytes | None = None
@@ -64,20 +64,20 @@ def undo(
     force: bool = False,
     keep: bool = False,
 ) -> UndoResult:
-    """Take a journal back, the newest if none is named; it is gone once nothing of it is left.
+    """Undo a change, the newest if none is named; its journal is removed once all of it is undone.
 
     Args:
-        folders: The dataset; a folder of notes stands for the one that it is in.
-        edit: The name of the change (`EditSummary.name`). Of an older one, files that a later one
-            wrote are left alone, with `force` too.
+        folders: The dataset, or the folder of its journals.
+        edit: The name of the change (`EditSummary.name`). For an older one, files that a later
+            change wrote are left unchanged, even with `force`.
         force: Also restore files that were changed since.
-        keep: Leave files that were changed since, and be done with this journal.
+        keep: Leave files that were changed since, and remove the journal even so.
 
     Raises:
-        RunError: There is nothing to take back, or not this change; its notes are damaged, or they
-            lead out of the dataset. Nothing was touched.
+        RunError: There is nothing to undo, or no such change; its journal is damaged, or leads out
+            of the dataset. Nothing was changed.
         StorageError: Files could not be written; the others are restored, and running it again
-            goes on.
+            continues.
     """
     folders = folders if isinstance(folders, DatasetFolders) else DatasetFolders.around(folders)
     folders.require_own_journals()
@@ -88,7 +88,7 @@ def undo(
         if notes.damaged and not force:
             raise RunError(
                 f"The notes in {journal} are damaged (line {notes.damaged[0]}). Nothing was "
-                f"touched. --force restores what the other {len(notes.edits)} notes say."
+                f"changed. --force restores the files of the other {len(notes.edits)} notes."
             )
         later = _later_chains(folders, journal)
         steps = [
@@ -101,7 +101,7 @@ def undo(
             _mark(journal)
             raise StorageError(
                 f"{len(faults)} of {len(steps)} files could not be restored; the first is "
-                f"{faults[0]} Run it again once that is fixed: the notes are kept."
+                f"{faults[0]} Run undo again once that is fixed: the notes are kept."
             )
         if left and not keep:
             _mark(journal)
@@ -111,7 +111,7 @@ def undo(
 
 
 def _newest(folders: DatasetFolders) -> tuple[Path, Notes]:
-    """The last journal of this dataset that changed anything; empty ones after it are removed.
+    """Return the dataset's last journal that changed anything, and remove empty ones after it.
 
     Raises:
         RunError: There is none.
@@ -127,7 +127,7 @@ def _newest(folders: DatasetFolders) -> tuple[Path, Notes]:
 
 
 def _named(folders: DatasetFolders, edit: str) -> tuple[Path, Notes]:
-    """The journal of a change.
+    """Return the journal of the named change.
 
     Raises:
         RunError: There is none of that name.
@@ -138,33 +138,33 @@ def _named(folders: DatasetFolders, edit: str) -> tuple[Path, Notes]:
             if belongs(notes, folders):
                 return journal, notes
     raise RunError(
-        f"There is no edit {edit} of this dataset in {folders.journals}: it was taken back, or "
-        f"never made. --list shows those that are there. Nothing was touched."
+        f"There is no edit {edit} of this dataset in {folders.journals}: it was undone, or "
+        f"never made. --list shows the edits that can be undone. Nothing was changed."
     )
 
 
 _Chain = tuple[str, Sequence[Edit]]
-"""The name of a change, and what it did to a file."""
+"""The name of a change, and its edits of a file."""
 
 
 def _later_chains(folders: DatasetFolders, journal: Path) -> dict[Path, list[_Chain]]:
-    """For each file what was done to it after a journal, the newest first."""
+    """Return for each file the changes after a journal, the newest first."""
     there = journals_in(folders.journals)
     found: dict[Path, list[_Chain]] = {}
     for later in reversed(there[there.index(journal) + 1 :]):
         notes = read_notes(later)
         if not belongs(notes, folders):
             continue
-        with contextlib.suppress(RunError):  # its files are none of this dataset
+        with contextlib.suppress(RunError):  # its files are not in this dataset
             for path, chain in _chains(notes, folders).items():
                 found.setdefault(path, []).append((edit_name(later), chain))
     return found
 
 
 def _blocked(path: Path, later: Mapping[Path, Sequence[_Chain]]) -> _Step | None:
-    """Leave a file alone that a later change is noted of; None where there is none.
+    """Return a step that leaves a file unchanged if a later change wrote it, else None.
 
-    A later change that was taken back in part may still have notes of a file that it has restored.
+    A later change that was undone in part may still have records of a file that it has restored.
     """
     chains = later.get(path, ())
     now = file_hash(path) if chains else None
@@ -177,10 +177,10 @@ def _blocked(path: Path, later: Mapping[Path, Sequence[_Chain]]) -> _Step | None
 
 
 def _chains(notes: Notes, folders: DatasetFolders) -> dict[Path, list[Edit]]:
-    """The edits of each file, in order.
+    """Return the edits of each file, in order.
 
     Raises:
-        RunError: One is of a file that undo does not touch.
+        RunError: One is of a file that undo must not change.
     """
     chains: dict[Path, list[Edit]] = {}
     for edit in notes.edits:
@@ -190,7 +190,7 @@ def _chains(notes: Notes, folders: DatasetFolders) -> dict[Path, list[Edit]]:
 
 
 def _of_old(path: Path, folders: DatasetFolders) -> DatasetFile:
-    """The spot of an absolute path.
+    """Return the dataset file of an absolute path.
 
     Raises:
         RunError: It is outside of the dataset.
@@ -200,17 +200,17 @@ def _of_old(path: Path, folders: DatasetFolders) -> DatasetFile:
     if spot is None:
         raise RunError(
             f"The notes in {folders.journals} name {str(path)[:200]}, which is outside of the "
-            f"dataset. Nothing was touched. If the folder of images was moved since, move it back "
-            f"for this (or name the metadata file with --metadata); if the notes came with "
-            f"somebody else's dataset, delete them."
+            f"dataset. Nothing was changed. If the folder of images was moved since, move it back "
+            f"for this (or give the metadata file with --metadata); if the notes came with "
+            f"another person's dataset, delete them."
         )
     return spot
 
 
 def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
-    """What becomes of a file, going back edit by edit as long as each is what the file shows."""
+    """Plan the undo of one file: go back edit by edit as long as the file's hash matches."""
     if files.real_path(path) != path or (os.path.lexists(path) and not os.path.isfile(path)):  # noqa: PTH113 - a path of any length
-        return _Step(path, unchanged="it is a link or no file now")
+        return _Step(path, unchanged="it is now a link or not a file")
     found = at = file_hash(path)
     left, reached = len(chain), len(chain)
     while left:
@@ -225,7 +225,7 @@ def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
         at = chain[0].was
     reason = ""
     if left:
-        reason = "it was changed since" if found is not None else "it is not there any more"
+        reason = "it was changed since" if found is not None else "it no longer exists"
     if at == found:
         return _Step(path, unchanged=reason)
     content = chain[reached].content
@@ -235,7 +235,7 @@ def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
 
 
 def _apply(steps: Sequence[_Step]) -> list[str]:
-    """Restore what can be restored; what went wrong, in words."""
+    """Restore the files that can be restored; return error messages for the others."""
     faults = []
     for folder in {step.path.parent for step in steps}:
         tidy(folder)
@@ -256,7 +256,7 @@ def _apply(steps: Sequence[_Step]) -> list[str]:
 
 
 def _mark(journal: Path) -> None:
-    """Note that a journal is taken back in part, so that its command is not continued."""
+    """Record that a journal was undone in part, so that its command is not continued."""
     with contextlib.suppress(OSError), journal.open("a", encoding="ascii", newline="\n") as file:
         file.write(with_checksum({"undone": True}))
 
@@ -264,5 +264,6 @@ def _mark(journal: Path) -> None:
 def _nothing(folders: DatasetFolders) -> RunError:
     named = " or into a metadata file" if folders.named is None else ""
     return RunError(
-        f"There is nothing to undo in {folders.journals}: no words were written from here{named}."
+        f"There is nothing to undo in {folders.journals}: no captions were written from "
+        f"here{named}."
     )

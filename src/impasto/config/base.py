@@ -1,6 +1,6 @@
-"""What every section of the settings tree shares: frozen, strict, documented by its docstrings.
+"""The base class of every section of the settings tree: frozen, strict, documented by docstrings.
 
-Numbers are finite everywhere: `nan` passes every comparison that should stop it.
+Numbers must be finite: `nan` would pass comparisons that should reject it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from impasto.config.locations import remote_fault
 
 BEGUN = "begun"
-"""Of the context of validation: whether the settings are of a run that was begun."""
+"""Key of the validation context: whether the settings are those of a run that was started
+before."""
 
 
 def is_of_begun(info: ValidationInfo) -> bool:
-    """Whether settings are those of a run that was begun, perhaps by an earlier version.
+    """Return whether settings belong to a run that was started before, perhaps by an older version.
 
-    What such a run was given and had no effect is refused in new runs alone: it goes on as it was.
+    New runs refuse settings that have no effect; a run that was started with them continues
+    unchanged.
     """
     return bool(info.context and info.context.get(BEGUN))
 
 
 class Section(BaseModel):
-    """A section: unknown keys are errors.
+    """A section of the settings; unknown keys are errors.
 
     The docstring under a field is its help text, which `field_docs.py` reads.
     """

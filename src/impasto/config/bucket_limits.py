@@ -1,6 +1,6 @@
-"""What the limits of bucket sides have to be: multiples of the step, around the resolution.
+"""Checks of the limits of bucket sides: multiples of the step, around the resolution.
 
-kohya-ss/sd-scripts asks for the same (`library/train_util.py`,
+kohya-ss/sd-scripts requires the same (`library/train_util.py`,
 adjust_min_max_bucket_reso_by_steps), after rounding sides to the step.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def require_steps(low: int, high: int, step: int) -> None:
-    """Make sure that limits are multiples of the step.
+    """Check that the limits of bucket sides are multiples of the step.
 
     Args:
         low: `min_bucket_reso` in pixels.
@@ -16,7 +16,7 @@ def require_steps(low: int, high: int, step: int) -> None:
         step: `bucket_reso_steps` in pixels.
 
     Raises:
-        ValueError: They are not.
+        ValueError: One of them is not.
     """
     for name, side in (("min_bucket_reso", low), ("max_bucket_reso", high)):
         if side % step:
@@ -27,7 +27,7 @@ def require_steps(low: int, high: int, step: int) -> None:
 
 
 def require_around(low: int, high: int, resolution: tuple[int, int]) -> None:
-    """Make sure that a bucket can be as large as the resolution asks for.
+    """Check that a bucket can be as large as the resolution.
 
     Args:
         low: `min_bucket_reso` in pixels.

@@ -1,4 +1,4 @@
-"""How the table of what goes with what sees a run: its settings, and what is known beside them."""
+"""A run as the rules of the compatibility table see it: its settings, and known facts."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
 Precision = Literal["no", "fp16", "bf16"]
 
 _ENDS_OF_UNET = {"conv_in", "time_embedding", "conv_norm_out", "conv_out"}
-"""What a person names only who gives rates to all blocks, as `--block_lr` does."""
+"""Blocks that `method.block_lrs` names only if it sets rates for all blocks, as `--block_lr`
+does."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run beside its settings; None is not known yet.
+    """Facts about a run that are not in its settings; None if not known yet.
 
     Attributes:
-        device: Where it computes, `cpu` or `cuda`.
-        processes: How many processes share it.
-        sharding: What accelerate is configured to shard the model by, `FSDP` or `DeepSpeed`; empty
-            if by nothing.
-        precision: What `training.mixed_precision = "auto"` stands for.
-        total_steps: How many optimizer steps `training.max_epochs` come to.
-        predicts_velocity: Whether the base model's U-Net predicts velocity, and not noise.
-        family: What the base model's family is called; empty if it is not known.
-        takes_clip_skip: Whether the base model's text may be read at another layer than its own.
+        device: The device that computes, `cpu` or `cuda`.
+        processes: The number of processes of the run.
+        sharding: The method by which accelerate is configured to shard the model, `FSDP` or
+            `DeepSpeed`; empty if it is not sharded.
+        precision: The precision to which `training.mixed_precision = "auto"` resolves.
+        total_steps: The number of optimizer steps in `training.max_epochs`.
+        predicts_velocity: Whether the base model's U-Net predicts velocity, not noise.
+        family: The name of the base model's family; empty if unknown.
+        takes_clip_skip: Whether the output layer of the base model's text encoder can be chosen.
     """
 
     device: str | None = None
@@ -51,14 +52,14 @@ SETTINGS_ALONE = Facts()
 
 @dataclass(frozen=True)
 class Case:
-    """Settings, and what is known beside them, as rows of the table ask for them."""
+    """Settings and facts of a run, with the derived values that rules need."""
 
     config: RunConfig
     facts: Facts
 
     @property
     def training(self) -> TrainingConfig:
-        """The settings of the section `[training]`: precision, batches, memory levers."""
+        """The settings of the section `[training]`."""
         return self.config.training
 
     @property
@@ -68,7 +69,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """The name of the optimizer, by which its row is found."""
+        """The name of the optimizer, which is the key of its row in the table of optimizers."""
         return self.config.optimizer.kind
 
     @property
@@ -78,7 +79,7 @@ class Case:
 
     @property
     def precision(self) -> str:
-        """What the run computes in; `auto` where that is not known yet."""
+        """The precision of computation; `auto` if it has not been resolved yet."""
         asked = self.training.mixed_precision
         if asked != "auto":
             return asked
@@ -86,7 +87,7 @@ class Case:
 
     @property
     def in_backward(self) -> bool:
-        """Whether weights are stepped within the backward pass."""
+        """Whether weights are updated within the backward pass."""
         return self.training.optimizer_in_backward != "off"
 
     @property
@@ -96,18 +97,18 @@ class Case:
 
     @property
     def is_fused_adamw(self) -> bool:
-        """Whether the optimizer is PyTorch's AdamW in one kernel, with its state on the device."""
+        """Whether the optimizer is PyTorch's fused AdamW, with its state on the device."""
         return self.kind == "adamw" and bool(self.config.optimizer.arguments.get("fused", True))
 
     @property
     def adds_decay_to_gradients(self) -> bool:
-        """Whether weights are to decay by way of their gradients."""
+        """Whether weight decay is applied through the gradients (`weight_decouple = false`)."""
         given = self.config.optimizer.given()
         return given.get("weight_decouple") is False and bool(given.get("weight_decay"))
 
     @property
     def weighs_by_inverse_snr(self) -> bool:
-        """Whether noise that nothing is left in would count infinitely in the loss of noise."""
+        """Whether a model that predicts noise would have infinite loss weight at pure noise."""
         loss = self.config.loss
         of_original = loss.snr_schedule == "original"
         by_inverse = loss.debiased or loss.noise_loss_like_v is not None
@@ -115,7 +116,7 @@ class Case:
 
     @property
     def weighs_by_rescaled_snr(self) -> bool:
-        """Whether the loss is weighed by noise level, and the noise levels are rescaled."""
+        """Whether the loss is weighted by noise level, and the noise levels are rescaled."""
         loss = self.config.loss
         given = (loss.min_snr_gamma, loss.soft_min_snr_gamma, loss.noise_loss_like_v)
         weighs = loss.debiased or loss.v_loss_as_noise_loss or any(g is not None for g in given)
@@ -123,11 +124,11 @@ class Case:
 
     @property
     def rates(self) -> list[float]:
-        """The different learning rates of what is trained, in order."""
+        """The distinct learning rates of the trained weights, in ascending order, without 0."""
         method, lr = self.method, self.config.optimizer.lr
         if method.kind == "hypernetwork":
             return [lr]
-        names_all = method.block_lrs.keys() >= _ENDS_OF_UNET  # what is left out, the model tells
+        names_all = method.block_lrs.keys() >= _ENDS_OF_UNET  # blocks that the model may lack
         rates = {*method.block_lrs.values(), *([] if names_all else [lr])}
         if method.train_text_encoder:
             rates |= {method.text_encoder_lr or lr, *method.text_encoder_lrs.values()}
@@ -135,7 +136,7 @@ class Case:
 
     @property
     def settings_of_rates(self) -> list[str]:
-        """The paths of the settings that give a part a rate of its own."""
+        """The paths of the settings that give a part of the model its own learning rate."""
         method = self.method
         if method.kind == "hypernetwork":
             return []
@@ -145,7 +146,7 @@ class Case:
 
     @property
     def goes_by_chunks(self) -> str:
-        """The setting that has the optimizer go through the weights in chunks; empty if none."""
+        """The setting that makes the optimizer update the weights in chunks; empty if none."""
         if self.training.weight_dtype != "fp32":
             return f"training.weight_dtype {self.training.weight_dtype}"
         if self.in_backward:
@@ -154,7 +155,7 @@ class Case:
 
     @property
     def stands_against_pull(self) -> str:
-        """What does not go with a pull towards the first weights, in words; empty if nothing."""
+        """What excludes `optimizer.start_decay`, in words; empty if nothing does."""
         if self.row.looks_at_all_together:
             return f"optimizer.kind {self.kind}"
         if self.graphs_steps:
@@ -165,37 +166,37 @@ class Case:
 
     @property
     def has_masks(self) -> bool:
-        """Whether places of some images are weighed in the loss."""
+        """Whether some images have masks that weight their loss by place."""
         entries = self.config.dataset.entries
         subsets = [s for entry in entries for s in entry.subsets if s.num_repeats]
         return any(subset.alpha_mask or subset.mask_dir is not None for subset in subsets)
 
     @property
     def has_regularisation(self) -> bool:
-        """Whether there are regularisation images, as far as settings tell; folders may."""
+        """Whether the settings name regularisation images; folders may hold further ones."""
         dataset = self.config.dataset
         subsets = [s for entry in dataset.entries for s in entry.subsets if s.num_repeats]
         return any(subset.is_reg for subset in subsets)
 
     @property
     def split_twice(self) -> bool:
-        """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
+        """Whether a dataset has a `validation_split` although `validation.image_dir` is set."""
         asked = any(entry.validation_split is not None for entry in self.config.dataset.entries)
         return asked and self.config.validation.image_dir is not None
 
     @property
     def seeds_no_split(self) -> bool:
-        """Whether a dataset has a seed for what is held out, and no dataset has a share of it."""
+        """Whether a dataset has a `validation_seed`, and no images are held out of any dataset."""
         entries = self.config.dataset.entries
         asked = any(entry.validation_split is not None for entry in entries)
         seeded = any(entry.validation_seed is not None for entry in entries)
-        if self.config.dataset.datasets:  # as files of sd-scripts may have it, which mind it not
+        if self.config.dataset.datasets:  # sd-scripts ignores it there
             return False
         return seeded and not asked and not self.config.validation.split
 
     @property
     def idle_bucket_setting(self) -> str:
-        """A setting of buckets that only datasets without buckets have; empty if there is none."""
+        """A bucket setting that is set only in datasets without buckets; empty if none."""
         entries = self.config.dataset.entries
         given = {
             "buckets": [entry for entry in entries if entry.buckets],
@@ -207,13 +208,13 @@ class Case:
 
     @property
     def draws_previews(self) -> bool:
-        """Whether there are prompts that are drawn while training."""
+        """Whether there are prompts for previews."""
         previews = self.config.previews
         return bool(previews.prompts) or previews.prompt_file is not None
 
     @property
     def idle_settings(self) -> dict[str, list[str]]:
-        """What is given of how often and how to validate and to draw, by section, where none is."""
+        """Section -> settings without effect, as there are no held-out images or no prompts."""
         names = {
             "validation": [] if self.holds_out else ["every_steps", "standard_error", "copies"],
             "previews": [] if self.draws_previews else ["every_epochs", "hypernetworks", "sampler"],
@@ -229,35 +230,35 @@ class Case:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps of the run; None where epochs are not counted in steps yet."""
+        """The optimizer steps of the run; None if epochs have not been converted to steps yet."""
         return self.training.max_steps or self.facts.total_steps
 
     @property
     def never_learns(self) -> bool:
-        """Whether the text encoder would begin to learn after the end of the run."""
+        """Whether the text encoder would start to learn only after the end of the run."""
         return self.steps is not None and self.text_encoder_begins >= self.steps
 
     @property
     def text_encoder_begins(self) -> int:
-        """The step from which the text encoder learns, if it does."""
+        """The step from which the text encoder is trained, if it is."""
         method = self.method
         return method.text_encoder_from_step if method.kind == "full" else 0
 
     @property
     def text_encoder_pauses(self) -> bool:
-        """Whether the text encoder learns for a part of the run only."""
+        """Whether the text encoder is trained for a part of the run only."""
         method = self.method
         ends = method.kind == "full" and method.text_encoder_until_step is not None
         return ends or self.text_encoder_begins > 0
 
     @property
     def posthoc_setting(self) -> str:
-        """A setting of snapshots for post-hoc averages that is given; empty if none is."""
+        """The first setting of stored post-hoc averages that is not at its default, or empty."""
         return next(_not_as_usual(self.config.saving, ("posthoc_every_steps", "posthoc_dtype")), "")
 
     @property
     def ema_settings(self) -> str:
-        """Settings of the running average that are given and have no other use, in words."""
+        """The settings of the running average that are set although nothing uses them, in words."""
         training = self.training
         shared = not training.posthoc_ema
         given = {
@@ -269,6 +270,6 @@ class Case:
 
 
 def _not_as_usual(section: Section, names: Sequence[str]) -> Iterator[str]:
-    """Those of some settings of a section that are not at their defaults."""
+    """Yield those of `names` whose settings are not at their defaults."""
     fields = type(section).model_fields
     return (name for name in names if getattr(section, name) != fields[name].default)

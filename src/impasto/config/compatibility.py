@@ -1,10 +1,10 @@
-"""What goes with what: one table of the combinations of settings that a run refuses.
+"""The compatibility table: all combinations of settings that a run refuses.
 
-A row is a combination, by the settings that it names, and the sentence that a person reads. The
-table is asked with what is known: when settings are loaded, of the settings alone; by `--plan` and
-when a run is built, of its device and processes too; by the ladder of settings that take less
-memory and by the advice after out-of-memory, before they offer a change. What is not known yet
-(`None` in `Facts`) refuses nothing.
+A row names the settings of a combination and has the sentence that users read. The table is checked
+with whatever is known: when settings are loaded, against the settings alone; by `--plan` and when a
+run is built, also against its device and processes; before a change is offered, by the search for
+settings that take less memory and by the advice after out-of-memory. Facts that are not known yet
+(`None` in `Facts`) refuse nothing.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ RULES = (
     *PRECISION, *FLOAT8, *KERNELS, *STEP_GRAPHS, *LOSS, *OPTIMIZER, *MEMORY, *AVERAGE, *TEXT,
     *HELD_OUT, *DRAWN, *WRITTEN, *SHARDING,
 )  # fmt: skip
-"""Every combination that is refused, of settings and of what is known beside them."""
+"""Every combination that is refused, of settings and of facts about the run."""
 
 
 def conflicts(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> Iterator[str]:
-    """The sentences of the rows that settings are a case of, without full stops."""
+    """Yield the sentence of each row that refuses these settings, without full stops."""
     case = Case(config, facts)
     asked = (rule for rule in RULES if not (rule.of_new_runs and config.is_begun))
     return (rule.sentence(case) for rule in asked if rule.applies(case))
 
 
 def goes_together(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
-    """Whether no row of the table refuses these settings."""
+    """Return whether no row of the table refuses these settings."""
     return next(conflicts(config, facts), None) is None
 
 
 def require_compatible(config: RunConfig, facts: Facts) -> None:
-    """Make sure that settings go together.
+    """Check that the settings of a run are compatible.
 
     Raises:
-        ConfigError: They do not; with the sentence of the first row that refuses them.
+        ConfigError: They are not; with the sentence of the first row that refuses them.
     """
     sentence = next(conflicts(config, facts), None)
     if sentence is not None:

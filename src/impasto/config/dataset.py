@@ -1,7 +1,7 @@
-"""Settings of the images; key names are those of sd-scripts' dataset configuration.
+"""Settings of the dataset; key names are those of sd-scripts' dataset configuration.
 
 Three levels: a run's `[dataset]` (sd-scripts' `[general]`), `[[dataset.datasets]]`, and
-`[[dataset.datasets.subsets]]`. A key that a lower level does not give is taken from the one above.
+`[[dataset.datasets.subsets]]`. A level inherits each key that it does not set from the level above.
 """
 
 from __future__ import annotations
@@ -26,55 +26,59 @@ Side = Annotated[int, Field(ge=8, le=8192)]
 
 
 class DatasetKeys(SubsetKeys):
-    """Sizes and buckets; may be given for all datasets or for one."""
+    """Sizes and buckets; may be set for all datasets or for one."""
 
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Images per forward pass and process for this dataset; off means `training.batch_size`."""
 
     resolution: Side | tuple[Side, Side] = 512
-    """Training resolution in pixels, `N` or `[width, height]`; with buckets only its area counts.
-    Stable Diffusion 1.x knows 512, 2.x 768-v knows 768; more takes memory and time by the area."""
+    """Training resolution in pixels, `N` or `[width, height]`; with buckets only its area
+    counts. Stable Diffusion 1.x was trained at 512, 2.x 768-v at 768; memory and time grow with
+    the area."""
 
     enable_bucket: bool = True
-    """Sort images into aspect-ratio buckets; off, all are cropped to exactly `resolution`."""
+    """Sort images into aspect-ratio buckets; off, all images are cropped to exactly
+    `resolution`."""
 
     min_bucket_reso: Side = 256
-    """Shortest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at most the
-    resolution."""
+    """Shortest side of a bucket in pixels: a multiple of `bucket_reso_steps`, at most the shorter
+    side of `resolution`."""
 
     max_bucket_reso: Side = 1024
-    """Longest side of a bucket in pixels; a multiple of `bucket_reso_steps`, at least the
-    resolution."""
+    """Longest side of a bucket in pixels: a multiple of `bucket_reso_steps`, at least the longer
+    side of `resolution`."""
 
     bucket_reso_steps: Annotated[int, Field(ge=8)] = 64
-    """Sides of buckets are multiples of this, in pixels; itself a multiple of 8."""
+    """Step between bucket sides in pixels: each side is a multiple of it. Must itself be a multiple
+    of 8."""
 
     bucket_no_upscale: bool = False
-    """Never enlarge an image: one that is smaller than its bucket gets a smaller bucket of its
-    own. More buckets mean more short batches. Sides go beyond the limits above only where keeping
-    them would crop more than sd-scripts, which ignores them, does."""
+    """Never enlarge an image: one that is smaller than its bucket gets a smaller bucket to itself.
+    More buckets mean more incomplete batches. Sides exceed the limits above only where respecting
+    them would crop more than sd-scripts does, which ignores them."""
 
     bucket_selection: Literal["native", "kohya"] = "native"
-    """How an image's bucket is chosen: `native` keeps the most of the image; `kohya` is
-    sd-scripts' choice, for runs that have to be like earlier ones."""
+    """How the bucket of an image is chosen: `native` keeps as much of the image as possible;
+    `kohya` chooses as sd-scripts does, for runs that must match earlier ones."""
 
     bucket_table: Literal["resolution", "novelai", "metadata"] = "resolution"
-    """Which buckets there are: by `resolution` and the limits above; or the 19 of `novelai`, from
-    256x1024 to 1024x256 within 512x768 pixels; or, where each entry of the `metadata` has one, its
-    `train_resolution`, as in sd-scripts up to 0.9.1."""
+    """Which buckets exist: `resolution` derives them from the resolution and the limits above;
+    `novelai` is NovelAI's table of 19, from 256x1024 to 1024x256, of at most 512x768 pixels in
+    area; `metadata` uses the `train_resolution` of each entry of the `metadata_file` if every entry
+    has one, as sd-scripts did up to 0.9.1."""
 
     buckets: tuple[tuple[Side, Side], ...] = ()
-    """A table of your own, as `[[512, 768], [768, 512]]`, in place of `bucket_table`."""
+    """Your own list of buckets, such as `[[512, 768], [768, 512]]`, in place of `bucket_table`."""
 
     validation_split: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the images to hold out; off means `validation.split`."""
+    """Fraction of the images to hold out for validation; off means `validation.split`."""
 
     validation_seed: Count | None = None
-    """Seed of the choice of images that are held out; off means the run's."""
+    """Seed that chooses the held-out images; off means the run's `seed`."""
 
     prior_loss_weight: Annotated[float, Field(ge=0)] = 1.0
-    """What the loss of regularisation images (`is_reg`) is multiplied by; 1 counts them as much as
-    the images that are trained on."""
+    """Factor on the loss of regularisation images (`is_reg`); 1 counts them as much as the training
+    images."""
 
     @property
     def width_height(self) -> tuple[int, int]:
@@ -99,9 +103,10 @@ class DatasetKeys(SubsetKeys):
         return self
 
     def require_bounds(self) -> None:
-        """Make sure that the limits of bucket sides fit the resolution.
+        """Check that the limits of bucket sides fit the resolution.
 
-        Checked where images are, since a level above may leave the resolution to those below.
+        Checked only at the level that has images, since a higher level may leave the resolution to
+        lower ones.
 
         Raises:
             ValueError: The shortest side is above the resolution, or the longest below it.
@@ -116,46 +121,45 @@ class DatasetKeys(SubsetKeys):
         if self.buckets and self.bucket_no_upscale:
             raise ValueError(
                 "buckets and bucket_no_upscale contradict each other: the second makes buckets of "
-                "its own. Take one of them out"
+                "its own. Remove one of them"
             )
         if self.buckets and self.bucket_table == "metadata" and not begun:
             raise ValueError(
                 "buckets and bucket_table metadata contradict each other: both say which buckets "
-                "there are. Take buckets out, or set bucket_table to resolution"
+                "exist. Remove buckets, or set bucket_table to resolution"
             )
         if self.bucket_table == "novelai" and (self.buckets or self.bucket_no_upscale):
             raise ValueError(
-                "bucket_table novelai stands for its 19 buckets alone: take buckets and "
-                "bucket_no_upscale out"
+                "bucket_table novelai has exactly 19 buckets: remove buckets and bucket_no_upscale"
             )
 
 
 class SubsetConfig(SubsetKeys):
-    """Some of the images of a dataset."""
+    """A group of images within a dataset, such as one folder."""
 
     image_dir: Location | None = None
-    """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
-    `metadata_file`, the folder that its names are relative to. Or a folder of tar shards, of
-    Parquet or of Arrow tables, or such files by name, as in `shards/cats-*.tar`. Or the URL of any
-    of them in an object store: `s3://bucket/cats`."""
+    """Folder of images, each with its caption in a `.txt` or `.caption` file of the same name; with
+    `metadata_file`, the folder that its file names are relative to. Also a folder of tar shards,
+    Parquet or Arrow tables, or such files by name, such as `shards/cats-*.tar`; or the URL of any
+    of these in an object store: `s3://bucket/cats`."""
 
     metadata_file: Location | None = None
-    """JSON or JSONL file that names the images and has their words, or its URL. Give this,
+    """JSON or JSONL file that lists the images and their captions, or its URL. Set this,
     `image_dir`, or both."""
 
     mask_dir: Path | None = None
-    """Folder with an image of the same name for each, white where it counts in the loss, black
-    where it does not; an image without one counts everywhere."""
+    """Folder of loss masks, one per image and with the same name: white pixels count in the loss,
+    black ones do not. An image without a mask counts everywhere."""
 
     loss_weight: Annotated[float, Field(gt=0)] = 1.0
-    """What the loss of each of its images is multiplied by, in the mean over all images of a step;
-    `num_repeats` says how often they are shown. Of regularisation images it multiplies
+    """Factor on the loss of each image of the subset, in the mean over all images of a step;
+    `num_repeats` sets how often they are shown. For regularisation images it multiplies
     `prior_loss_weight`."""
 
     is_reg: bool = False
-    """Regularisation images, which keep the model's idea of the class: in each epoch they come as
-    often as the dataset's other images together, and their loss is multiplied by
-    `prior_loss_weight`. They are never held out."""
+    """Treat the images as regularisation images, which preserve the model's idea of the class: in
+    each epoch they are shown as often as all other images of the dataset together, and their loss
+    is multiplied by `prior_loss_weight`. They are never held out."""
 
     @model_validator(mode="after")
     def _names_images(self) -> SubsetConfig:
@@ -165,10 +169,10 @@ class SubsetConfig(SubsetKeys):
 
 
 class DatasetEntry(DatasetKeys):
-    """A dataset with sizes and a batch size of its own."""
+    """A dataset with its own sizes and batch size."""
 
     subsets: Annotated[tuple[SubsetConfig, ...], Field(min_length=1)]
-    """Where its images are."""
+    """The subsets, which say where the images are."""
 
     @model_validator(mode="after")
     def _each_once(self) -> DatasetEntry:
@@ -177,7 +181,7 @@ class DatasetEntry(DatasetKeys):
             if subset in self.subsets[:number]:
                 location = subset.metadata_file or subset.image_dir
                 raise ValueError(
-                    f"subset {number + 1} repeats an earlier one ({location}). Take it out; "
+                    f"subset {number + 1} repeats an earlier one ({location}). Remove it; "
                     f"num_repeats shows images more often"
                 )
         require_balance(self.subsets)
@@ -185,79 +189,84 @@ class DatasetEntry(DatasetKeys):
 
 
 class DatasetConfig(DatasetKeys):
-    """Which images are trained on, at what sizes, and with which words."""
+    """Which images are trained on, at which sizes, and with which captions."""
 
     image_dir: Location | None = None
-    """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
-    `metadata_file`, the folder that its names are relative to. Or a folder of tar shards, of
-    Parquet or of Arrow tables, or such files by name, as in `shards/cats-*.tar`. Or the URL of any
-    of them in an object store: `s3://bucket/cats`."""
+    """Folder of images, each with its caption in a `.txt` or `.caption` file of the same name; with
+    `metadata_file`, the folder that its file names are relative to. Also a folder of tar shards,
+    Parquet or Arrow tables, or such files by name, such as `shards/cats-*.tar`; or the URL of any
+    of these in an object store: `s3://bucket/cats`."""
 
     metadata_file: Location | None = None
-    """JSON or JSONL file that names the images and has their words, or its URL."""
+    """JSON or JSONL file that lists the images and their captions, or its URL."""
 
     mask_dir: Path | None = None
-    """Folder with an image of the same name for each, white where it counts in the loss, black
-    where it does not; an image without one counts everywhere."""
+    """Folder of loss masks, one per image and with the same name: white pixels count in the loss,
+    black ones do not. An image without a mask counts everywhere."""
 
     config: Path | None = Field(default=None, exclude=True)
-    """A dataset configuration of sd-scripts, TOML or JSON, in place of the above. What it does not
-    say is as in sd-scripts: buckets are off, and are chosen its way, and its latents are used."""
+    """A dataset configuration of sd-scripts, TOML or JSON, in place of the settings above. Where it
+    is silent, sd-scripts' defaults hold: no buckets, bucket selection `kohya`, and latents cached
+    by sd-scripts are used."""
 
     train_data_dir: Path | None = Field(default=None, exclude=True)
-    """Folder with folders named `N_class`, as in `10_sks dog`, in place of the above: each is a
-    subset with N repeats and those `class_tokens`."""
+    """Folder of folders named `N_class`, such as `10_sks dog`, in place of the settings above: each
+    is a subset with N repeats and that class as its `class_tokens`."""
 
     reg_data_dir: Path | None = Field(default=None, exclude=True)
-    """The same with regularisation images (`is_reg`), beside `train_data_dir`."""
+    """Folder of `N_class` folders of regularisation images (`is_reg`), beside `train_data_dir`."""
 
     general: DatasetKeys | None = Field(default=None, exclude=True)
-    """sd-scripts' name for what holds for all datasets; the same as giving it in `[dataset]`."""
+    """Settings shared by all datasets, under sd-scripts' name for them; the same as setting them in
+    `[dataset]`."""
 
     datasets: tuple[DatasetEntry, ...] = ()
     """Several datasets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
     `[[dataset.datasets.subsets]]`."""
 
     cache_dir: WrittenLocation | None = None
-    """Folder for what is derived from the images (encoded latents, the scan's index), or the URL
-    of a place in an object store; off means `.impasto` in the first folder of images, and for
-    those of a store a folder of this machine. It may be deleted at any time."""
+    """Folder for data derived from the images (encoded latents, the index of the scan), or a URL in
+    an object store. Off means `.impasto` in the first image folder, or a local folder if that is in
+    an object store. It may be deleted at any time."""
 
     vae_batch_size: Annotated[int, Field(ge=1)] = 4
-    """Images that the VAE encodes at once; more takes more memory and is hardly faster. Unless it
-    is set, a run encodes fewer at once where this many do not fit."""
+    """Images that the VAE encodes at once; more takes more memory and is hardly faster. Unless you
+    set it, a run encodes fewer at once if this many do not fit."""
 
     vae_tiling: bool = False
-    """Encode, and decode for previews, images of more than 512 pixels a side in overlapping tiles
-    of 512: takes the memory of one tile. Latents differ a little from those of whole images."""
+    """Encode images with a side of more than 512 pixels, and decode such previews, in overlapping
+    tiles of 512 pixels, in the memory of one tile. The latents differ slightly from those of whole
+    images."""
 
     vae_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Precision of encoding. Half is faster on a GPU; what it makes NaN or infinite is encoded
-    again in fp32."""
+    """Precision of encoding. fp16 and bf16 are faster on a GPU; an image that encodes to NaN or
+    infinity is encoded again in fp32."""
 
     decode_workers: Count | None = None
-    """Processes that decode images while others are encoded, 0 for none; off means one for each
-    processor, up to 8, and none for a few images."""
+    """Processes that decode images while others are encoded; 0 means none. Off means one per CPU
+    core, up to 8, and none if there are few images."""
 
     executor: Literal["local", "ray"] = "local"
-    """What prepares the images: `local`, threads and processes of this machine; or `ray`, Ray Data
-    (the extra `ray`), on this machine or a cluster. Both give the same results."""
+    """What prepares the images: `local` uses threads and processes of this machine; `ray` uses Ray
+    Data (the extra `ray`), on this machine or a cluster. Both give the same results."""
 
     ray_address: str | None = None
-    """Address of a Ray cluster, as `192.168.1.5:6379`, or `auto` for the one of this machine; off
-    means the environment's `RAY_ADDRESS`, or else that Ray is started on this machine and ended."""
+    """Address of a Ray cluster, such as `192.168.1.5:6379`, or `auto` for the one running on this
+    machine. Off means the environment variable `RAY_ADDRESS`, or, if that is not set, to start Ray
+    on this machine and stop it afterwards."""
 
     on_error: Literal["skip", "stop"] = "skip"
-    """What an image that cannot be used does: it is skipped and reported, or ends the run before
-    it starts."""
+    """What to do with an image that cannot be used: `skip` it and report it, or `stop` the run
+    before it starts."""
 
     batch_order: Literal["shuffled", "proportional"] = "shuffled"
-    """`shuffled` mixes all batches of an epoch. `proportional` gives each process its share of each
-    bucket, and lets it draw buckets by what is left in them, as NovelAI did."""
+    """Order of the batches: `shuffled` mixes all batches of an epoch. `proportional` gives each
+    process its portion of each bucket and lets it draw buckets in proportion to the images left in
+    them, as NovelAI did."""
 
     @property
     def entries(self) -> tuple[DatasetEntry, ...]:
-        """The datasets; one with one subset where the keys are given in `[dataset]` itself."""
+        """The datasets; a single one with one subset if the keys are set in `[dataset]` itself."""
         if self.datasets:
             return self.datasets
         names = SubsetConfig.model_fields.keys() & DatasetConfig.model_fields.keys()
@@ -266,7 +275,7 @@ class DatasetConfig(DatasetKeys):
 
     @property
     def derived_dir(self) -> Path:
-        """The folder that data derived from the images is kept in."""
+        """The folder for data derived from the images; may be a URL."""
         first = self.entries[0].subsets[0]
         folder = folder_of(first.image_dir or (first.metadata_file or Path()).parent)
         if self.cache_dir is None and is_remote(folder):
@@ -275,7 +284,7 @@ class DatasetConfig(DatasetKeys):
 
     @property
     def machine_dir(self) -> Path:
-        """The folder of this machine for what other machines have no use for."""
+        """The local folder for derived data that other machines have no use for."""
         own = self.derived_dir
         return local_folder_of(own, "derived") if is_remote(own) else own
 
@@ -301,24 +310,24 @@ class DatasetConfig(DatasetKeys):
             self.require_bounds()
         self.require_executor()
         if not any(subset.num_repeats for entry in self.entries for subset in entry.subsets):
-            raise ValueError("num_repeats is 0 everywhere, so nothing is left")
+            raise ValueError("num_repeats is 0 in every subset, so no images are left")
         require_weighted(self.entries)
         return self
 
     def require_executor(self) -> None:
-        """Make sure that the settings of the executor fit together.
+        """Check that the settings of the executor fit together.
 
         Raises:
-            ValueError: It does not.
+            ValueError: They do not.
         """
         if self.ray_address == "":
             raise ValueError("ray_address is empty; expected host:port, auto, or nothing at all")
         if self.ray_address is not None and self.executor != "ray":
-            raise ValueError("ray_address has no effect: set executor to ray, or take it out")
+            raise ValueError("ray_address has no effect: set executor to ray, or remove it")
         if self.executor == "ray" and self.decode_workers == 0:
             raise ValueError(
                 "decode_workers is 0, and Ray decodes in processes only; set it to 1 or more, or "
-                "take it out"
+                "remove it"
             )
 
 

@@ -1,4 +1,4 @@
-"""Reads sd-scripts' dataset configurations, TOML or JSON, into our settings."""
+"""Converts sd-scripts' dataset configurations, TOML or JSON, into settings of `[dataset]`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ SDSCRIPTS_DEFAULTS: dict[str, Any] = {
     "latents_from_npz": True,
     "recursive": False,
 }
-"""What sd-scripts does where its file says nothing, as far as it is not our default too."""
+"""sd-scripts' defaults for keys that its file does not set, where they differ from ours."""
 
 _TABLE = "bucket_table"
 _DEFAULTS = {key: value for key, value in SDSCRIPTS_DEFAULTS.items() if key != _TABLE}
-"""Those that hold whatever else a dataset has; a table of its own takes the place of one."""
+"""The defaults that hold whatever else a dataset sets; its own table of buckets replaces the
+other."""
 
 _LEVELS = ("general", "datasets")
 _MASKS = "conditioning_data_dir"
-_ALWAYS = "cache_info"  # sizes and captions are remembered whatever it says
+_ALWAYS = "cache_info"  # sizes and captions are cached in any case
 
 
 def read_dataset_file(
@@ -37,16 +38,16 @@ def read_dataset_file(
     """Read a dataset configuration as the content of our `[dataset]`.
 
     Precedence is sd-scripts': subset, dataset, general, `fallbacks` (there the command line), its
-    defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there, and
-    `bucket_no_upscale` of a dataset without buckets has no effect, as there.
-    `conditioning_data_dir` of a subset is its `mask_dir`: masks of the loss, as for
+    defaults. As there, limits of bucket sides that are not multiples of the step are rounded
+    outwards, and `bucket_no_upscale` has no effect on a dataset without buckets.
+    `conditioning_data_dir` of a subset becomes its `mask_dir`: masks of the loss, as for
     `sdxl_train.py --masked_loss` (docs/masked_loss_README.md there).
 
     Args:
         path: A `.toml` or `.json` file.
-        fallbacks: Keys of a dataset for where the file says nothing.
-        formerly: Whether to keep what earlier versions kept: settings of buckets without effect,
-            and the table of the metadata beside `buckets`. For a run that was begun so.
+        fallbacks: Values of dataset keys that the file does not set.
+        formerly: Whether to keep what earlier versions kept: bucket settings without effect, and
+            the table `metadata` beside `buckets`. For a run that was started with them.
 
     Raises:
         ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
@@ -56,8 +57,8 @@ def read_dataset_file(
     unknown = sorted(set(content) - set(_LEVELS))
     if unknown:
         raise ConfigError(
-            f"{path}: unknown key {unknown[0]} at the top; known here: {', '.join(_LEVELS)}. "
-            f"What holds for all datasets goes into [general]."
+            f"{path}: unknown key {unknown[0]} at the top level; known here: {', '.join(_LEVELS)}. "
+            f"Settings shared by all datasets go into [general]."
         )
     if not content.get("datasets"):
         raise ConfigError(f"{path} has no [[datasets]]; expected at least one, with subsets.")
@@ -84,7 +85,7 @@ def read_dataset_file(
 
 
 def names_masks(path: Path) -> bool:
-    """Whether a subset of a dataset configuration has `conditioning_data_dir`.
+    """Return whether a subset of a dataset configuration has `conditioning_data_dir`.
 
     Raises:
         ConfigError: The file is missing or malformed.
@@ -93,9 +94,9 @@ def names_masks(path: Path) -> bool:
 
 
 def repeated_sources(path: Path) -> list[str]:
-    """The image folders and metadata files that several subsets of one dataset name.
+    """Return the image folders and metadata files that several subsets of one dataset name.
 
-    sd-scripts leaves out all subsets of one name but the first
+    sd-scripts uses only the first of several subsets with the same folder or file
     (`DreamBoothDataset` and `FineTuningDataset` in `library/train_util.py`).
 
     Raises:
@@ -116,9 +117,9 @@ def repeated_sources(path: Path) -> list[str]:
 
 
 def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
-    """Which of some keys a dataset configuration gives for all of its datasets.
+    """Return those of `keys` that a dataset configuration sets for every dataset in it.
 
-    A fallback for one of them counts nowhere (`read_dataset_file`).
+    A fallback for such a key has no effect (`read_dataset_file`).
 
     Raises:
         ConfigError: The file is missing or malformed.
@@ -127,7 +128,7 @@ def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
 
 
 def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of a configuration: what holds for all, of each dataset, of each subset."""
+    """Return the tables of a configuration: `general`, each dataset, and each subset."""
     datasets = content.get("datasets")
     tables = [content.get("general"), *(datasets if isinstance(datasets, list) else ())]
     levels = [table for table in tables if isinstance(table, dict)]
@@ -141,9 +142,10 @@ def _subsets_of(levels: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _with_own_keys(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content with `mask_dir` in place of sd-scripts' name, and without `cache_info`.
+    """Return the content with `mask_dir` in place of sd-scripts' name, and without `cache_info`.
 
-    It is a key of subsets; elsewhere it stays, to be refused by the name that is in the file.
+    Only subsets have this key; in other tables it is left in place, so that it is refused under the
+    name in the file.
 
     Raises:
         ConfigError: A table has both names.
@@ -154,7 +156,7 @@ def _with_own_keys(content: dict[str, Any], path: Path) -> dict[str, Any]:
     for table in _subsets_of(levels):
         if _MASKS in table and "mask_dir" in table:
             raise ConfigError(
-                f"{path}: {_MASKS} and mask_dir of one table are the same setting; give one."
+                f"{path}: {_MASKS} and mask_dir of one table are the same setting; set only one."
             )
         if _MASKS in table:
             table["mask_dir"] = table.pop(_MASKS)
@@ -162,7 +164,7 @@ def _with_own_keys(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def is_dataset_file(path: Path) -> bool:
-    """Whether a TOML or JSON file is a dataset configuration, and not the settings of a run.
+    """Return whether a TOML or JSON file is a dataset configuration, not the settings of a run.
 
     Raises:
         ConfigError: The file is missing or malformed.
@@ -171,14 +173,14 @@ def is_dataset_file(path: Path) -> bool:
 
 
 def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
-    """The content of a file; metadata may hold half characters, which its reader deals with."""
+    """Return the content of a file; a metadata file may contain lone surrogates if `halves`."""
     if path.suffix.lower() != ".json":
         return read_toml(path)
     return read_json_object(path, halves=halves)
 
 
 def _resolve_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
-    """Say which table a dataset goes by, and leave out what has no effect on it."""
+    """Set the bucket table of a dataset, and remove bucket settings without effect on it."""
     has_own = bool(dataset.get("buckets")) and not formerly
     dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])
     if dataset["enable_bucket"] is False and not formerly:
@@ -186,7 +188,7 @@ def _resolve_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
 
 
 def round_bucket_sides(values: Mapping[str, Any]) -> dict[str, int]:
-    """The bounds of bucket sides as multiples of the step, outwards."""
+    """Return the limits of bucket sides, rounded outwards to multiples of the step."""
     defaults = DatasetKeys.model_fields
     step, low, high = (
         values.get(name, defaults[name].default)

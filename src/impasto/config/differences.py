@@ -1,4 +1,4 @@
-"""In which settings runs differ, defaults resolved: for comparing runs."""
+"""Finds the settings in which runs differ, with defaults resolved."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Difference:
     """A setting that is not the same in all runs.
 
     Attributes:
-        path: Its path, as in `optimizer.lr`.
-        about: What it is, in the first words of its documentation; empty where it is not known.
-        values: Its value in each run, in their order; None where it is off or not known.
+        path: The path of the setting, such as `optimizer.lr`.
+        about: The first clause of its documentation; empty if it is unknown.
+        values: Its value in each run, in their order; None if it is off or unknown.
     """
 
     path: str
@@ -40,15 +40,15 @@ class Difference:
 
 
 def read_settings(text: str) -> tuple[dict[str, Any], str]:
-    """The settings of a run by their paths; where it says nothing, as it was when it began.
+    """Return the settings of a run by path, with the defaults that held when it started.
 
-    Settings of another version of Impasto may not be valid any more; they are taken as they stand.
+    Settings of another version of Impasto may no longer be valid; they are then returned unchecked.
 
     Args:
         text: The content of `config.toml`.
 
     Returns:
-        The settings, and what is wrong with them; empty where they are valid.
+        The settings, and an error message; empty if they are valid.
     """
     try:
         tree = parse_toml(text)
@@ -63,11 +63,11 @@ def read_settings(text: str) -> tuple[dict[str, Any], str]:
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """What is not the same in the settings of all runs, in the order of their paths.
+    """Return the settings that are not the same in all runs, sorted by path.
 
     Args:
-        settings: Those of each run, as `read_settings` gives them; of a run of which none are
-            known (an empty mapping) nothing is compared.
+        settings: Those of each run, as `read_settings` returns them; a run whose settings are
+            unknown (an empty mapping) is not compared.
     """
     known = [one for one in settings if one]
     paths = dict.fromkeys(path for one in known for path in one if path not in _LEFT_OUT)
@@ -79,9 +79,9 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[Difference]:
 
 
 def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """Each setting that is not as usual, by its path, with its whole value.
+    """Return each setting that is not at its default, by path, with its whole value.
 
-    Of a dataset and of a subset it is what is not as in the level above.
+    A setting of a dataset or a subset is compared with the level above.
     """
     required = {
         "output_dir": str(config.output_dir),
@@ -105,13 +105,13 @@ def changed_settings(config: RunConfig) -> dict[str, Any]:
 
 
 _LEVEL = re.compile(r"(?:datasets|subsets)\[\d+\]\.(?!.*(?:datasets|subsets)\[)")
-"""The last level of a path: a dataset, or a subset of one."""
+"""Matches the last level of a path: a dataset, or a subset of one."""
 
 _NOTHING = object()
 
 
 def about_setting(path: str) -> str:
-    """The first words of what the documentation says of a setting; empty for an unknown one."""
+    """Return the first clause of a setting's documentation; empty if it is unknown."""
     sections: list[type[BaseModel]] = [RunConfig]
     *above, last = _NUMBER.sub("", path).split(".")
     for name in above:

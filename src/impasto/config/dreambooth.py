@@ -1,9 +1,10 @@
-"""Folders of folders named `N_class`, DreamBooth-style, as the subsets that they stand for.
+"""Converts DreamBooth-style folders, which hold folders named `N_class`, into subsets.
 
-`10_sks dog` is a subset whose images come ten times in an epoch and are called `sks dog` where they
-have no caption file; folders in it are not looked into, unless `recursive` says so:
-kohya-ss/sd-scripts, `library/config_util.py`, generate_dreambooth_subsets_config_by_subdirs. There
-a folder of another name is skipped; here it is refused, since its images would be missing.
+`10_sks dog` is a subset whose images are shown ten times per epoch, with the caption `sks dog` for
+those without a caption file. Folders within it are not searched unless `recursive` is set:
+kohya-ss/sd-scripts, `library/config_util.py`, generate_dreambooth_subsets_config_by_subdirs.
+sd-scripts skips a folder with another kind of name; here it is refused, since its images would be
+missing.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _MOST_REPEATS = 9_999  # 20240315_beach is a date
 
 
 def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `[dataset]`, with subsets in the place of the folders that it names.
+    """Return the content of `[dataset]` with subsets in place of `train_data_dir`.
 
     Args:
-        values: May have `train_data_dir`, and `reg_data_dir` beside it.
+        values: The content; may have `train_data_dir`, and `reg_data_dir` beside it.
 
     Raises:
         ConfigError: A folder is missing or badly named, or the images are given in two ways.
@@ -43,14 +44,14 @@ def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"dataset.{name} is {value!r}; expected the path of a folder.")
     if train is None:
         raise ConfigError(
-            "dataset.reg_data_dir is given without dataset.train_data_dir: regularisation images "
-            "come as often as those that are trained on. Give both."
+            "dataset.reg_data_dir is set without dataset.train_data_dir: regularisation images are "
+            "shown as often as the training images. Set both."
         )
     twice = [name for name in _OTHERS if content.get(name) is not None]
     if twice:
         raise ConfigError(
             f"dataset.train_data_dir and dataset.{twice[0]} contradict each other: both say where "
-            f"the images are. Take one of them out."
+            f"the images are. Remove one of them."
         )
     subsets = dreambooth_subsets(train, regularisation)
     masks = content.pop("mask_dir", None)
@@ -64,18 +65,18 @@ def with_dreambooth_folders(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def holds_dreambooth_folders(folder: Path) -> bool:
-    """Whether a folder has one in it that is named `N_class`.
+    """Return whether a folder holds a folder named `N_class`.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: The folder cannot be read.
     """
     return presence.is_dir(folder) and any(_NAME.fullmatch(name) for name in _folders_in(folder))
 
 
 def holds_files_of_ending(folder: Path, ending: str) -> bool:
-    """Whether a file of some ending lies in a folder `N_class` of a folder.
+    """Return whether an `N_class` folder within `folder` holds a file with the extension `ending`.
 
-    Folders that cannot be read hold none: whoever reads their images says what is wrong.
+    False if a folder cannot be read: the code that reads its images reports the error.
     """
     try:
         inside = [name for name in _folders_in(folder) if _NAME.fullmatch(name)]
@@ -89,17 +90,17 @@ def holds_files_of_ending(folder: Path, ending: str) -> bool:
 def dreambooth_subsets(
     train_data_dir: str | Path, reg_data_dir: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """The subsets that the folders in two folders stand for, in the order of their names.
+    """Return the subsets for the `N_class` folders within two folders, in the order of their names.
 
-    Hidden folders are skipped, and those with 0 repeats.
+    Hidden folders and those with 0 repeats are skipped.
 
     Args:
-        train_data_dir: Has the folders of images that are trained on.
-        reg_data_dir: Has those of regularisation images; None means that there are none.
+        train_data_dir: Folder that holds the folders of training images.
+        reg_data_dir: Folder that holds those of regularisation images; None means none.
 
     Raises:
         ConfigError: One of the two is missing or holds no such folder, or a folder in it has
-            another name.
+            another kind of name.
     """
     subsets = [*_subsets_in(Path(train_data_dir), _TRAIN)]
     if reg_data_dir is not None:
@@ -114,15 +115,15 @@ def _subsets_in(folder: Path, setting: str) -> list[dict[str, Any]]:
         raise ConfigError(f"dataset.{fault}: give each folder as the image_dir of a subset.")
     if not presence.is_dir(folder):
         raise ConfigError(
-            f"The folder {folder} of dataset.{setting} is not there. Give the path of the folder "
+            f"The folder {folder} of dataset.{setting} does not exist. Give the path of the folder "
             f"that holds folders named N_class, as in 10_sks dog."
         )
     subsets = [subset for name in _folders_in(folder) if (subset := _subset_of(folder, name))]
     if not subsets:
         raise ConfigError(
             f"{folder}, which is dataset.{setting}, holds no folder named N_class, as in 10_sks "
-            f"dog, with 1 or more repeats. Images that lie in it directly are not used: put them "
-            f"into such a folder, or give it as dataset.image_dir."
+            f"dog, with 1 or more repeats. Images directly in it are not used: put them "
+            f"into such a folder, or set dataset.image_dir to it."
         )
     return subsets
 
@@ -135,25 +136,25 @@ def _folders_in(folder: Path) -> Iterator[str]:
     there = set(names)
     for name in names:
         images = name.removesuffix(_MASKS)
-        is_of_masks = images != name and images in there  # as `dataset mask` writes
+        is_of_masks = images != name and images in there  # written by `dataset mask`
         if not (is_of_masks or name.startswith(".")) and presence.is_dir(folder / name):
             yield name
 
 
 def _subset_of(folder: Path, name: str) -> dict[str, Any] | None:
-    """The subset of one folder; None where it asks for 0 repeats."""
+    """Return the subset of one folder; None if it has 0 repeats."""
     match = _NAME.fullmatch(name)
     if match is None:
         class_tokens = name.lstrip("-_. 0123456789") or "class"
         raise ConfigError(
             f"The folder {folder / name} has no number of repeats in front of its name; expected "
-            f"N_class, as in 10_{class_tokens}. Rename it, or move it elsewhere if its images are "
-            f"not meant."
+            f"N_class, as in 10_{class_tokens}. Rename it, or move it elsewhere if its images "
+            "should not be used."
         )
     if (folder / name).is_symlink():
         raise ConfigError(
             f"{folder / name} is a link to a folder, which is not followed. Put the folder itself "
-            f"there, or name it in a subset of its own (image_dir, num_repeats, class_tokens)."
+            f"there, or name it in a separate subset (image_dir, num_repeats, class_tokens)."
         )
     repeats, class_tokens = int(match[1]), (match[2] or "").strip()
     if repeats > _MOST_REPEATS:

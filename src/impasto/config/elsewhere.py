@@ -1,4 +1,4 @@
-"""Which setting of another section was meant by a key that is in the wrong one."""
+"""Suggests settings of other sections for a key that is unknown in its own section."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ OF_OTHER_TRAINERS = {
     "save_every_n_epochs": "saving.model_every_epochs",
     "output_name": "saving.name",
 }
-"""What sd-scripts and diffusers call a setting that has another name here, in any section."""
+"""Name of a setting in sd-scripts or diffusers -> its path here; whatever section it was found
+in."""
 
 MEANT = {
     "dataset.path": "dataset.image_dir",
@@ -38,34 +39,34 @@ MEANT = {
     "out": "output_dir",
     "path": "model.path",
 }
-"""Keys that say too little to be found by their letters, and what somebody means by them."""
+"""Keys too unlike any setting to be matched by spelling -> the setting that is meant by them."""
 
 
 def by_meaning(path: str, root: type[BaseModel]) -> list[str]:
-    """The setting of a run that a key is another word for, if it is one."""
+    """Return the setting of a run for which a key is another word, as a list of at most one."""
     found = meant(path) if _settings(root) else None
     return [found] if found else []
 
 
 def meant(path: str) -> str | None:
-    """The setting that other trainers, or people, call by the name of a path."""
+    """Return the setting that a path means by a common or foreign name; None if unknown."""
     return MEANT.get(path) or OF_OTHER_TRAINERS.get(path.rpartition(".")[2])
 
 
 def of_that_name(path: str, root: type[BaseModel]) -> list[str]:
-    """The settings of a run that are called as the key of a path, in other sections.
+    """Return the settings of a run with the same name as a key, in other sections.
 
     Args:
-        path: Of the key.
-        root: What is read; only of runs there are settings elsewhere.
+        path: The path of the key.
+        root: The section that is read; only for the settings of runs do other sections exist.
     """
     name = path.rpartition(".")[2]
     return [setting for setting in _settings(root) if setting.rpartition(".")[2] == name]
 
 
 def nearest(path: str, root: type[BaseModel]) -> list[str]:
-    """The setting of a run that is called most like the key of a path, if one is like it."""
-    from impasto.config import tree  # which imports all sections, and they what reads them
+    """Return the setting of a run whose name is most similar to a key, as a list of at most one."""
+    from impasto.config import tree  # imports all sections, which import this
 
     settings = _settings(root)
     found = tree.nearest(path.rpartition(".")[2], settings) if settings else None

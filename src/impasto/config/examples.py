@@ -1,4 +1,4 @@
-"""A value for each setting that it takes, to be shown: most come from the setting itself."""
+"""An example value for each setting, for display; most are derived from the setting itself."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _EXAMPLES: dict[str, Any] = {
 
 
 def example_of(setting: Setting) -> Any:
-    """A value that a setting takes by itself; other settings may forbid it."""
+    """Return a value that a setting accepts on its own; other settings may forbid it."""
     if setting.path in _EXAMPLES:
         return _EXAMPLES[setting.path]
     if setting.type.form == "flag":

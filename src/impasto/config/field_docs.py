@@ -1,7 +1,7 @@
-"""The docstrings under the fields of a section, which are the help text of its settings.
+"""Reads the docstrings under the fields of a section, which are the help texts of its settings.
 
-pydantic's `use_attribute_docstrings` reads them when a class is made: the source of every section,
-for each command that reads settings, which is 50 ms. They are read here when somebody asks.
+pydantic's `use_attribute_docstrings` would read them when a class is created: the source of every
+section, for each command that reads settings, which takes 50 ms. They are read here on demand.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pydantic import BaseModel
 
 
 def docs_of(section: type[BaseModel], name: str) -> str:
-    """The docstring under a field of a section, on one line; that of the class nearest to it.
+    """Return the docstring of a field on one line, from the nearest base class that has one.
 
     Args:
-        section: The class.
-        name: The field.
+        section: The section's class.
+        name: The name of the field.
 
     Returns:
-        The text; empty where there is none.
+        The text; empty if the field has none.
     """
     ours = itertools.takewhile(lambda kind: kind is not BaseModel, section.__mro__)
     for kind in ours:
@@ -36,7 +36,7 @@ def docs_of(section: type[BaseModel], name: str) -> str:
 
 @functools.cache
 def _docs_of_module(name: str) -> Mapping[str, Mapping[str, str]]:
-    """Class -> field -> docstring, of the classes at the top of a module."""
+    """Return class -> field -> docstring, for the top-level classes of a module."""
     tree = ast.parse(inspect.getsource(sys.modules[name]))
     return {
         item.name: dict(_docs_in(item.body)) for item in tree.body if isinstance(item, ast.ClassDef)
@@ -44,7 +44,7 @@ def _docs_of_module(name: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def _docs_in(body: list[ast.stmt]) -> list[tuple[str, str]]:
-    """The fields that have a text directly under them, each with that text."""
+    """Return the fields that have a docstring directly under them, each with that docstring."""
     return [
         (field.target.id, text.value.value)
         for field, text in itertools.pairwise(body)

@@ -1,7 +1,7 @@
-"""Settings as the text fields of a form, and back: each setting is one field, written by hand.
+"""Converts settings to and from the text fields of a form, one field per setting.
 
-A field that is empty is a setting that is not given. What a field holds depends on the setting
-(`value_types.Form`); text that could be misread, such as a space at its end, stands in quotes.
+An empty field means that the setting is not set. The syntax of a field depends on the setting
+(`value_types.Form`); text that could be misread, such as text that ends in a space, is quoted.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from impasto.errors import ConfigError
 from impasto.parsing import parse_toml, split_lines
 
 NOTHING = {"lines": "[]", "value": "[]", "table": "{}", "sections": "[]"}
-"""What a list or table that is given, and empty, is written as."""
+"""Form -> the text of a list or table that is set and empty."""
 
 _PATH = re.compile(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*")
 
 
 def fields_of(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The text of each setting that a tree gives, by its path.
+    """Return the field text of each setting in a tree, by path.
 
     Raises:
-        ConfigError: The tree has a setting that there is not.
+        ConfigError: The tree has an unknown setting.
     """
     values, _ = with_present_names(tree)
     known = all_settings()
@@ -39,17 +39,15 @@ def fields_of(tree: Mapping[str, Any]) -> dict[str, str]:
         for key, inner in given.items():
             path = f"{name}.{key}" if key else name
             if path not in known:
-                raise ConfigError(
-                    f"There is no setting {path}.", {path: "there is no such setting"}
-                )
+                raise ConfigError(f"There is no setting {path}.", {path: "no such setting"})
             found[path] = _written(known[path], inner)
     return found
 
 
 def tree_of(fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree that fields give, and what cannot be read, by path.
+    """Return the tree of settings in form fields, and error messages by path.
 
-    Names that are no setting's are skipped.
+    Fields that belong to no setting are skipped.
     """
     tree: dict[str, Any] = {}
     faults: dict[str, str] = {}
@@ -66,9 +64,9 @@ def tree_of(fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def faults_by_field(faults: Mapping[str, str]) -> dict[str, str]:
-    """Sentences about key paths, by the field to show each at; those of no field under "".
+    """Return error messages by the field to show them at; those that fit no field under "".
 
-    What concerns a section as a whole goes to the first of its settings that the sentence names.
+    A message about a whole section is assigned to the first of its settings that it mentions.
     """
     found: dict[str, str] = {}
     for path, sentence in faults.items():
@@ -96,12 +94,12 @@ def _field_of(path: str, sentence: str) -> str:
 
 
 def written(text: str) -> str:
-    """Text where a value of TOML may stand too: as it is, if it is read as itself then."""
+    """Return text, quoted if it would otherwise be parsed as another TOML value."""
     return _quoted_if_odd(text) if _value(text) == text else toml_value(text)
 
 
 def _written(setting: Setting, value: Any) -> str:
-    """A value as a person would type it."""
+    """Return a value as users would type it into a form."""
     form = setting.type.form
     if form == "lines" and isinstance(value, (list, tuple)):
         return "\n".join(_quoted_if_odd(str(item)) for item in value) or NOTHING[form]
@@ -117,10 +115,10 @@ def _written(setting: Setting, value: Any) -> str:
 
 
 def _read(setting: Setting, text: str) -> Any:
-    """The value that a text of a field stands for.
+    """Return the value of a field's text.
 
     Raises:
-        tomllib.TOMLDecodeError: It is a table that is not TOML.
+        tomllib.TOMLDecodeError: The field is a table, and its text is not TOML.
     """
     form, stripped = setting.type.form, text.strip()
     if form == "flag":
@@ -148,7 +146,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _value(text: str) -> Any:
-    """A value of TOML; a word that is none is text, as for `--set`."""
+    """Parse a value of TOML; text that is not TOML is returned unchanged, as for `--set`."""
     try:
         found = parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -162,7 +160,7 @@ def _unquoted(text: str) -> str:
 
 
 def _quoted_if_odd(text: str) -> str:
-    """Text as it is, or in quotes where a form would change it or it would be read otherwise."""
+    """Return text unchanged, or quoted if a form would change it or it would be misread."""
     is_odd = (
         not text.strip()
         or text != text.strip()
@@ -174,7 +172,7 @@ def _quoted_if_odd(text: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A value of TOML on one line."""
+    """Return a value as TOML on one line."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What results are written as, by the method that makes them."""
+"""File formats of results, by training method."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ FORMATS = {
     "full": ("safetensors", "ckpt", "diffusers"),
     "hypernetwork": ("a1111", "portable", "novelai", "safetensors"),
 }
-"""What the results of each method can be written as; the first is the usual one."""
+"""Training method -> the formats that its results can be written in; the first is the default."""

@@ -1,7 +1,7 @@
-"""What runs of earlier versions did where they say nothing of a setting that came later.
+"""Behaviour of runs from earlier versions for settings that were added later.
 
-The settings of a run are written into its directory with all defaults. One that is missing there is
-newer than the run, which goes on as it began.
+A run writes its settings into its directory with all defaults. A setting that is missing there was
+added after the run started, and the run continues as before.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ FORMER_VALUES: dict[str, Any] = {
     "validation.standard_error": 0.0,
     "validation.training_images": 0,
 }
-"""Path -> what such a run did, where that is not the default now."""
+"""Path -> the value that such a run used, where it differs from today's default."""
 
 
 def with_former_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that was begun, with those that it does not name as they were then."""
+    """Return the settings of an earlier run, with missing ones at their former values."""
     tree = {key: dict(v) if isinstance(v, Mapping) else v for key, v in values.items()}
     for path, value in FORMER_VALUES.items():
         section, _, name = path.partition(".")

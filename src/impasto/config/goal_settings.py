@@ -1,4 +1,4 @@
-"""Settings to begin with, from a goal and what there is: the images, the model, the memory."""
+"""Generates starting settings from a goal and the material: the images, the model, the memory."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from impasto.parsing import is_text, split_lines
 from impasto.progress import counted
 
 PROMPTS = 3
-"""Previews that are drawn: few, since each takes seconds every time."""
+"""Maximum number of preview prompts: few, since each takes seconds every time."""
 
 TEXT_ENCODERS = {
     "SD 1.x": (0.5, None, "half of the U-Net's: it forgets faster than it learns (EveryDream 2)"),
     "SD 2.x": (0.3, 2, "a third of the U-Net's, as in EveryDream 2's settings for SD 2.1"),
 }
 """Generation of models -> the learning rate of its text encoder as a fraction of the U-Net's, the
-last layers that learn (None means all), and why. SDXL's two are left as they are, as in
+number of last layers to train (None means all), and the reason. SDXL's two stay frozen, as in
 OneTrainer's preset."""
 
 TEXT_ENCODER_STEPS = 0.3
-"""Share of the steps in which a text encoder learns: OneTrainer's preset for SD 1.5 has 30 of 100
-passes."""
+"""Fraction of the steps in which a text encoder is trained: OneTrainer's preset for SD 1.5 has 30
+of 100 epochs."""
 
 SDXL_NOISE_OFFSET = 0.05
-"""What SDXL itself was trained with at last (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
+"""The noise offset of the last stage of SDXL's own training (Podell et al. 2023, arXiv:2307.01952,
+section 2.5)."""
 
 _SDXL_TWO = 12
-"""GiB from which SDXL takes two images at a time."""
+"""GiB from which SDXL is trained with a batch of two images."""
 
 _WAITS = {"SDXL": 16, "bf16": 6, "fp16": 10}
-"""GiB from which the gradients of several batches may wait: of SDXL; of the others by the 16-bit
-type that is computed in. With 8-bit AdamW, whose state is in RAM, checkpointing and a text encoder
-that learns, SD 1 and 2 take 5.8 GiB at 512 pixels with weights in bf16, and 9.6 with fp16, whose
-weights are float32 (predicted, as `training.memory` does)."""
+"""GiB from which gradients can be accumulated over several batches: by `SDXL`, or for other models
+by the 16-bit type of computation. With 8-bit AdamW, whose state is in RAM, checkpointing and a
+trained text encoder, SD 1 and 2 take 5.8 GiB at 512 pixels with weights in bf16, and 9.6 with fp16,
+whose weights are float32 (predicted, as `training.memory` does)."""
 
 _LONGEST_PROMPT = 300
 _BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
-"""Resolution -> sides of buckets: as usual, and as in `configs/sd2-768-v.toml`."""
+"""Resolution -> limits of bucket sides: the defaults, and those of `configs/sd2-768-v.toml`."""
 
 
 def settings_for(goal: Goal, material: Material) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of settings for a goal, and why a setting is as it is, by path.
+    """Return the tree of settings for a goal, and the reasons for settings by path.
 
     Raises:
-        ConfigError: `clip_skip` is asked for, and the model's family has a layer of its own.
+        ConfigError: `clip_skip` is requested, and the model's family has a fixed layer.
     """
     found: dict[str, tuple[Any, str]] = {
         "output_dir": (material.output_dir, ""),
@@ -75,7 +76,7 @@ def settings_for(goal: Goal, material: Material) -> tuple[dict[str, Any], dict[s
 
 
 def settings_text(goal: Goal, material: Material) -> str:
-    """The text of a settings file for a goal, with comments.
+    """Return the text of a settings file for a goal, with comments.
 
     Raises:
         ConfigError: As for `settings_for`.
@@ -93,11 +94,11 @@ def settings_text(goal: Goal, material: Material) -> str:
 
 @dataclass(frozen=True)
 class Batches:
-    """How the images of a step are computed.
+    """How the images of an optimizer step are split into batches.
 
     Attributes:
-        size: Images at a time.
-        accumulated: How often, ahead of a step.
+        size: Images per forward pass.
+        accumulated: Forward passes per step.
     """
 
     size: int
@@ -105,16 +106,16 @@ class Batches:
 
     @property
     def images(self) -> int:
-        """Images of a step."""
+        """The number of images per step."""
         return self.size * self.accumulated
 
 
 def batches_for(goal: Goal, material: Material) -> Batches:
-    """The batches of a goal: one image after the other, where their gradients have room to wait.
+    """Return the batches of a goal: single images if there is memory to accumulate their gradients.
 
-    Gradients of SDXL's U-Net take 4.8 GiB in 16 bits, those of SD 1 and 2 take 3.2 in float32.
-    Where each is freed as soon as it is there, SDXL at 1024 pixels takes 8.0 GiB with a batch of 1
-    and 8.9 with 2 (`configs/sdxl-12gb.toml`); then none can wait for those of another batch.
+    Gradients of SDXL's U-Net take 4.8 GiB in 16 bits, those of SD 1 and 2 take 3.2 in float32. If
+    each is freed as soon as it is computed, SDXL at 1024 pixels takes 8.0 GiB with a batch of 1 and
+    8.9 with 2 (`configs/sdxl-12gb.toml`); then gradients cannot be accumulated over batches.
     """
     is_sdxl = material.generation == "SDXL"
     gib = material.free_gib if material.vram is None else material.vram
@@ -124,24 +125,24 @@ def batches_for(goal: Goal, material: Material) -> Batches:
 
 
 def steps_for(goal: Goal, material: Material) -> int:
-    """Optimizer steps for a number of images, in tens."""
+    """Return the number of optimizer steps for the number of images, as a multiple of ten."""
     least, most = _bounds(goal, material)
     wanted = goal.passes * material.images / batches_for(goal, material).images
     return int(min(max(wanted, least), most)) // 10 * 10
 
 
 def _bounds(goal: Goal, material: Material) -> tuple[int, int]:
-    """The least and the greatest number of steps: of smaller ones accordingly more."""
+    """Return the minimum and maximum number of steps, proportionally more for smaller batches."""
     times = goal.batch // batches_for(goal, material).images
     least, most = goal.steps
     return least * times, most * times
 
 
 def bucket_sides(resolution: int) -> tuple[int, int, int]:
-    """Shortest and longest side of buckets and their step, in pixels.
+    """Return the shortest and longest side of buckets and their step, in pixels.
 
-    Elsewhere than for full-size models: half and twice the resolution, in steps of a quarter of it
-    and at most 64, as for the model of the demo.
+    For resolutions other than those of full-size models: half and twice the resolution, in steps of
+    a quarter of it and at most 64, as for the demo model.
     """
     if resolution in _BUCKET_SIDES:
         return *_BUCKET_SIDES[resolution], 64
@@ -175,7 +176,7 @@ def _model_settings(material: Material) -> dict[str, tuple[Any, str]]:
 
 
 def _method_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
-    """Text encoders that learn for a while at a rate of their own, where that is usual."""
+    """Return settings that train text encoders for a while at their own rate, if that is usual."""
     if not goal.text_encoder or material.generation not in TEXT_ENCODERS:
         return {}
     fraction, layers, why = TEXT_ENCODERS[material.generation]
@@ -192,7 +193,7 @@ def _method_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str
 
 
 def _noise_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
-    """A slight noise offset, so that images may become darker or brighter as a whole."""
+    """Return a slight noise offset, with which images can become darker or brighter overall."""
     if not goal.noise_offset or not material.predicts_noise:
         return {}
     if material.generation == "SDXL":
@@ -256,7 +257,7 @@ def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, s
 
 
 def held_out(goal: Goal, material: Material) -> int:
-    """Images for validation: those of the goal, at most a fifth of all."""
+    """Return the number of validation images: the goal's, at most a fifth of all images."""
     return min(goal.held_out, material.images // 5)
 
 
@@ -296,12 +297,12 @@ def _saving_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str
 
 
 def _every(goal: Goal, material: Material, times: int) -> int:
-    """Steps between what is to happen so many times in a run, in tens."""
+    """Return the interval in steps, a multiple of ten, for `times` events in a run."""
     return max(10, steps_for(goal, material) // times // 10 * 10)
 
 
 def prompts_of(captions: Sequence[str]) -> list[str]:
-    """A few different captions from all over a dataset."""
+    """Return a few different captions, spread over the dataset."""
     texts = dict.fromkeys(
         text.strip() for text in captions if text.strip() and len(text) <= _LONGEST_PROMPT
     )

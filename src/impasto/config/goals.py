@@ -1,8 +1,8 @@
-"""What people train for, with what is usual for it, and why, in one table.
+"""The table of training goals, with the usual settings of each and the reasons for them.
 
-The values are those of the examples in `configs/`, which are where to look for more;
-`goal_settings.py` makes settings of them. They are a beginning, and no more: whether a run goes
-well is told by its validation loss and its samples.
+The values are those of the examples in `configs/`, which have more; `goal_settings.py` generates
+settings from them. They are only a starting point: its validation loss and samples show whether a
+run goes well.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ RATES = {
     "SD 2.x": (0.6, "SD 2 forgets faster than SD 1"),  # configs/sd2-base.toml
     "SDXL": (0.2, "sd-scripts' guide for SDXL has 4e-7 for single images"),
 }
-"""Generation of models -> its learning rate, as a fraction of that of SD 1.x, and why."""
+"""Generation of models -> its learning rate as a fraction of that of SD 1.x, and the reason."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted, with the settings that are usual for it.
+    """A training goal, with the settings that are usual for it.
 
     Attributes:
-        title: What it is called.
-        text: What it is for.
-        example: The file in `configs/` that its values are from.
+        title: The name of the goal.
+        text: What the goal is for.
+        example: The file in `configs/` from which its values are taken.
         lr: Learning rate of a whole U-Net.
-        lr_why: Where that is from.
+        lr_why: The reason for that rate.
         batch: Images per step: the batch size times the accumulation.
-        passes: How often each image is shown, those for validation counted among them.
-        steps: The least and the greatest number of steps, whatever the number of images.
-        warmup: Share of the steps, or steps, in which the rate rises.
+        passes: How often each image is shown, counting validation images too.
+        steps: The minimum and maximum number of steps, whatever the number of images.
+        warmup: Percentage of the steps, or steps, in which the rate rises.
         held_out: Images for validation; at most a fifth of all.
-        noise_offset: Of models that predict noise; SDXL has its own.
-        text_encoder: Whether text encoders learn too, where that is usual for the model.
-        more: Further settings by their paths, each with why.
+        noise_offset: Noise offset of models that predict noise; SDXL has its own.
+        text_encoder: Whether text encoders are trained too, where that is usual for the model.
+        more: Further settings by path, each with the reason.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Sections whose settings depend on their `kind`: each kind has those that have an effect on it."""
+"""Sections whose settings depend on their `kind`: each kind has the settings that affect it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pydantic.fields import FieldInfo
 from impasto.config.base import Section
 
 Kinds = Mapping[str, type[Section]]
-"""Kind -> the section that has its settings."""
+"""Kind -> the section with its settings."""
 
 
 def of_its_kind(kinds: Kinds, usual: str, sentence: Callable[[str, str], str]) -> BeforeValidator:
-    """Reads a section by its kind, also from files that have the settings of every kind.
+    """Return a validator that reads a section by its kind, even with the settings of other kinds.
 
-    What belongs to another kind is skipped where it is as usual, as in the settings that a run
-    of an earlier version wrote, and refused otherwise: it would have no effect.
+    A setting of another kind is dropped if it is at its default, as in files that runs of earlier
+    versions wrote, and refused otherwise: it would have no effect.
 
     Args:
-        kinds: What there is.
-        usual: The kind where none is given.
-        sentence: From a setting and a kind that it has no effect on to what a person reads.
+        kinds: The kinds and their sections.
+        usual: The default kind.
+        sentence: Returns the error message for a setting and the kind on which it has no effect.
     """
     former = defaults_of(kinds)
 
@@ -45,7 +45,7 @@ def of_its_kind(kinds: Kinds, usual: str, sentence: Callable[[str, str], str]) -
 
 
 def defaults_of(kinds: Kinds) -> dict[str, Any]:
-    """The usual values of all settings of all kinds, but for the kind itself."""
+    """Return the defaults of all settings of all kinds, except for `kind` itself."""
     return {
         name: field.get_default(call_default_factory=True)
         for section in dict.fromkeys(kinds.values())
@@ -55,7 +55,7 @@ def defaults_of(kinds: Kinds) -> dict[str, Any]:
 
 
 def sections_of(field: FieldInfo) -> dict[str, type[Section]]:
-    """Kind -> section of a field whose section depends on its kind; empty for others."""
+    """Return kind -> section for a field whose section depends on its kind, else an empty dict."""
     if field.discriminator != "kind":
         return {}
     return {

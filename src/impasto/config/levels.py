@@ -1,4 +1,4 @@
-"""Hands settings of a dataset down: from all to one, and from one to its subsets."""
+"""Passes dataset settings down: from all datasets to each, and from a dataset to its subsets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 def inherit_settings(
     values: Mapping[str, Any], shared: Container[str], of_subsets: Container[str]
 ) -> dict[str, Any]:
-    """Give each dataset and subset the keys that only a level above has.
+    """Give each dataset and subset the keys that are only set on a level above.
 
     Args:
         values: The content of `[dataset]`.
-        shared: The keys that datasets take.
-        of_subsets: The keys that subsets take too.
+        shared: The keys that datasets accept.
+        of_subsets: The keys that subsets accept too.
     """
     result = dict(values)
     datasets = result.get("datasets")
@@ -28,11 +28,11 @@ def inherit_settings(
 
 
 def given_below(values: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """Which of some keys all datasets have, so that a value from above counts for none.
+    """Return those of `keys` that every dataset sets itself, so that higher levels have no effect.
 
     Args:
         values: The content of `[dataset]`, or of a dataset configuration.
-        keys: The keys that are asked about.
+        keys: The keys to check.
     """
     general, datasets = values.get("general"), values.get("datasets")
     above = set(general) if isinstance(general, Mapping) else set()

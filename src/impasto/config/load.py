@@ -35,19 +35,20 @@ if TYPE_CHECKING:
     from impasto.config.run import RunConfig
 
 _KEPT_BY_RUNS = ("cache_dir",)
-"""Keys of `[dataset]` that may be given beside the settings of a run: they change no image."""
+"""Keys of `[dataset]` that may be given in addition to the settings of a run: they change no
+image."""
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path` and apply `overrides` of the form `section.key=value`.
 
-    Relative paths in the file are taken from the current folder, as on a command line.
+    Relative paths in the file start at the current folder, as on a command line.
 
-    Settings under a name that they had before are read as ever, with a `FormerNameWarning`.
+    Settings under a former name are accepted, with a `FormerNameWarning`.
 
     Raises:
-        ConfigError: The file is missing or not TOML, a key is unknown, a value does not fit.
-        TypeError: `path` is no path, or `overrides` is one string and not a list of them.
+        ConfigError: The file is missing or not TOML, a key is unknown, or a value is invalid.
+        TypeError: `path` is not a path, or `overrides` is a string and not a list of strings.
     """
     require_kind("load_run_config(path)", path, (str, Path), "the path of a TOML file")
     expected = 'a list of strings, such as ["training.max_steps=3"]'
@@ -63,11 +64,11 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 @dataclass(frozen=True)
 class BegunSettings:
-    """The settings of a run that was begun, before they are checked.
+    """The settings of a run that was started before, not yet validated.
 
     Attributes:
-        values: They, with relative paths as they are to be read in the current folder.
-        folder: The folder in which its relative paths begin.
+        values: The settings, with relative paths as they are to be read in the current folder.
+        folder: The folder at which the run's relative paths start.
         is_elsewhere: Whether paths were made absolute, since that is not the current folder.
     """
 
@@ -77,7 +78,7 @@ class BegunSettings:
 
 
 def read_begun(path: Path) -> BegunSettings:
-    """Read the settings in the directory of a run, with what they name where it is.
+    """Read the settings in a run directory, with their paths resolved if the run was moved.
 
     Raises:
         ConfigError: The file is missing or not TOML.
@@ -92,10 +93,11 @@ def read_begun(path: Path) -> BegunSettings:
 
 
 def load_begun_config(path: Path) -> RunConfig:
-    """Read the settings in the directory of a run, to go on with it or measure as it did.
+    """Read the settings in a run directory, to resume the run or to measure as it did.
 
-    Relative paths begin in the folder where the run was begun, unless all is in the current one
-    too. Where the run was moved, a cache in its directory is the one that was moved with it.
+    Relative paths start at the folder where the run was started, unless everything exists in the
+    current one too. If the run was moved, a cache within its directory is the one that moved with
+    it.
 
     Raises:
         ConfigError: As for `load_run_config`.
@@ -110,11 +112,11 @@ def load_begun_config(path: Path) -> RunConfig:
 
 
 def former_names(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
-    """What of settings is under a name that it had before, in words."""
+    """Return a note for each setting that is given under a former name."""
     _, notes = with_present_names(values)
     paths = (override.partition("=")[0].strip() for override in overrides)
     renamed = [path for path in paths if present_path(path) != path]
-    return [*notes, *(f"{path} is called {present_path(path)} now" for path in renamed)]
+    return [*notes, *(f"{path} is now called {present_path(path)}" for path in renamed)]
 
 
 def build_run_config(
@@ -128,14 +130,14 @@ def build_run_config(
 
     Args:
         values: The settings.
-        overrides: `section.key=value`, which count before them.
-        source: Where they are from.
-        begun: Whether they are those of a run that was begun; see `Rule.of_new_runs`.
+        overrides: `section.key=value`, which take precedence over them.
+        source: The name of the settings' source.
+        begun: Whether they are those of a run that was started before; see `Rule.of_new_runs`.
 
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    from impasto.config.run import RunConfig  # all sections, of which a folder's scan needs one
+    from impasto.config.run import RunConfig  # imports all sections; scanning a folder needs one
 
     tree = overridden(values, overrides, source)
     asked = set_values(tree, overrides)
@@ -154,20 +156,20 @@ def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetCo
     """Validate the settings of a dataset alone.
 
     Raises:
-        ConfigError: A key is unknown, or a value does not fit.
+        ConfigError: A key is unknown, or a value is invalid.
     """
     return validated(DatasetConfig, with_dataset_file(with_dreambooth_folders(values)), source)
 
 
 def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
-    """The dataset that a path stands for: a folder of images, a metadata or settings file.
+    """Return the dataset that a path names: a folder of images, a metadata or settings file.
 
     Args:
-        path: A folder, or a tar or table of images; a URL of those or of a metadata file; a
-            `.toml` or `.json` dataset configuration of sd-scripts; the settings of a run; or the
-            directory of a run.
-        values: Keys of `[dataset]` that hold where those do not say otherwise. Of a run,
-            `cache_dir` is the only one that holds: the others say what it is trained on.
+        path: A folder, or a tar or table of images; a URL of those or of a metadata file; a `.toml`
+            or `.json` dataset configuration of sd-scripts; the settings of a run; or the directory
+            of a run.
+        values: Keys of `[dataset]` that hold where the source does not set them. For a run, only
+            `cache_dir` has an effect: the others determine what it is trained on.
 
     Raises:
         ConfigError: As for `load_run_config`.
@@ -188,7 +190,7 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
 
 
 def without_effect(path: Path, keys: Iterable[str]) -> list[str]:
-    """Which of some keys of `[dataset]` a source decides itself, as `load_dataset_config` reads it.
+    """Return those of `keys` of `[dataset]` that have no effect, since the source determines them.
 
     Raises:
         ConfigError: As for `load_run_config`.
@@ -204,9 +206,9 @@ def without_effect(path: Path, keys: Iterable[str]) -> list[str]:
 
 
 def load_run_of_source(path: Path) -> RunConfig | None:
-    """The run whose settings or directory a path is; None where it stands for a dataset alone.
+    """Return the run whose settings or directory a path is; None if it names a dataset alone.
 
-    What settings in the directory of a run do not name is as it was when the run began.
+    Settings that are missing in a run directory have the values that held when the run started.
 
     Raises:
         ConfigError: As for `load_run_config`.
@@ -215,7 +217,7 @@ def load_run_of_source(path: Path) -> RunConfig | None:
         return None
     if path.name.lower().endswith(COMPRESSED_TARS) and not presence.is_dir(path):
         raise ConfigError(
-            f"{path} is a compressed tar, which has no places to read from; decompress it."
+            f"{path} is a compressed tar, in which single files cannot be found; decompress it."
         )
     if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
@@ -228,7 +230,7 @@ def load_run_of_source(path: Path) -> RunConfig | None:
 
 
 def is_metadata_file(path: Path) -> bool:
-    """Whether a file has the words of many images, and not settings.
+    """Return whether a file holds the captions of many images, and not settings.
 
     Raises:
         ConfigError: It is a JSON file that is missing or malformed.
@@ -242,27 +244,27 @@ def is_metadata_file(path: Path) -> bool:
 
 
 def dump_toml(config: BaseModel) -> str:
-    """The resolved tree as TOML; settings that are off are left out."""
+    """Return the resolved tree as TOML, without settings that are off."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def settings_by_path(config: BaseModel) -> dict[str, Any]:
-    """Every setting by its path, as in `dataset.datasets[0].resolution`; None where it is off.
+    """Return every setting by its path, as in `dataset.datasets[0].resolution`; None if it is off.
 
-    Lists are values, unless sections are in them. An empty table is a value too.
+    Lists are values unless they contain sections. An empty table is a value too.
     """
     return dict(values_by_path(config.model_dump(mode="json")))
 
 
 def with_dataset_file(values: Mapping[str, Any], *, formerly: bool = False) -> dict[str, Any]:
-    """The content of `[dataset]` with what `config` stands for in the place of its name.
+    """Return the content of `[dataset]` with the file that `config` names replaced by its content.
 
     Args:
         values: The content of `[dataset]`.
         formerly: As for `read_dataset_file`.
 
     Raises:
-        ConfigError: As `read_dataset_file`.
+        ConfigError: As for `read_dataset_file`.
     """
     content = dict(values)
     file = content.pop("config", None)

@@ -1,4 +1,4 @@
-"""Settings that name where data is: a path, or the URL of a location in an object store."""
+"""Settings that hold the location of data: a path, or a URL in an object store."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def _checked(path: Path) -> Path:
 def _writable(path: Path) -> Path:
     if is_remote(path) and scheme_of(path) in READ_ONLY:
         raise ValueError(
-            f"{shown(path)} is of a store that is only read from; expected a folder, or a place "
-            f"in s3:// or gs://"
+            f"{shown(path)} is in a read-only store; expected a folder, or a URL of s3:// or gs://"
         )
     return path
 
@@ -29,21 +28,21 @@ def _writable(path: Path) -> Path:
 _AS_URL = PlainSerializer(shown, return_type=str, when_used="json")
 
 Location = Annotated[Path, AfterValidator(_checked), _AS_URL]
-"""A path, or a URL that data is read from."""
+"""A path or a URL from which data is read."""
 
 WrittenLocation = Annotated[Path, AfterValidator(_checked), AfterValidator(_writable), _AS_URL]
-"""A path, or a URL that data is written to."""
+"""A path or a URL to which data is written."""
 
 LOCATIONS = frozenset({"image_dir", "metadata_file", "cache_dir", "output_dir", "path", "vae"})
-"""The settings that are locations; every other path is one of this machine."""
+"""The settings that may be URLs; every other path must be local."""
 
 
 def remote_fault(name: str, value: object) -> str:
-    """Why a setting cannot be in an object store; empty where it is not, or may be."""
+    """Return why a setting cannot be in an object store; empty if it is not in one, or may be."""
     if name in LOCATIONS or not isinstance(value, (str, Path)) or not is_remote(value):
         return ""
     return location_fault(Path(value)) or (
-        f"{name} is {shown(value)}, in an object store; expected a path of this machine. In an "
-        f"object store may be output_dir, path and vae of the model, image_dir, metadata_file and "
-        f"cache_dir of a dataset, and image_dir of the validation"
+        f"{name} is {shown(value)}, in an object store; expected a local path. Only output_dir, "
+        f"path and vae of the model, image_dir, metadata_file and cache_dir of a dataset, and "
+        f"image_dir of the validation may be in an object store"
     )

@@ -1,4 +1,4 @@
-"""What there is to begin a run with: a model, images, a card."""
+"""The inputs from which a run is set up: a model, images, a GPU."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Material:
-    """What settings for a goal depend on.
+    """The facts on which settings for a goal depend.
 
     Attributes:
         model: The base model's path or id.
-        family: What the model is, in words.
-        resolution: Pixels a side that are trained at.
-        generation: What its learning rate goes by, as in `SD 2.x`.
-        predicts_noise: Whether it predicts noise, and not velocity.
+        family: The name of the model's family.
+        resolution: Training resolution: the side in pixels.
+        generation: The generation of models that sets its learning rate, such as `SD 2.x`.
+        predicts_noise: Whether it predicts noise, not velocity.
         takes_clip_skip: Whether models of its family were trained on other layers.
         image_dir: The folder of images.
-        images: How many there are.
-        captions: Their captions, in order, empty ones too.
-        output_dir: The run directory to be.
-        vram: GiB that the run may take; None means what is free.
-        clip_skip: The layer of the text encoder that was asked for.
-        mask_dir: The folder of their masks; empty where there is none.
-        masked: How many images have a mask there.
-        native: Pixels a side that the model was trained at; None where they are `resolution`.
-        free_gib: GiB that are free on the GPU of this machine; None without one.
-        half: The 16-bit type that it computes, `bf16` or `fp16`; None where that is not known.
+        images: The number of images.
+        captions: Their captions, in order, including empty ones.
+        output_dir: The future run directory.
+        vram: GiB that the run may use; None means all that is free.
+        clip_skip: The requested layer of the text encoder.
+        mask_dir: The folder of masks; empty if there is none.
+        masked: The number of images that have a mask there.
+        native: The side in pixels at which the model was trained; None if that is `resolution`.
+        free_gib: GiB free on this machine's GPU; None without a GPU.
+        half: The GPU's 16-bit type of computation, `bf16` or `fp16`; None if unknown.
     """
 
     model: str

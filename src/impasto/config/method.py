@@ -23,7 +23,7 @@ TEXT_ENCODER_SETTINGS = (
     "text_encoder_from_step",
     "text_encoder_until_step",
 )
-"""What has an effect only where text encoders are trained."""
+"""Settings that have an effect only if text encoders are trained."""
 
 _BLOCK = re.compile(
     r"(conv_in|time_embedding|add_embedding|conv_norm_out|conv_out"
@@ -34,7 +34,7 @@ _BLOCK = re.compile(
 def _require_block(name: str) -> str:
     if _BLOCK.fullmatch(name) is None:
         raise ValueError(
-            f"{name!r} is no block of a U-Net; expected conv_in, time_embedding, add_embedding, "
+            f"{name!r} is not a U-Net block; expected conv_in, time_embedding, add_embedding, "
             f"down_blocks.0 to .3, mid_block, up_blocks.0 to .3, conv_norm_out, conv_out, or a "
             f"layer in a block, as in down_blocks.1.attentions.0"
         )
@@ -45,44 +45,46 @@ BlockName = Annotated[str, AfterValidator(_require_block)]
 
 
 class FullMethod(Section):
-    """The whole U-Net is trained, and the text encoder if asked."""
+    """Trains the whole U-Net, and optionally the text encoder."""
 
     kind: Literal["full"] = "full"
     """Trains the U-Net itself."""
 
     train_text_encoder: bool = False
-    """Train the text encoder too: learns new words better, forgets old ones faster."""
+    """Train the text encoder too: it learns new words better, and forgets known ones faster."""
 
     text_encoder_lr: Rate | None = None
-    """Learning rate of the text encoder; off means the optimizer's."""
+    """Learning rate of the text encoder; off means `optimizer.lr`."""
 
     text_encoder_lrs: dict[EncoderName, RateOrFrozen] = Field(default_factory=dict)
-    """Learning rates of single text encoders, for SDXL, which has two: `{text_encoder = 1e-6,
-    text_encoder_2 = 0}`. 0 leaves one as it is. One that is not named has `text_encoder_lr`."""
+    """Learning rates of individual text encoders, for SDXL, which has two: `{text_encoder = 1e-6,
+    text_encoder_2 = 0}`. 0 freezes an encoder. An encoder without an entry uses
+    `text_encoder_lr`."""
 
     text_encoder_layers: Positive | None = None
-    """Train only this many of its last layers, counted from the one that `clip_skip` takes; off
-    means all, and its embeddings."""
+    """Number of the text encoder's last layers to train, counted back from the layer that
+    `clip_skip` selects; off means all layers and the embeddings."""
 
     text_encoder_from_step: Annotated[int, Field(ge=0)] = 0
-    """The optimizer step from which it learns."""
+    """Optimizer step at which the text encoder starts to learn."""
 
     text_encoder_until_step: Positive | None = None
-    """The optimizer step from which it learns no more; off means to the end."""
+    """Optimizer step at which the text encoder stops learning; off means at the end of the run."""
 
     block_lrs: dict[BlockName, RateOrFrozen] = Field(default_factory=dict)
-    """Learning rates of blocks of the U-Net by their names, such as `{"down_blocks.0" = 1e-6,
-    "mid_block" = 5e-6}`: `conv_in`, `time_embedding`, `add_embedding` (SDXL), `down_blocks.0` to
-    `.3`, `mid_block`, `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. A layer in a block has a
-    name too, as `down_blocks.1.attentions.0`, and its rate goes before the block's. 0 leaves a
-    block as it is, in the width of `training.weight_dtype`. The others have the optimizer's."""
+    """Learning rates of U-Net blocks by name, such as `{"down_blocks.0" = 1e-6, "mid_block" =
+    5e-6}`: `conv_in`, `time_embedding`, `add_embedding` (SDXL), `down_blocks.0` to `.3`,
+    `mid_block`, `up_blocks.0` to `.3`, `conv_norm_out`, `conv_out`. A layer in a block can be named
+    too, such as `down_blocks.1.attentions.0`; its rate takes precedence over the block's. 0 freezes
+    a block, whose weights are then kept in `training.weight_dtype`. All other blocks use
+    `optimizer.lr`."""
 
     train_only: tuple[str, ...] = ()
-    """Train only those tensors of the U-Net whose names fit one of these patterns, where `*` stands
-    for anything: `["*.attn2.*"]` are the layers that read the words, `["*.attn1.*", "*.attn2.*"]`
-    all attention. `--plan` tells what each pattern finds; one that finds nothing is refused. Empty
-    means all. Blocks that `block_lrs` leaves as they are stay so; text encoders go by their own
-    settings."""
+    """Train only the U-Net tensors whose names match one of these patterns, in which `*` matches
+    anything: `["*.attn2.*"]` selects the cross-attention layers, which read the caption,
+    `["*.attn1.*", "*.attn2.*"]` all attention. `--plan` reports what each pattern matches; a
+    pattern that matches nothing is refused. Empty means all. Blocks that `block_lrs` freezes stay
+    frozen; text encoders follow their own settings."""
 
     @model_validator(mode="after")
     def _text_encoder_is_trained(self) -> FullMethod:
@@ -101,13 +103,13 @@ class FullMethod(Section):
         return self
 
     def text_encoder_rate(self, name: str, usual: float) -> float:
-        """The learning rate of a text encoder; `usual` is the optimizer's."""
+        """Return the learning rate of the text encoder `name`; `usual` is the optimizer's."""
         rates: dict[str, float] = {str(key): rate for key, rate in self.text_encoder_lrs.items()}
         return rates.get(name, self.text_encoder_lr or usual)
 
     @property
     def frozen_text_encoders(self) -> frozenset[str]:
-        """The names of text encoders that are left as they are, though others may learn."""
+        """The names of the text encoders whose rate is 0, even if others are trained."""
         return frozenset(name for name, rate in self.text_encoder_lrs.items() if rate == 0)
 
 
@@ -116,10 +118,8 @@ METHODS: dict[str, type[Section]] = {"full": FullMethod, "hypernetwork": Hyperne
 
 def _of_the_other(name: str, kind: str) -> str:
     if kind == "full":
-        return (
-            f'{name} has no effect without method.kind = "hypernetwork". Add that, or take it out'
-        )
-    return f"{name} belongs to the kind full: a hypernetwork leaves the model as it is"
+        return f'{name} has no effect without method.kind = "hypernetwork". Add that, or remove it'
+    return f"{name} belongs to the kind full: a hypernetwork leaves the model unchanged"
 
 
 MethodConfig = Annotated[

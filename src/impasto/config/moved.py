@@ -1,7 +1,7 @@
-"""Finds what a run's settings name, where its directory was moved or another folder is current.
+"""Resolves paths in a run's settings if its directory was moved or the current folder differs.
 
-Relative paths of settings begin in the folder where the run was begun, which `status.json` names. A
-run that was moved together with its data is resumed in the new place of that folder.
+Relative paths in settings start at the folder in which the run was started, which `status.json`
+records. A run that was moved together with its data is resumed in the new location of that folder.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from impasto.publishing import is_path_key
 from impasto.remote_paths import is_remote
 
 _MADE = frozenset({"cache_dir", "model_dir", "output_dir"})
-"""Folders that a run makes itself, so that they need not be there."""
+"""Folders that a run creates itself, so that they need not exist."""
 
 _NO_NAMES = {"", ".", ".."}
 
 
 def cache_of_moved_run(cache_dir: Path, output_dir: Path, directory: Path) -> Path:
-    """The cache of a run, in the place where its directory is now.
+    """Return the cache folder of a run, moved along if it is within the run directory.
 
-    So neither reading a run that was moved nor going on with it makes a folder in its old place.
+    Thus neither reading a run that was moved nor resuming it creates a folder at the old location.
 
     Args:
-        cache_dir: `dataset.cache_dir` as its settings name it.
-        output_dir: Where it was begun, as they name it.
-        directory: Where it is.
+        cache_dir: `dataset.cache_dir` as the settings have it.
+        output_dir: The original run directory, as the settings have it.
+        directory: The present run directory.
 
     Returns:
-        The cache in `directory` where it was in `output_dir`; any other cache as it is named.
+        The cache folder within `directory` if it was within `output_dir`; any other one unchanged.
     """
     if any(map(is_remote, (cache_dir, output_dir, directory))):
         return cache_dir
@@ -45,15 +45,16 @@ def cache_of_moved_run(cache_dir: Path, output_dir: Path, directory: Path) -> Pa
 
 
 def folder_of_paths(values: Mapping[str, Any], directory: Path) -> Path:
-    """The folder in which the relative paths of a run's settings begin.
+    """Return the folder at which the relative paths of a run's settings start.
 
     Args:
-        values: The settings, as they are in its directory.
+        values: The settings, as stored in the run directory.
         directory: The run directory.
 
     Returns:
-        The current folder where all is there that is in the folder where the run was begun, or
-        where the data of a run that was moved is; else the folder where it was begun.
+        The current folder if it has every path that the folder where the run was started has, or,
+            if that has none, at least one of them, or if that folder is unknown; else the folder
+            where the run was started.
     """
     here = Path.cwd()
     recorded = (read_object(directory / "status.json") or {}).get("folder")
@@ -68,21 +69,21 @@ def folder_of_paths(values: Mapping[str, Any], directory: Path) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is what a path names: a pattern such as `cats-*.tar` names files."""
+    """Return whether a path exists; for a pattern such as `cats-*.tar`, whether a file matches."""
     if presence.exists(path):
         return True
     return WILD.search(path.name) is not None and any(path.parent.glob(path.name))
 
 
 def as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
-    """Settings with the relative paths that begin in a folder made absolute.
+    """Return settings with the relative paths that start at a folder made absolute.
 
-    What is not there stays as it is, since it may be no path but a name of the Hub; but not a
-    folder that the run makes itself.
+    A path that does not exist is left unchanged, since it may be a name on the Hub; except for
+    folders that the run creates itself.
 
     Args:
         value: The settings as plain values, or a part of them.
-        folder: The folder.
+        folder: The folder at which relative paths start.
         key: The name of the part.
     """
     if isinstance(value, Mapping):
@@ -102,9 +103,9 @@ def as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
 
 
 def _relative_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Names of settings and the relative paths in them, which may be names of the Hub instead.
+    """Yield setting names and their relative paths, which may be names on the Hub instead.
 
-    Paths that exist in every folder, such as `.`, tell nothing and are left out.
+    Paths that exist in every folder, such as `.`, prove nothing and are left out.
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():

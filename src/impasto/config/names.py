@@ -1,4 +1,4 @@
-"""Names that become files: what every system that a model may be copied to can hold."""
+"""Checks of file names, which must be valid on every system a model may be copied to."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 MAX_NAME_BYTES = 180
-"""Bytes of UTF-8, so that what is put after a name still fits: 255 is the limit of most systems."""
+"""Maximum length in bytes of UTF-8, which leaves room for suffixes: most systems allow 255."""
 
 _FORBIDDEN = '/\\<>:"|?*'
 _RESERVED = {
     *("con", "prn", "aux", "nul", "conin$", "conout$"),
     *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789\u00b9\u00b2\u00b3"),
 }
-"""Names of devices on Windows, with any ending; Microsoft, "Naming Files, Paths and Namespaces"."""
+"""Names of devices on Windows, with any extension; Microsoft, "Naming Files, Paths and
+Namespaces"."""
 
 
 def file_name_problem(name: str) -> str | None:
-    """Why a text cannot be the name of a file on every system; None if it can."""
+    """Return why a text cannot be a file name on every system; None if it can."""
     if not name.strip() or name in {".", ".."}:
-        return "is no name"
+        return "is not a name"
     bad = next((c for c in name if c in _FORBIDDEN or not c.isprintable()), None)
     if bad is not None:
-        return f"has {bad!r} in it, which a file name cannot have on every system"
+        return f"contains {bad!r}, which file names cannot contain on every system"
     if name != name.strip() or name.endswith("."):
-        return "begins or ends with a space, or ends with a dot, which Windows takes away"
+        return "starts or ends with a space, or ends with a dot, which Windows removes"
     if name.partition(".")[0].strip().lower() in _RESERVED:
         return "is the name of a device on Windows"
     size = len(name.encode("utf-8", "surrogatepass"))
@@ -43,14 +44,14 @@ def _checked(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_checked)]
-"""A setting that becomes the name of a file, or part of it."""
+"""A setting that becomes a file name, or part of one."""
 
 
 def _ending(text: str) -> str:
     if not text.strip(" .") or any(c in _FORBIDDEN or not c.isprintable() for c in text):
-        raise ValueError(f"{text!r} is not the ending of file names, as .txt is")
+        raise ValueError(f"{text!r} is not a file extension such as .txt")
     return text
 
 
 Ending = Annotated[str, AfterValidator(_ending)]
-"""A setting that becomes the ending of file names, with its dot or without."""
+"""A setting that becomes a file extension, with or without its dot."""

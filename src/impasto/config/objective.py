@@ -1,4 +1,4 @@
-"""Settings of what is minimised: the loss, the noise, and which noise levels are trained on."""
+"""Settings of the training objective: the loss, the noise, and the noise levels to train on."""
 
 from __future__ import annotations
 
@@ -16,51 +16,54 @@ class LossWeights(Section):
     """How much each noise level counts, whatever the kind of loss."""
 
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    """Weigh low noise less, so that training converges sooner (min-SNR); 5 is usual. Off means that
-    all noise levels count the same."""
+    """Gamma of min-SNR weighting, which gives low noise less weight, so that training converges
+    sooner; 5 is usual. Off means that all noise levels count the same."""
 
     soft_min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    """The same without a bend: the weight of the error in the image is SNR * gamma / (SNR + gamma)
-    instead of the smaller of the two (arXiv:2401.11605); 4 is that paper's. Give this
-    or `min_snr_gamma`."""
+    """Gamma of soft min-SNR weighting, a smooth form of min-SNR: the weight of the error in the
+    image is SNR * gamma / (SNR + gamma) instead of min(SNR, gamma) (arXiv:2401.11605); 4 is that
+    paper's value. Set this or `min_snr_gamma`."""
 
     uncertainty: bool = False
-    """Learn while training how much each noise level counts: each by the inverse of its usual loss,
-    so that all come to weigh the same (arXiv:2312.02696). It takes the place of all other weights
-    by noise level but `diff_tuning`, and begins as the loss of a velocity model. What is learned is
-    kept in states, and is no part of the model."""
+    """Learn the weight of each noise level during training: each is divided by its usual loss, so
+    that all levels come to contribute the same (arXiv:2312.02696). It replaces all other weights by
+    noise level except `diff_tuning`, and starts as the loss of a velocity model. The learned
+    weights are stored in training states and are not part of the model."""
 
     diff_tuning: Annotated[float, Field(gt=0)] | None = None
-    """Train mostly on high noise, and keep what the model knows at low noise, which serves all
-    images, by regularisation images, as Diff-Tuning does (arXiv:2406.00773): images count by t^tau
-    and regularisation images by (T - t)^tau, both 1 on average over the timesteps. 1 is the paper's
-    tau. Needs regularisation images, best drawn by the base model (`impasto dataset prior`); in the
-    authors' code their mean loss counts 0.1, which is `prior_loss_weight = 0.1` here."""
+    """Exponent tau of Diff-Tuning (arXiv:2406.00773), which trains mostly on high noise and uses
+    regularisation images to preserve what the model knows at low noise, which all images share:
+    training images are weighted by t^tau and regularisation images by (T - t)^tau, both 1 on
+    average over the timesteps. 1 is the paper's tau. Needs regularisation images, preferably drawn
+    by the base model (`impasto dataset prior`); in the authors' code their mean loss counts 0.1,
+    which is `prior_loss_weight = 0.1` here."""
 
     debiased: bool = False
-    """Weigh by 1 / sqrt(SNR), or 1 / (SNR + 1) for velocity models (debiased estimation)."""
+    """Weight the loss by 1 / sqrt(SNR), or 1 / (SNR + 1) for velocity models (debiased
+    estimation)."""
 
     v_loss_as_noise_loss: bool = False
-    """Scale the loss of a velocity model to that of noise: sd-scripts'
+    """Scale the loss of a velocity model to that of a model that predicts noise: sd-scripts'
     `scale_v_pred_loss_like_noise_pred`."""
 
     noise_loss_like_v: Annotated[float, Field(gt=0)] | None = None
-    """Add this share of a velocity loss to that of a noise model: sd-scripts'
-    `v_pred_like_loss`."""
+    """Factor of a velocity loss that is added to the loss of a model that predicts noise:
+    sd-scripts' `v_pred_like_loss`."""
 
     snr_schedule: Literal["trained", "original"] = "trained"
-    """Which signal-to-noise ratios the weights above go by where `noise.zero_terminal_snr` rescales
-    the schedule: `trained`, those of the rescaled one, by which its last steps count next to
-    nothing in the loss of a velocity model, or `original`, those before, as in sd-scripts."""
+    """Signal-to-noise ratios that the weights above use if `noise.zero_terminal_snr` rescales the
+    schedule: `trained` uses those of the rescaled schedule, with which its last steps count next to
+    nothing in the loss of a velocity model; `original` uses those before rescaling, as sd-scripts
+    does."""
 
     outside_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The least weight of a place where images have masks, from 0 to 1: black, and whatever is
-    darker than this, counts this much. 0 means as the mask says; 0.1 keeps some of the
-    surroundings, so that they do not go wild."""
+    """Lowest loss weight in images with masks, from 0 to 1: black, and any grey darker than this,
+    counts this much. 0 uses the mask unchanged; 0.1 also trains weakly on the surroundings, so that
+    they do not degrade."""
 
     mask_by_area: bool = False
-    """Divide the loss of an image that has a mask by the mean of its weights, so that a small
-    subject counts as much as one that fills the image."""
+    """Divide the loss of a masked image by the mean of its mask, so that a small subject counts as
+    much as one that fills the image."""
 
     @model_validator(mode="after")
     def _learned_or_given(self) -> LossWeights:
@@ -72,7 +75,7 @@ class LossWeights(Section):
         if self.uncertainty and given:
             raise ValueError(
                 f"{given[0]} has no effect with uncertainty, which learns the weight of each noise "
-                f"level whatever it is multiplied by: take one out"
+                f"level whatever other factor it has: remove one of them"
             )
         return self
 
@@ -80,31 +83,32 @@ class LossWeights(Section):
     def _one_min_snr(self) -> LossWeights:
         if self.min_snr_gamma is not None and self.soft_min_snr_gamma is not None:
             raise ValueError(
-                "min_snr_gamma and soft_min_snr_gamma are two forms of one weight: take one out"
+                "min_snr_gamma and soft_min_snr_gamma are two forms of one weight: remove one"
             )
         return self
 
 
 class PlainLoss(LossWeights):
-    """The squared or the absolute error."""
+    """Squared or absolute error."""
 
     kind: Literal["l2", "l1"] = "l2"
-    """`l2` squares the error; `l1` weighs large errors less, so odd images do less harm."""
+    """`l2` squares the error; `l1` gives large errors less weight, so that outliers do less
+    harm."""
 
 
 class HuberLoss(LossWeights):
-    """An error that is squared where it is small, and not where it is large."""
+    """An error that is squared where it is small, and absolute where it is large."""
 
     kind: Literal["huber", "smooth_l1"]
-    """`huber` is like `l2` below a threshold and like `l1` above it, so that odd images do less
-    harm; `smooth_l1` is the same divided by the threshold."""
+    """`huber` is like `l2` below a threshold and like `l1` above it, so that outliers do less harm;
+    `smooth_l1` is the same divided by the threshold."""
 
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
-    """How the threshold follows the noise: `constant`; `exponential`, from `huber_scale` without
-    noise to `huber_c` times that; `snr`, by the signal-to-noise ratio."""
+    """How the threshold depends on the noise: `constant`; `exponential`, falling from `huber_scale`
+    without noise to `huber_c` times that; `snr`, by the signal-to-noise ratio."""
 
     huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The threshold where there is most noise: smaller is closer to `l1`."""
+    """Threshold at the highest noise level: smaller is closer to `l1`."""
 
     huber_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on the threshold; not for `huber_schedule` snr."""
@@ -113,7 +117,7 @@ class HuberLoss(LossWeights):
     def _scale_is_used(self) -> HuberLoss:
         if self.huber_scale != 1.0 and self.huber_schedule == "snr":
             raise ValueError(
-                "huber_scale has no effect on huber_schedule snr: take it out, or choose constant "
+                "huber_scale has no effect on huber_schedule snr: remove it, or choose constant "
                 "or exponential"
             )
         return self
@@ -140,39 +144,42 @@ LossConfig = Annotated[
 
 
 class NoiseConfig(Section):
-    """The noise that the model learns to find."""
+    """The noise that is added to images, and that the model learns to predict."""
 
     offset: NotNegative = 0.0
-    """Strength of noise that is the same all over a channel, so that images may become darker or
-    brighter as a whole; 0.05 to 0.1 is usual, 0 means none."""
+    """Strength of noise that is constant over each channel of an image, which lets the model draw
+    images that are darker or brighter overall; 0.05 to 0.1 is usual, 0 means none."""
 
     offset_random_strength: bool = False
-    """Multiply `offset` by a number from 0 to 1 that each step draws."""
+    """Multiply `offset` by a random number from 0 to 1, drawn at each step."""
 
     adaptive_scale: float = 0.0
-    """Add this times a channel's mean to `offset`; needs it."""
+    """Factor on the mean of each channel of the latents, which is added to `offset`; needs `offset`
+    above 0."""
 
     multires_iterations: Annotated[int, Field(ge=0, le=20)] = 0
-    """Add noise at this many coarser scales; 6 to 10 is usual, 0 means none."""
+    """Number of coarser scales at which noise is added (multi-resolution noise); 6 to 10 is usual,
+    0 means none."""
 
     multires_discount: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """How much less each coarser scale counts."""
+    """Factor on the strength of the noise from each scale to the next coarser one."""
 
     immiscible: bool = False
-    """Assign the noises of a batch to its images so that the distances between images and their
-    noises are smallest in total (immiscible diffusion, arXiv:2406.12303): images meet noises that
-    are nearer to them, and training converges sooner, the more so the larger `batch_size`."""
+    """Assign the noise samples of a batch to its images so that the total distance between images
+    and noise is smallest (immiscible diffusion, arXiv:2406.12303): each image gets noise nearer to
+    it, and training converges sooner, the more so the larger `batch_size`."""
 
     input_perturbation: NotNegative = 0.0
-    """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""
+    """Strength of extra noise on the model's input that is not part of the target; 0.1 is usual, 0
+    means none."""
 
     input_perturbation_random_strength: bool = False
-    """Multiply `input_perturbation` by a number from 0 to 1 that each step draws."""
+    """Multiply `input_perturbation` by a random number from 0 to 1, drawn at each step."""
 
     zero_terminal_snr: bool = False
-    """Rescale the schedule so that its last step is noise alone, for very dark and bright images;
-    for velocity models. Samplers have to know: previews and Diffusers folders do. A model that
-    predicts noise is trained so, and drawn with as before."""
+    """Rescale the noise schedule so that its last step is pure noise, for very dark and bright
+    images; for velocity models. Samplers must use the same schedule: previews and Diffusers folders
+    do. A model that predicts noise is trained with it, but drawn with the old schedule."""
 
     @model_validator(mode="after")
     def _has_an_offset(self) -> NoiseConfig:
@@ -188,28 +195,34 @@ class NoiseConfig(Section):
 
 
 class TimestepConfig(Section):
-    """Which noise levels are trained on; 0 is the least noise, 999 the most."""
+    """Which noise levels are trained on: timestep 0 is the least noise, 999 the most."""
 
     sampling: Literal["uniform", "stratified", "logit_normal"] = "uniform"
-    """`uniform` draws each with equal chance; `stratified` spreads those of a step evenly, for a
-    steadier loss; `logit_normal` prefers the middle."""
+    """How timesteps are drawn: `uniform` with equal probability; `stratified` spreads those of a
+    step evenly, for a steadier loss; `logit_normal` prefers the middle."""
 
     first: Annotated[int, Field(ge=0, lt=1000)] = 0
-    """The least noise to train on."""
+    """Lowest timestep to train on, the one with the least noise."""
 
     last: Annotated[int, Field(gt=0, le=1000)] = 1000
-    """The most noise to train on, itself not included."""
+    """End of the range of timesteps to train on; the range excludes this value."""
 
     logit_mean: float = 0.0
-    """Of `logit_normal`: above 0 prefers more noise."""
+    """Mean of the logit-normal distribution; above 0 prefers more noise. Only for `sampling`
+    logit_normal."""
 
     logit_std: Annotated[float, Field(gt=0)] = 1.0
-    """Of `logit_normal`: larger spreads wider."""
+    """Standard deviation of the logit-normal distribution; larger spreads wider. Only for
+    `sampling` logit_normal."""
 
     @model_validator(mode="after")
     def _in_order(self) -> TimestepConfig:
         if self.first >= self.last:
-            raise ValueError(f"first is {self.first} and last {self.last}: nothing lies between")
+            raise ValueError(
+                f"first is {self.first} and last {self.last}; expected first below last"
+            )
         if self.sampling != "logit_normal" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
-            raise ValueError("logit_mean and logit_std need the sampling logit_normal")
+            raise ValueError(
+                "logit_mean and logit_std have no effect unless sampling is logit_normal"
+            )
         return self

@@ -1,4 +1,4 @@
-"""Settings of what a run leaves: previews, states, models, metrics."""
+"""Settings of a run's output: previews, training states, models, metrics."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ SamplerName = Literal[
 
 
 class PreviewConfig(Section):
-    """Samples during training, beside the base model's."""
+    """Samples that are drawn during training, compared with those of the base model."""
 
     hypernetworks: tuple[str, ...] = ()
-    """Hypernetworks that previews are also drawn with: files, each with its strength if that is not
-    1, as `style.pt:0.8`. A prompt may change the strength: `a cat <hypernet:style:0.5>`."""
+    """Hypernetworks with which previews are also drawn: files, each followed by its strength if
+    that is not 1, such as `style.pt:0.8`. A prompt can override the strength: `a cat
+    <hypernet:style:0.5>`."""
 
     prompts: tuple[str, ...] = ()
-    """One image is drawn for each; none means no previews."""
+    """Prompts of previews; one image is drawn per prompt. Empty means no previews."""
 
     prompt_file: Path | None = None
-    """More prompts, each perhaps with settings of its own: a `.txt` with one per line and
-    sd-scripts' options (`a cat --n dog --w 512 --h 768 --d 1 --l 7 --s 20`), or `.toml` or
-    `.json`."""
+    """File of further prompts, each optionally with its own settings: a `.txt` with one prompt per
+    line and sd-scripts' options (`a cat --n dog --w 512 --h 768 --d 1 --l 7 --s 20`), a `.toml` or
+    a `.json`."""
 
     every_epochs: Positive | None = None
-    """Passes over the data between previews, in place of `every_steps`."""
+    """Epochs between previews, in place of `every_steps`."""
 
     at_first: bool = True
-    """Also draw with the base model, to compare with."""
+    """Also draw previews with the base model before training, for comparison."""
 
     sampler: SamplerName = "ddim"
-    """How images are drawn."""
+    """Sampler with which previews are drawn."""
 
     negative_prompt: str = ""
-    """What the images should not show."""
+    """Negative prompt: what previews should not show."""
 
     every_steps: Annotated[int, Field(ge=0)] = 200
-    """Optimizer steps between previews, which are drawn at the end in any case; 0 means only
-    then."""
+    """Optimizer steps between previews; 0 means only at the end of the run, where previews are
+    always drawn."""
 
     width: Side = 512
     """Width in pixels, a multiple of 8."""
@@ -62,33 +63,34 @@ class PreviewConfig(Section):
     """Height in pixels, a multiple of 8."""
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Sampler steps."""
+    """Sampler steps per image."""
 
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] = 7.0
-    """How strongly the words guide; 1 means no guidance."""
+    """Strength of classifier-free guidance (CFG scale); 1 means no guidance."""
 
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How much of what guidance adds to the contrast is taken back, from 0 (nothing) to 1 (all).
-    0.7 suits models whose noise schedule ends in noise alone (zero terminal SNR), whose images
-    guidance makes too bright or dark (arXiv:2305.08891, section 3.4)."""
+    """How much of the contrast that guidance adds is removed, from 0 (none) to 1 (all). 0.7 suits
+    models with zero terminal SNR, whose images guidance makes too bright or too dark
+    (arXiv:2305.08891, section 3.4)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
-    """Seed of the first prompt; each further one adds 1."""
+    """Seed of the first prompt; each further prompt uses the next number."""
 
     emphasis: Literal["off", "no_norm", "mean"] = "mean"
-    """Whether brackets in prompts are emphasis; `mean` is what A1111 does. A bracket itself is
-    written `\\(`."""
+    """Whether brackets in prompts mean emphasis: `mean` as in A1111, `no_norm` without restoring
+    the mean, `off` for none. A literal bracket is written `\\(`."""
 
     features: str | None = None
-    """Network that compares the previews of each step with the held-out images, or with those that
-    are trained on where none are held out, as `impasto evaluate --features` does: `demo`, which
-    knows flat icons alone, `clip`, `dinov2`, a tagger, a folder or a Hub id. It computes on the
-    CPU. The metrics have the kernel distance, and the similarity to the image whose caption a
-    prompt is. Off means not to compare."""
+    """Network with which the previews of each step are compared with the held-out images, or with
+    the training images if none are held out, as `impasto evaluate --features` does: `demo` (for
+    flat icons only), `clip`, `dinov2`, a tagger, a folder or a Hub id. It runs on the CPU. The
+    metrics record the kernel distance, and the similarity to the image whose caption is the prompt.
+    Off means no comparison."""
 
     vae_tiling: bool = False
-    """Decode images of more than 512 pixels a side in overlapping tiles of 512: takes the memory of
-    one tile, and differs a little from an image that is decoded whole. Latents are not touched."""
+    """Decode previews with a side of more than 512 pixels in overlapping tiles of 512 pixels, in
+    the memory of one tile; the result differs slightly from decoding the whole image. Training
+    latents are not affected."""
 
     @model_validator(mode="after")
     def _sides_fit(self) -> PreviewConfig:
@@ -99,111 +101,110 @@ class PreviewConfig(Section):
 
 
 class SavingConfig(Section):
-    """What is kept during the run and what it leaves in the end."""
+    """Which states and models are saved during the run, and what is exported at its end."""
 
     state_every_steps: Annotated[int, Field(ge=0)] = 500
-    """Optimizer steps between saved training states, from which a run can be resumed; 0 means
-    only when it is stopped and at its end."""
+    """Optimizer steps between training states, from which a run can be resumed; 0 means only when
+    the run is stopped and at its end."""
 
     state_every_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Minutes after which a training state is saved in any case; off means by steps alone."""
+    """Minutes after which a training state is saved, whatever `state_every_steps` is; off means by
+    steps alone."""
 
     keep_states: Positive = 2
-    """How many of the newest states are kept."""
+    """Number of newest training states to keep."""
 
     keep_final_state: bool = True
-    """Keep states after the end of a run, so that it can be made longer; without it only the model
-    is left."""
+    """Keep training states after the end of a run, so that it can be extended; off, only the model
+    remains."""
 
     model_every_steps: Positive | None = None
-    """Optimizer steps between models that are exported on the way, as
+    """Optimizer steps between intermediate models, which are exported as
     `<name>-step00000500.safetensors`; off means none."""
 
     model_every_epochs: Positive | None = None
-    """Passes over the data between models that are exported on the way, as
-    `<name>-000003.safetensors`; off means none."""
+    """Epochs between intermediate models, which are exported as `<name>-000003.safetensors`; off
+    means none."""
 
     keep_models: Positive | None = None
-    """How many of the newest models of each of these kinds are kept, of those that this run wrote;
-    off means all."""
+    """Number of newest intermediate models to keep, of each of these two kinds; only models of this
+    run are removed. Off means all."""
 
     keep_step_models: Positive | None = None
-    """How many of the newest models of `model_every_steps` are kept; off means as `keep_models`
-    says."""
+    """Number of newest models of `model_every_steps` to keep; off means `keep_models`."""
 
     keep_epoch_models: Positive | None = None
-    """How many of the newest models of `model_every_epochs` are kept; off means as `keep_models`
-    says."""
+    """Number of newest models of `model_every_epochs` to keep; off means `keep_models`."""
 
     best_model: bool = True
-    """Where images are held out, also export the model each time its validation loss is the lowest
-    so far, as `<name>-best.safetensors`, in the place of the one before."""
+    """Also export the model each time its validation loss reaches a new low, as
+    `<name>-best.safetensors`, which replaces the previous one. Only if images are held out."""
 
     average: Literal["instead", "beside", "never"] = "instead"
-    """Which weights are exported where `training.ema_decay` keeps an average: the average `instead`
-    of the last ones; both, the average `beside` them as `<name>-ema`; or `never` the average."""
+    """Whether to export the average that `training.ema_decay` computes: `instead` of the last
+    weights; `beside` them, as `<name>-ema`; or `never`."""
 
     posthoc_every_steps: Positive | None = None
-    """Of `training.posthoc_ema`: its averages are stored once every this many optimizer steps; off
-    means that they are stored 8 times in the run. More often makes averages of other lengths more
-    exact."""
+    """Optimizer steps between stored averages of `training.posthoc_ema`; off means 8 times in the
+    run. More often makes averages of other lengths more exact."""
 
     posthoc_dtype: Literal["fp16", "fp32"] = "fp16"
-    """Of `training.posthoc_ema`: the precision that its averages are stored in, as differences from
-    the weights at the start, which are kept once in float32 (4 bytes a weight). fp16 takes 4 bytes
-    a weight each time for both, fp32 8."""
+    """Precision in which the averages of `training.posthoc_ema` are stored, as differences from the
+    weights at the start, which are stored once in float32 (4 bytes per weight). Each time, the two
+    averages take 4 bytes per weight in fp16, 8 in fp32."""
 
     merge_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of what was trained in every exported model; the rest is the base model, as in `impasto
-    merge BASE RESULT --ratio`. 1 exports what was trained alone. Slightly below 1 the model keeps
-    more of what the base model knew, at nearly the same style (WiSE-FT, arXiv:2109.01903); see
-    `docs/guide/quality.md`. States, losses, previews and `impasto ema` are of the weights that are
-    trained. With `training.weight_dtype = "bf16"` the base model is mixed in as it was trained
-    from, rounded to bf16."""
+    """Fraction of the trained weights in every exported model; the rest is the base model, as in
+    `impasto merge BASE RESULT --ratio`. 1 exports the trained weights alone. Slightly below 1, the
+    model retains more of what the base model knew, at nearly the same style (WiSE-FT,
+    arXiv:2109.01903); see `docs/guide/quality.md`. Training states, losses, previews and `impasto
+    ema` use the trained weights. With `training.weight_dtype = "bf16"` the base model is merged as
+    training started from it, rounded to bf16."""
 
     model_dir: Path | None = None
-    """Folder for exported models; off means `export` in the run directory, and `models` for those
-    on the way."""
+    """Folder for exported models; off means `export` in the run directory, and `models` for
+    intermediate models."""
 
     overwrite: bool = False
-    """Replace model files of the same names in `model_dir` that other runs wrote. Off means that a
-    run with such a name does not begin."""
+    """Overwrite model files of the same name in `model_dir` that other runs wrote. Off means that a
+    run with such a name does not start."""
 
     format: Literal["safetensors", "ckpt", "diffusers", "a1111", "portable", "novelai"] | None = (
         None
     )
-    """What the trained model is written as: one `.safetensors` (which off means) or `.ckpt` file
-    for A1111, Forge and ComfyUI, or a Diffusers folder. A hypernetwork: `a1111` (which off means),
-    a `.pt` for A1111; `portable`, that `.pt` as ComfyUI reads it too; `novelai`; or
+    """File format of the trained model: one `.safetensors` (the default) or `.ckpt` file for A1111,
+    Forge and ComfyUI, or a `diffusers` folder. For a hypernetwork: `a1111` (the default), a `.pt`
+    for A1111; `portable`, the same with a layout that ComfyUI reads too; `novelai`; or
     `safetensors`. Forge loads hypernetworks but never applies them."""
 
     name: FileName | None = None
-    """Name and title of the exported model, without a folder or an ending; off means the run
-    directory's."""
+    """File name and title of the exported model, without folder or extension; off means the name of
+    the run directory."""
 
     export_dtype: Precision | None = None
-    """Precision of the trained parts in the exported model; off means fp16, and fp32 for a
-    hypernetwork. Frozen parts stay as they were, bit for bit, unless one of the next three says
-    otherwise."""
+    """Precision of the trained parts in the exported model; off means fp16, or fp32 for a
+    hypernetwork. Frozen parts are copied bit for bit, unless one of the next three settings changes
+    them."""
 
     unet_dtype: Precision | None = None
-    """Precision of the U-Net in the exported model; off means as `export_dtype` says."""
+    """Precision of the U-Net in the exported model; off means `export_dtype`."""
 
     text_encoder_dtype: Precision | None = None
     """Precision of the text encoder in the exported model; off means `export_dtype` if it was
-    trained, else as it was."""
+    trained, else that of the base model."""
 
     vae_dtype: Precision | None = None
-    """Precision of the VAE in the exported model; off means as it was."""
+    """Precision of the VAE in the exported model; off means that of the base model."""
 
     publish: tuple[Publishable, ...] = ()
-    """What exported files and the report also contain: `paths`, whole paths of folders and files on
-    this machine, of which otherwise only the last part is written; `prompts`, those of previews."""
+    """Private details that exported files and the report may contain: `paths`, full paths of
+    folders and files on this machine, of which otherwise only the last part is written; `prompts`,
+    those of previews."""
 
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
-    """What else the file says of itself: `title`, `author`, `description`, `license`, `tags`,
-    `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
-    modelspec standard. A hypernetwork has a place for them in `safetensors` alone."""
+    """Further metadata of the exported file: `title`, `author`, `description`, `license`, `tags`,
+    `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, as the modelspec standard names
+    them. For a hypernetwork, only the format `safetensors` can store them."""
 
     @model_validator(mode="after")
     def _models_are_made(self) -> SavingConfig:
@@ -219,22 +220,22 @@ class SavingConfig(Section):
 
     @property
     def kept_step_models(self) -> int | None:
-        """How many of the newest models of `model_every_steps` are kept; None means all."""
+        """How many of the newest models of `model_every_steps` to keep; None means all."""
         return self.keep_step_models or self.keep_models
 
     @property
     def kept_epoch_models(self) -> int | None:
-        """How many of the newest models of `model_every_epochs` are kept; None means all."""
+        """How many of the newest models of `model_every_epochs` to keep; None means all."""
         return self.keep_epoch_models or self.keep_models
 
     @property
     def keeps_newest(self) -> bool:
-        """Whether models on the way are removed as newer ones come."""
+        """Whether older intermediate models are removed when newer ones are saved."""
         return bool(self.kept_step_models or self.kept_epoch_models)
 
     @property
     def component_dtypes(self) -> dict[str, Precision]:
-        """Kind of network -> precision, where one is asked for by name."""
+        """Kind of network -> precision, for those whose precision is set by name."""
         asked = {
             "unet": self.unet_dtype,
             "text_encoder": self.text_encoder_dtype,
@@ -247,21 +248,23 @@ class LoggingConfig(Section):
     """What a run logs, and where."""
 
     every_steps: Positive = 10
-    """Optimizer steps between lines of metrics; reading them makes the device wait once."""
+    """Optimizer steps between rows of metrics; reading the metrics makes the CPU wait for the GPU
+    once."""
 
     image_losses: bool = False
-    """Write the loss of each image each time it is shown, with its timestep, into
-    `image_losses.csv` of the run directory."""
+    """Record the loss of each image each time it is shown, with its timestep, in `image_losses.csv`
+    in the run directory."""
 
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides `metrics.jsonl`: `tensorboard`, into the run directory, or `wandb`,
-    which uploads them unless WANDB_MODE is offline."""
+    """Trackers that receive the metrics in addition to `metrics.jsonl`: `tensorboard`, in the run
+    directory, or `wandb`, which uploads them unless the environment variable WANDB_MODE is
+    `offline`."""
 
     wandb_project: str = "impasto"
-    """The project of Weights & Biases that the run belongs to."""
+    """Name of the Weights & Biases project."""
 
     wandb_name: str | None = None
-    """What the run is called there; without it as its folder."""
+    """Name of the run at Weights & Biases; off means that of the run directory."""
 
     @model_validator(mode="after")
     def _wandb_is_used(self) -> LoggingConfig:

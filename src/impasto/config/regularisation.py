@@ -1,4 +1,4 @@
-"""What settings of regularisation images need beside them: other images, and each other."""
+"""Checks of regularisation images: they need training images, and a weight needs them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def require_balance(subsets: Sequence[SubsetConfig]) -> None:
-    """Make sure that there is something that a dataset's regularisation images balance.
+    """Check that a dataset with regularisation images also has training images.
 
     Raises:
-        ValueError: All subsets that are shown have `is_reg`, or one place is given with it and
+        ValueError: All subsets in use have `is_reg`, or one folder or file is given with it and
             without.
     """
     shown = [subset for subset in subsets if subset.num_repeats]
@@ -22,28 +22,28 @@ def require_balance(subsets: Sequence[SubsetConfig]) -> None:
     if shown and not trained:
         raise ValueError(
             "all its subsets have is_reg, so there is nothing to train on: regularisation images "
-            "come as often as those that are trained on. Add a subset without is_reg"
+            "are shown as often as the training images. Add a subset without is_reg"
         )
     for subset in shown:
         if subset.is_reg and _location_of(subset) in trained:
             raise ValueError(
                 f"{_location_of(subset)} is given twice, with is_reg and without. Regularisation "
-                f"images are other images of the class: take one of the two subsets out"
+                f"images are other images of the class: remove one of the two subsets"
             )
 
 
 def require_weighted(datasets: Sequence[DatasetEntry]) -> None:
-    """Make sure that a weight of regularisation images has any to weigh.
+    """Check that there are regularisation images if a weight for them is set.
 
     Raises:
-        ValueError: `prior_loss_weight` is given, and no subset has `is_reg`.
+        ValueError: `prior_loss_weight` is set, and no subset has `is_reg`.
     """
     weighted = any(dataset.prior_loss_weight != 1 for dataset in datasets)
     subsets = [subset for entry in datasets for subset in entry.subsets if subset.num_repeats]
     if weighted and not any(subset.is_reg for subset in subsets):
         raise ValueError(
-            "prior_loss_weight has no effect without regularisation images: give is_reg to their "
-            "subset, or take it out"
+            "prior_loss_weight has no effect without regularisation images: set is_reg in their "
+            "subset, or remove it"
         )
 
 

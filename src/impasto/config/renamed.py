@@ -1,4 +1,4 @@
-"""Settings that had another name before: files and runs that have it are read as ever."""
+"""Renamed settings: files and runs that use a former name are still read."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 
 class FormerNameWarning(FutureWarning):
-    """A setting was read that has another name now."""
+    """A setting was read under a former name."""
 
 
 SETTINGS = {"training.weights": "training.weight_dtype"}
-"""Former path -> path."""
+"""Former path -> present path."""
 
 SECTIONS = {"hypernetwork": "method"}
 """Former section -> the section that has its settings now."""
 
 
 def present_path(path: str) -> str:
-    """The path of a setting, by a path that it has or had."""
+    """Return the present path of a setting from its present or former path."""
     section, dot, rest = path.partition(".")
     return SETTINGS.get(path, f"{SECTIONS.get(section, section)}{dot}{rest}")
 
 
 def with_present_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings under the names that they have, and a note for each that was under another.
+    """Return settings under their present names, and a note for each former name that was found.
 
     Raises:
-        ValueError: A setting is given under both.
+        ValueError: A setting is given under both names.
     """
     tree = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     notes = []
@@ -51,4 +51,4 @@ def with_present_names(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 def _move(own: dict[str, Any], name: str, value: Any, before: str, now: str) -> None:
     if own.setdefault(name, value) != value:
-        raise ValueError(f"{before} and {now} are the same setting; give the second")
+        raise ValueError(f"{before} and {now} are the same setting; use the second")

@@ -1,4 +1,4 @@
-"""A row of the table of what goes with what."""
+"""A row of the compatibility table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Rule:
     """A combination of settings that is refused.
 
     Attributes:
-        settings: Those that it is about, by section and field.
-        applies: Whether a case is one of it.
-        sentence: What a person reads, without a full stop.
-        of_new_runs: Whether a run that was begun with it goes on as it began: an earlier version
-            took it, though something had no effect.
+        settings: The settings concerned, by section and field.
+        applies: Returns whether a case has this combination.
+        sentence: Returns the sentence that users read, without a full stop.
+        of_new_runs: Whether only new runs refuse it: an older version accepted it without effect,
+            and a run that was started with it continues unchanged.
     """
 
     settings: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a run refuses of how it computes: precision, float8, kernels, CUDA graphs."""
+"""Refused combinations of settings of computation: precision, float8, kernels, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISION = (
         ),
         lambda c: (
             f"training.weight_dtype {c.training.weight_dtype} needs mixed_precision "
-            f"{c.training.weight_dtype}; it is {c.training.mixed_precision}"
+            f"{c.training.weight_dtype}; found {c.training.mixed_precision}"
         ),
     ),
     Rule(
@@ -35,9 +35,9 @@ PRECISION = (
         lambda c: (
             "training.weight_copies has no effect on products in float32, "
             + (
-                "which this device computes. Take it out, or set training.mixed_precision to bf16"
+                "in which this device computes. Remove it, or set training.mixed_precision to bf16"
                 if c.training.mixed_precision == "auto"
-                else "and training.mixed_precision no computes in float32. Take it out"
+                else "in which training.mixed_precision no computes. Remove it"
             )
         ),
     ),
@@ -45,17 +45,17 @@ PRECISION = (
         ("training.weight_copies", "training.optimizer_in_backward"),
         lambda c: c.training.weight_copies and c.in_backward,
         lambda _: (
-            "training.weight_copies does not go with optimizer_in_backward, which frees each "
-            "gradient at once: copies keep theirs to the end of the backward pass. Take one of the "
-            "two out"
+            "training.weight_copies cannot be combined with optimizer_in_backward, which frees "
+            "each gradient at once: copies keep theirs to the end of the backward pass. Remove one "
+            "of the two"
         ),
     ),
     Rule(
         ("training.weight_copies", "method.kind"),
         lambda c: c.training.weight_copies and c.method.kind != "full",
         lambda _: (
-            "training.weight_copies has no effect on a hypernetwork, which leaves the U-Net's "
-            "weights as they are: they are in 16 bits already. Take it out"
+            "training.weight_copies has no effect with a hypernetwork, for which the U-Net's "
+            "weights are frozen and in 16 bits already. Remove it"
         ),
     ),
     Rule(
@@ -65,11 +65,11 @@ PRECISION = (
         ),
         lambda c: (
             f"training.weight_copies is for one process, and this run has {c.facts.processes}, "
-            f"which exchange the gradients of the weights themselves. Take it out"
+            f"which exchange the gradients of the weights themselves. Remove it"
         ),
     ),
 )
-"""Number formats and 16-bit copies of weights."""
+"""Rules about number formats and 16-bit copies of weights."""
 
 
 FLOAT8 = (
@@ -86,15 +86,15 @@ FLOAT8 = (
         lambda c: c.training.float8 and c.method.kind != "full",
         lambda _: (
             "training.float8 is for training the U-Net itself, and not for a hypernetwork, which "
-            "learns how frozen layers answer. Take it out"
+            "learns from the outputs of frozen layers. Remove it"
         ),
     ),
     Rule(
         ("training.float8", "training.stream_weights"),
         lambda c: c.training.float8 and c.training.stream_weights,
         lambda _: (
-            "training.float8 does not go with stream_weights: it needs compile, which does not. "
-            "Take one of the two out"
+            "training.float8 cannot be combined with stream_weights: it needs compile, which "
+            "cannot either. Remove one of the two"
         ),
     ),
     Rule(
@@ -103,19 +103,19 @@ FLOAT8 = (
             c.training.float8 and c.training.compile == "off" and c.facts.sharding in ("", None)
         ),
         lambda _: (
-            "training.float8 needs compile: scaling and rounding by kernels of their own takes "
+            "training.float8 needs compile: scaling and rounding in separate kernels take "
             'longer than float8 saves. Set compile to "blocks" or "full", or float8 to false'
         ),
     ),
 )
-"""Float8 products."""
+"""Rules about float8 products."""
 
 
 KERNELS = (
     Rule(
         ("training.cuda_graphs",),
         lambda c: c.training.cuda_graphs != "off" and c.facts.device == "cpu",
-        lambda _: "training.cuda_graphs is for GPUs, and this run has none. Take it out",
+        lambda _: "training.cuda_graphs is for GPUs, and this run has none. Remove it",
     ),
     Rule(
         ("training.attention",),
@@ -139,9 +139,9 @@ KERNELS = (
             c.training.cuda_graphs == "network" and c.training.gradient_accumulation_steps > 1
         ),
         lambda c: (
-            "training.cuda_graphs network does not go with gradient_accumulation_steps "
+            "training.cuda_graphs network cannot be combined with gradient_accumulation_steps "
             f"{c.training.gradient_accumulation_steps}: a recorded pass writes its gradients over "
-            "those of the one before. Take one of the two out, or set cuda_graphs to step"
+            "those of the one before. Remove one of the two, or set cuda_graphs to step"
         ),
     ),
     Rule(
@@ -152,9 +152,9 @@ KERNELS = (
             and c.training.gradient_checkpointing
         ),
         lambda _: (
-            "training.cuda_graphs network does not go with compile blocks and "
+            "training.cuda_graphs network cannot be combined with compile blocks and "
             "gradient_checkpointing: blocks that are computed again in the backward pass write "
-            "over what was recorded. Take one of them out, set compile to full, or cuda_graphs to "
+            "over what was recorded. Remove one of them, set compile to full, or cuda_graphs to "
             "step"
         ),
     ),
@@ -162,8 +162,8 @@ KERNELS = (
         ("training.deterministic", "training.attention"),
         lambda c: c.training.deterministic and c.training.attention == "xformers",
         lambda _: (
-            "training.deterministic does not go with attention xformers, whose backward pass adds "
-            "up in no fixed order: take sdpa"
+            "training.deterministic cannot be combined with attention xformers, whose backward "
+            "pass adds up in no fixed order: set attention to sdpa"
         ),
     ),
     Rule(
@@ -174,7 +174,7 @@ KERNELS = (
         lambda _: "training.checkpointed_levels has no effect without gradient_checkpointing",
     ),
 )
-"""Compiling, CUDA graphs, attention."""
+"""Rules about compiling, CUDA graphs and attention."""
 
 
 STEP_GRAPHS = (
@@ -182,8 +182,8 @@ STEP_GRAPHS = (
         ("training.cuda_graphs", "optimizer.kind", "optimizer.arguments"),
         lambda c: c.graphs_steps and not c.is_fused_adamw,
         lambda c: (
-            "training.cuda_graphs step needs an optimizer that steps on the GPU alone, which is "
-            f"optimizer.kind adamw, fused; it is {c.kind}"
+            "training.cuda_graphs step needs an optimizer that runs entirely on the GPU, which is "
+            f"optimizer.kind adamw, fused; found {c.kind}"
             + (" with fused = false" if c.kind == "adamw" else "")
             + ". Change it, or set cuda_graphs to off"
         ),
@@ -198,25 +198,25 @@ STEP_GRAPHS = (
         ),
         lambda c: c.graphs_steps and bool(c.goes_by_chunks),
         lambda c: (
-            f"training.cuda_graphs step does not go with {c.goes_by_chunks}, in which the host "
-            f"steps the weights part by part. Take that setting out, or set cuda_graphs to "
-            f"off"
+            f"training.cuda_graphs step cannot be combined with {c.goes_by_chunks}, with which the "
+            "CPU starts the update of the weights part by part. Remove that setting, or set "
+            "cuda_graphs to off"
         ),
     ),
     Rule(
         ("training.cuda_graphs", "training.mixed_precision"),
         lambda c: c.graphs_steps and c.precision == "fp16",
         lambda _: (
-            "training.cuda_graphs step does not go with mixed_precision fp16, whose scale the host "
-            "adjusts. Set mixed_precision to bf16, or cuda_graphs to off"
+            "training.cuda_graphs step cannot be combined with mixed_precision fp16, whose loss "
+            "scale the CPU adjusts. Set mixed_precision to bf16, or cuda_graphs to off"
         ),
     ),
     Rule(
         ("training.cuda_graphs", "method.train_text_encoder"),
         lambda c: c.graphs_steps and c.config.trains_text_encoder,
         lambda _: (
-            "training.cuda_graphs step does not go with method.train_text_encoder, which works on "
-            "token ids of the host in every step. Set one of the two to off"
+            "training.cuda_graphs step cannot be combined with method.train_text_encoder, which "
+            "reads token ids from the CPU in every step. Set one of the two to off"
         ),
     ),
     Rule(
@@ -237,10 +237,10 @@ STEP_GRAPHS = (
             and any(c.config.hypernetwork.dropout)
         ),
         lambda _: (
-            "training.cuda_graphs step does not go with gradient_checkpointing and "
-            "method.dropout, whose random numbers would have to be drawn again identically. Take "
-            "one of the three out"
+            "training.cuda_graphs step cannot be combined with gradient_checkpointing and "
+            "method.dropout, whose random numbers would have to be drawn again identically. Remove "
+            "one of the three"
         ),
     ),
 )
-"""What whole steps as CUDA graphs do not go with: all that the host does within a step."""
+"""Rules about whole steps as CUDA graphs, which exclude any work of the CPU within a step."""

@@ -1,4 +1,4 @@
-"""What a run refuses of what is learned and what becomes of it."""
+"""Refused combinations of settings of learning: losses, text encoders, validation, exports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ LOSS = (
         ("loss.v_loss_as_noise_loss",),
         lambda c: c.config.loss.v_loss_as_noise_loss and c.facts.predicts_velocity is False,
         lambda _: (
-            "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Take "
-            "it out"
+            "loss.v_loss_as_noise_loss is for velocity models, and this one predicts noise. Remove "
+            "it"
         ),
     ),
     Rule(
@@ -19,7 +19,7 @@ LOSS = (
         lambda c: c.config.loss.noise_loss_like_v is not None and c.facts.predicts_velocity is True,
         lambda _: (
             "loss.noise_loss_like_v is for models that predict noise, and this one predicts "
-            "velocity. Take it out"
+            "velocity. Remove it"
         ),
     ),
     Rule(
@@ -36,7 +36,7 @@ LOSS = (
         ),
         lambda _: (
             "noise.zero_terminal_snr makes the weights of loss.debiased, loss.noise_loss_like_v "
-            "and loss.uncertainty infinite where nothing is left of the image. Take one of them out"
+            "and loss.uncertainty infinite at the timestep of pure noise. Remove one of them"
         ),
     ),
     Rule(
@@ -44,15 +44,15 @@ LOSS = (
         lambda c: c.config.loss.snr_schedule == "original" and not c.weighs_by_rescaled_snr,
         lambda _: (
             "loss.snr_schedule original has no effect without noise.zero_terminal_snr and a weight "
-            "by noise level, such as loss.min_snr_gamma. Take it out"
+            "by noise level, such as loss.min_snr_gamma. Remove it"
         ),
     ),
     Rule(
         ("loss.diff_tuning", "dataset.datasets"),
         lambda c: c.config.loss.diff_tuning is not None and not c.has_regularisation,
         lambda _: (
-            "loss.diff_tuning needs regularisation images, which hold what is not trained on: give "
-            "a subset with is_reg (impasto dataset prior draws them), or take it out"
+            "loss.diff_tuning needs regularisation images, which preserve what the model knows: "
+            "add a subset with is_reg (impasto dataset prior draws them), or remove it"
         ),
     ),
     Rule(
@@ -62,7 +62,7 @@ LOSS = (
         ),
         lambda c: (
             f"loss.{'outside_mask' if c.config.loss.outside_mask else 'mask_by_area'} has no "
-            f"effect without masks: set dataset.mask_dir or alpha_mask, or take it out"
+            f"effect without masks: set dataset.mask_dir or alpha_mask, or remove it"
         ),
     ),
     Rule(
@@ -74,12 +74,13 @@ LOSS = (
             and not c.training.batch_by_pixels
         ),
         lambda _: (
-            "noise.immiscible has no effect with batches of one image, where there is nothing to "
-            "choose. Raise training.batch_size, or take it out"
+            "noise.immiscible has no effect with batches of one image, which leave nothing to "
+            "assign. Raise training.batch_size, or remove it"
         ),
     ),
 )
-"""Losses and noise that do not fit the model's prediction, the images or the batches."""
+"""Rules about losses and noise that do not fit the model's prediction, the images or the
+batches."""
 
 
 TEXT = (
@@ -88,7 +89,7 @@ TEXT = (
         lambda c: c.config.model.clip_skip is not None and c.facts.takes_clip_skip is False,
         lambda c: (
             f"model.clip_skip is not for {c.facts.family or 'this model'}, whose text encoders "
-            f"every program reads at layers of their own. Take it out"
+            f"have fixed output layers in every program. Remove it"
         ),
         of_new_runs=True,
     ),
@@ -111,7 +112,7 @@ TEXT = (
         lambda c: c.training.cache_text_to_disk and c.config.trains_text_encoder,
         lambda _: (
             "training.cache_text_to_disk and method.train_text_encoder contradict each other: the "
-            "output of a text encoder that is trained changes with each step. Take one of them out"
+            "output of a text encoder that is trained changes with each step. Remove one of them"
         ),
     ),
     Rule(
@@ -119,7 +120,7 @@ TEXT = (
         lambda c: c.training.text_from_npz and c.config.trains_text_encoder,
         lambda _: (
             "training.text_from_npz and method.train_text_encoder contradict each other: the "
-            "output of a text encoder that is trained changes with each step. Take one of them out"
+            "output of a text encoder that is trained changes with each step. Remove one of them"
         ),
     ),
     Rule(
@@ -130,12 +131,12 @@ TEXT = (
             and bool(c.config.hypernetwork.templates or c.config.hypernetwork.template_file)
         ),
         lambda _: (
-            "training.text_from_npz does not go with caption templates, which put other words "
-            "around a caption each time. Take one of the two out"
+            "training.text_from_npz cannot be combined with caption templates, which put other "
+            "words around a caption each time. Remove one of the two"
         ),
     ),
 )
-"""Text encoders that learn, or whose outputs are taken from files."""
+"""Rules about text encoders that are trained, or whose outputs are read from files."""
 
 
 HELD_OUT = (
@@ -143,8 +144,8 @@ HELD_OUT = (
         ("validation.image_dir", "dataset.validation_split"),
         lambda c: c.split_twice,
         lambda _: (
-            "validation.image_dir and validation_split of a dataset contradict each other: take "
-            "one of them out"
+            "validation.image_dir and validation_split of a dataset contradict each other: "
+            "remove one of them"
         ),
     ),
     Rule(
@@ -152,8 +153,8 @@ HELD_OUT = (
         lambda c: c.config.validation.image_dir is not None and c.config.validation.split > 0,
         lambda _: (
             "validation.image_dir and validation.split contradict each other: the first has the "
-            "images to validate on, and the second takes them from the dataset. Take one of them "
-            "out"
+            "images to validate on, and the second takes them from the dataset. Remove one of "
+            "them"
         ),
         of_new_runs=True,
     ),
@@ -162,7 +163,7 @@ HELD_OUT = (
         lambda c: c.seeds_no_split,
         lambda _: (
             "validation_seed of a dataset chooses what is held out of it, and nothing is: give "
-            "validation.split or validation_split, or take it out"
+            "validation.split or validation_split, or remove it"
         ),
         of_new_runs=True,
     ),
@@ -176,7 +177,7 @@ HELD_OUT = (
         lambda c: bool(c.idle_bucket_setting),
         lambda c: (
             f"dataset.{c.idle_bucket_setting} has no effect with enable_bucket = false, where all "
-            f"images have the size of the resolution. Take one of them out"
+            f"images have the size of the resolution. Remove one of them"
         ),
         of_new_runs=True,
     ),
@@ -185,11 +186,12 @@ HELD_OUT = (
         lambda c: bool(c.config.validation.by) and not c.config.holds_out,
         lambda _: (
             "validation.by has no effect where no images are held out: give validation.split or "
-            "validation.image_dir, or take it out"
+            "validation.image_dir, or remove it"
         ),
     ),
 )
-"""Images that are held out in two ways, or not at all, and sizes that none has."""
+"""Rules about images that are held out twice or not at all, and about bucket settings without
+effect."""
 
 
 DRAWN = (
@@ -198,11 +200,11 @@ DRAWN = (
         lambda c: c.config.previews.features is not None and not c.draws_previews,
         lambda _: (
             "previews.features has no effect without previews: give previews.prompts or "
-            "previews.prompt_file, or take it out"
+            "previews.prompt_file, or remove it"
         ),
     ),
 )
-"""What is done with previews."""
+"""Rules about previews."""
 
 
 WRITTEN = (
@@ -227,7 +229,7 @@ WRITTEN = (
         lambda c: c.method.kind == "hypernetwork" and c.config.saving.merge_ratio != 1,
         lambda _: (
             "saving.merge_ratio has no effect on a hypernetwork, which is drawn with at any "
-            "strength. Take it out"
+            "strength. Remove it"
         ),
     ),
     Rule(
@@ -236,4 +238,4 @@ WRITTEN = (
         lambda _: "saving.export_dtype of a hypernetwork is fp32 or fp16",
     ),
 )
-"""Forms and names of results."""
+"""Rules about formats and precisions of exported files."""

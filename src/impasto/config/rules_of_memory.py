@@ -1,4 +1,4 @@
-"""What a run refuses of weights that wait in RAM, or are stepped in the backward pass."""
+"""Refused combinations of settings of memory: batch size, streamed weights, steps in backward."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MEMORY = (
             and all(entry.batch_size for entry in c.config.dataset.entries)
         ),
         lambda _: (
-            "training.batch_size auto has no effect where each dataset has a batch_size of its "
-            "own. Take one of them out"
+            "training.batch_size auto has no effect if each dataset sets its own batch_size. "
+            "Remove one of them"
         ),
     ),
     Rule(
@@ -21,7 +21,7 @@ MEMORY = (
         lambda c: c.training.stream_weights and c.facts.device == "cpu",
         lambda _: (
             "training.stream_weights keeps weights out of VRAM, and this run computes on the CPU, "
-            "where it would change nothing. Take it out"
+            "where it would change nothing. Remove it"
         ),
     ),
     Rule(
@@ -37,8 +37,8 @@ MEMORY = (
             )
         ),
         lambda _: (
-            "training.stream_weights needs gradient_checkpointing of all levels: what is not "
-            "computed again keeps its weights on the GPU. Set gradient_checkpointing = true, "
+            "training.stream_weights needs gradient_checkpointing of all levels: blocks that are "
+            "not recomputed keep their weights on the GPU. Set gradient_checkpointing = true, "
             "without checkpointed_levels"
         ),
     ),
@@ -46,7 +46,7 @@ MEMORY = (
         ("training.stream_weights", "training.optimizer_in_backward"),
         lambda c: c.training.stream_weights and not c.in_backward,
         lambda _: (
-            "training.stream_weights needs optimizer_in_backward: weights are stepped while they "
+            "training.stream_weights needs optimizer_in_backward: weights are updated while they "
             'are on the GPU. Set it to "exact" or "last_norm"'
         ),
     ),
@@ -55,23 +55,23 @@ MEMORY = (
         lambda c: c.training.stream_weights and c.method.kind != "full",
         lambda _: (
             "training.stream_weights is for training the U-Net itself; beside a hypernetwork its "
-            "weights stay on the GPU in 16 bits. Take it out"
+            "weights stay on the GPU in 16 bits. Remove it"
         ),
     ),
     Rule(
         ("training.stream_weights", "training.channels_last"),
         lambda c: c.training.stream_weights and c.training.channels_last,
         lambda _: (
-            "training.stream_weights does not go with channels_last, which helps compiled networks "
-            "alone. Take channels_last out"
+            "training.stream_weights cannot be combined with channels_last, which only helps "
+            "compiled networks. Remove channels_last"
         ),
     ),
     Rule(
         ("training.stream_weights", "training.compile"),
         lambda c: c.training.stream_weights and c.training.compile != "off",
         lambda _: (
-            "training.stream_weights does not go with compile, whose code keeps the place of each "
-            'weight. Set compile to "off"'
+            "training.stream_weights cannot be combined with compile, whose code depends on the "
+            'address of each weight. Set compile to "off"'
         ),
     ),
     Rule(
@@ -86,15 +86,15 @@ MEMORY = (
         ),
         lambda _: (
             "training.stream_weights needs ema_on_cpu: the running average takes more VRAM than "
-            "the weights that are taken out of it. Set ema_on_cpu = true"
+            "streaming the weights saves. Set ema_on_cpu = true"
         ),
     ),
     Rule(
         ("training.stream_weights", "optimizer.kind"),
         lambda c: c.training.stream_weights and c.row.is_paged,
         lambda c: (
-            f"training.stream_weights does not go with optimizer.kind {c.kind}, whose state CUDA "
-            f"moves by itself. Take {c.kind.removeprefix('paged_')} with offload_optimizer"
+            f"training.stream_weights cannot be combined with optimizer.kind {c.kind}, whose state "
+            f"CUDA moves by itself. Use {c.kind.removeprefix('paged_')} with offload_optimizer"
         ),
     ),
     Rule(
@@ -102,7 +102,7 @@ MEMORY = (
         lambda c: c.training.stream_weights and (c.facts.processes or 1) > 1,
         lambda c: (
             f"training.stream_weights is for one process, and this run has {c.facts.processes}: "
-            f"several share a model by FSDP. Take it out"
+            f"several processes shard a model with FSDP. Remove it"
         ),
     ),
     Rule(
@@ -111,15 +111,15 @@ MEMORY = (
         lambda c: (
             "training.optimizer_in_backward frees gradients at once, and "
             f"gradient_accumulation_steps {c.training.gradient_accumulation_steps} adds them up: "
-            "take one of the two out"
+            "remove one of the two"
         ),
     ),
     Rule(
         ("training.optimizer_in_backward", "training.mixed_precision"),
         lambda c: c.training.optimizer_in_backward == "last_norm" and c.precision == "fp16",
         lambda _: (
-            "training.optimizer_in_backward last_norm does not go with mixed_precision fp16, whose "
-            "gradients may overflow: take exact"
+            "training.optimizer_in_backward last_norm cannot be combined with mixed_precision "
+            "fp16, whose gradients may overflow: set it to exact"
         ),
     ),
     Rule(
@@ -127,7 +127,7 @@ MEMORY = (
         lambda c: c.training.optimizer_in_backward == "last_norm" and c.training.max_grad_norm == 0,
         lambda _: (
             "training.optimizer_in_backward last_norm has nothing to limit with max_grad_norm 0: "
-            "take exact, which costs nothing then"
+            "set it to exact, which is as fast then"
         ),
     ),
     Rule(
@@ -135,9 +135,9 @@ MEMORY = (
         lambda c: c.in_backward and (c.facts.processes or 1) > 1 and not c.facts.sharding,
         lambda c: (
             f"training.optimizer_in_backward is for one process, and this run has "
-            f"{c.facts.processes}: they add up their gradients, which have to be kept for it. Set "
-            f'it to "off" (--fused_backward_pass of sd-scripts asks for it)'
+            f"{c.facts.processes}: they sum their gradients, which must be kept for that. Set "
+            f'it to "off" (--fused_backward_pass of sd-scripts enables it)'
         ),
     ),
 )
-"""`training.stream_weights` and `optimizer_in_backward`."""
+"""Rules about `batch_size` auto, `stream_weights` and `optimizer_in_backward`."""

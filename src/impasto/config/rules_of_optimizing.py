@@ -1,4 +1,4 @@
-"""What a run refuses of its optimizer, and of the averages of its weights."""
+"""Refused combinations of settings of the optimizer, and of averages of the weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPTIMIZER = (
         lambda c: c.training.averages > 0 and c.row.averages_weights,
         lambda c: (
             f"training.{'ema_decay' if c.training.ema_decay is not None else 'posthoc_ema'} and "
-            f"optimizer.kind {c.kind} both average the weights. Take one of them out"
+            f"optimizer.kind {c.kind} both average the weights. Remove one of them"
         ),
     ),
     Rule(
@@ -56,8 +56,8 @@ OPTIMIZER = (
         ),
         lambda c: c.config.optimizer.start_decay > 0 and bool(c.stands_against_pull),
         lambda c: (
-            f"optimizer.start_decay needs weights in float32 that are stepped all together and "
-            f"where they are, and does not go with {c.stands_against_pull}. Take one of them out"
+            f"optimizer.start_decay needs weights in float32 that are updated all together and "
+            f"in place, and cannot be combined with {c.stands_against_pull}. Remove one of them"
         ),
     ),
     Rule(
@@ -65,7 +65,7 @@ OPTIMIZER = (
         lambda c: c.config.optimizer.start_decay * max(c.rates, default=0) >= 1,
         lambda c: (
             f"optimizer.start_decay {c.config.optimizer.start_decay:g} times the learning rate "
-            f"{max(c.rates):g} is 1 or more, so that each step would take away all that was "
+            f"{max(c.rates):g} is 1 or more, so that each step would undo everything that was "
             f"learned. Make it smaller"
         ),
     ),
@@ -74,7 +74,7 @@ OPTIMIZER = (
         lambda c: c.steps is not None and c.config.schedule.least_steps(c.steps) > c.steps,
         lambda c: (
             f"schedule.warmup_steps {c.config.schedule.warmup_steps} and schedule.decay_steps "
-            f"{c.config.schedule.decay_steps} are together more than the {c.steps} steps of the "
+            f"{c.config.schedule.decay_steps} add up to more than the {c.steps} steps of the "
             f"run. Make them smaller, or the run longer"
         ),
         of_new_runs=True,
@@ -84,8 +84,8 @@ OPTIMIZER = (
         lambda c: c.kind.lower().endswith("prodigy") and c.adds_decay_to_gradients,
         lambda c: (
             f"optimizer.arguments weight_decouple = false: {c.kind} would add the decay to the "
-            f"gradient after all that it reads of it, so that weight_decay had no effect. Take it "
-            f"out: the weights are then pulled as AdamW does"
+            f"gradient after its last use, so that weight_decay would have no effect. Remove it: "
+            f"the weights then decay as with AdamW"
         ),
         of_new_runs=True,
     ),
@@ -94,7 +94,7 @@ OPTIMIZER = (
         lambda c: c.training.offload_optimizer and c.row.is_paged,
         lambda c: (
             f"training.offload_optimizer has no effect on optimizer.kind {c.kind}, whose state "
-            f"CUDA moves to RAM by itself. Take it out"
+            f"CUDA moves to RAM by itself. Remove it"
         ),
     ),
     Rule(
@@ -102,11 +102,11 @@ OPTIMIZER = (
         lambda c: c.training.offload_optimizer and c.facts.device == "cpu",
         lambda _: (
             "training.offload_optimizer moves the optimizer's state out of VRAM, and this run "
-            "computes on the CPU, where it would change nothing. Take it out"
+            "computes on the CPU, where it would change nothing. Remove it"
         ),
     ),
 )
-"""Optimizers, and where their steps and states are."""
+"""Rules about optimizers, and where their updates and states are."""
 
 
 AVERAGE = (
@@ -135,8 +135,8 @@ AVERAGE = (
         ("training.posthoc_ema", "method.kind"),
         lambda c: c.training.posthoc_ema and c.method.kind != "full",
         lambda _: (
-            "training.posthoc_ema is for method.kind full: impasto ema makes whole models. Take it "
-            "out, or average a hypernetwork with training.ema_decay"
+            "training.posthoc_ema is for method.kind full: impasto ema makes whole models. Remove "
+            "it, or average a hypernetwork with training.ema_decay"
         ),
     ),
     Rule(
@@ -152,7 +152,7 @@ AVERAGE = (
         lambda c: (
             f"training.ema_every {c.training.ema_every} is more than the {c.steps} steps of the "
             f"run, so that training.{'posthoc_ema' if c.training.posthoc_ema else 'ema_decay'} "
-            f"would never take in what was learned. Make it smaller"
+            f"would never be updated. Make it smaller"
         ),
         of_new_runs=True,
     ),
@@ -164,10 +164,10 @@ AVERAGE = (
             and c.config.saving.posthoc_every_steps % c.training.ema_every != 0
         ),
         lambda c: (
-            f"saving.posthoc_every_steps {c.config.saving.posthoc_every_steps} is no multiple of "
-            f"training.ema_every {c.training.ema_every}: the averages would be stored without the "
-            f"last weights. Make it one"
+            f"saving.posthoc_every_steps {c.config.saving.posthoc_every_steps} is not a multiple "
+            f"of training.ema_every {c.training.ema_every}: the averages would be stored without "
+            "the last weights. Make it a multiple"
         ),
     ),
 )
-"""The running average of the weights."""
+"""Rules about running averages of the weights."""

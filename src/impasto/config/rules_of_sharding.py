@@ -1,4 +1,4 @@
-"""What a run refuses of a model that is sharded over processes."""
+"""Refused combinations of settings with a model that is sharded over processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from impasto.optimizer_table import ELEMENTWISE
 def _shards(
     settings: tuple[str, ...], applies: Callable[[Case], bool], text: Callable[[Case], str]
 ) -> Rule:
-    """A row about a model that is sharded over processes."""
+    """Return a rule that applies if the model is sharded over processes."""
     return Rule(
         settings,
         lambda c: bool(c.facts.sharding) and applies(c),
         lambda c: (
-            f"accelerate is configured for {c.facts.sharding}, which does not go with {text(c)}"
+            f"accelerate is configured for {c.facts.sharding}, which cannot be combined with "
+            f"{text(c)}"
         ),
     )
 
@@ -27,17 +28,17 @@ SHARDING = (
         (),
         lambda c: bool(c.facts.sharding) and c.facts.processes == 1,
         lambda _: (
-            "accelerate is configured to shard the model over processes, and there is one. Start "
-            "several (accelerate launch --num_processes), or run `accelerate config` and choose "
-            "neither FSDP nor DeepSpeed"
+            "accelerate is configured to shard the model over processes, and this run has only "
+            "one. Start several (accelerate launch --num_processes), or run `accelerate config` "
+            "and choose neither FSDP nor DeepSpeed"
         ),
     ),
     _shards(
         ("method.kind",),
         lambda c: c.method.kind != "full",
         lambda _: (
-            'method.kind = "hypernetwork", of which there is little to shard: run `accelerate '
-            "config` and choose no FSDP or DeepSpeed"
+            'method.kind = "hypernetwork", which is too small to shard: run `accelerate '
+            "config` and choose neither FSDP nor DeepSpeed"
         ),
     ),
     _shards(
@@ -53,12 +54,12 @@ SHARDING = (
     _shards(
         ("training.offload_optimizer",),
         lambda c: c.training.offload_optimizer,
-        lambda _: "training.offload_optimizer: take it out",
+        lambda _: "training.offload_optimizer: remove it",
     ),
     _shards(
         ("training.float8",),
         lambda c: c.training.float8,
-        lambda _: "training.float8: take it out",
+        lambda _: "training.float8: remove it",
     ),
     _shards(
         ("training.compile",),
@@ -68,18 +69,18 @@ SHARDING = (
     _shards(
         ("training.channels_last",),
         lambda c: c.training.channels_last,
-        lambda _: "training.channels_last: take it out",
+        lambda _: "training.channels_last: remove it",
     ),
     _shards(
         ("training.weight_copies",),
         lambda c: c.training.weight_copies,
-        lambda _: "training.weight_copies: take it out",
+        lambda _: "training.weight_copies: remove it",
     ),
     _shards(
         ("optimizer.kind",),
         lambda c: not c.row.is_elementwise,
         lambda c: (
-            f'optimizer.kind = "{c.kind}", which looks at more than one number at a time: take one '
+            f'optimizer.kind = "{c.kind}", whose update of a number depends on others: use one '
             f"of {', '.join(sorted(ELEMENTWISE))}"
         ),
     ),
@@ -92,9 +93,9 @@ SHARDING = (
         ("method.text_encoder_from_step", "method.text_encoder_until_step"),
         lambda c: c.facts.sharding == "DeepSpeed" and c.text_encoder_pauses,
         lambda _: (
-            "method.text_encoder_from_step or text_encoder_until_step, since it goes on with "
-            "weights that have no gradient: take them out, or choose FSDP"
+            "method.text_encoder_from_step or text_encoder_until_step, since it also updates "
+            "weights that have no gradient: remove them, or choose FSDP"
         ),
     ),
 )
-"""FSDP and DeepSpeed, as accelerate is configured for them."""
+"""Rules about FSDP and DeepSpeed, as accelerate is configured for them."""

@@ -1,4 +1,4 @@
-"""Settings of the learning rate's way through a run."""
+"""Settings of the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTION_USERS = {
     "decay_steps": {"warmup_stable_decay"},
     "rules": {"piecewise_constant", "rates"},
 }
-"""Which kinds an option belongs to."""
+"""Setting -> the kinds of schedule on which it has an effect."""
 
 
 class ScheduleConfig(Section):
@@ -27,46 +27,47 @@ class ScheduleConfig(Section):
         "constant", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
         "inverse_sqrt", "warmup_stable_decay", "rex", "piecewise_constant", "rates",
     ] = "constant"  # fmt: skip
-    """The shape after the warm-up: `constant`; `linear`, `cosine` and `rex` down to 0;
-    `cosine_with_restarts`; `cosine_with_min_lr`; `polynomial`; `inverse_sqrt`; level until
-    `decay_steps` before the end, then a cosine (`warmup_stable_decay`); or by `rules`, factors
-    (`piecewise_constant`) or `rates`."""
+    """Shape of the schedule after the warm-up: `constant`; `linear`, `cosine` and `rex` fall to 0;
+    `cosine_with_restarts`; `cosine_with_min_lr`; `polynomial`; `inverse_sqrt`;
+    `warmup_stable_decay`, constant until `decay_steps` before the end and then a cosine; or
+    `rules`, read as factors (`piecewise_constant`) or as learning rates (`rates`)."""
 
     warmup_steps: Steps = 0
-    """Optimizer steps over which the rate rises from 0 in a straight line: a number, a fraction
-    of the run below 1, or a percentage such as "5%"."""
+    """Optimizer steps over which the rate rises linearly from 0: a number, a fraction of the run
+    below 1, or a percentage such as "5%"."""
 
     decay_steps: Steps = 0
-    """Of `warmup_stable_decay`, which needs it: over how many steps the rate falls at the end; as
-    for `warmup_steps`."""
+    """Optimizer steps over which the rate falls at the end, in the same forms as `warmup_steps`.
+    Only for `warmup_stable_decay`, which needs it."""
 
     cycles: Annotated[int, Field(ge=1)] = 1
-    """Of `cosine_with_restarts`: how often it begins anew; of `cosine_with_min_lr` and
-    `warmup_stable_decay`: half periods of the cosine."""
+    """Number of cycles: how often the cosine of `cosine_with_restarts` runs; for
+    `cosine_with_min_lr` and `warmup_stable_decay`, the number of half periods of the cosine."""
 
     power: Annotated[float, Field(gt=0)] = 1.0
-    """Of `polynomial`: 1 is a straight line, 2 a parabola."""
+    """Exponent of `polynomial`: 1 is a straight line, 2 a parabola."""
 
     timescale: Annotated[int, Field(ge=1)] | None = None
-    """Of `inverse_sqrt`: steps after which the rate is down to 0.71 of its height; off means
-    `warmup_steps`, or 10,000 without."""
+    """Steps after which the rate of `inverse_sqrt` has fallen to 0.71 of its peak; off means
+    `warmup_steps`, or 10,000 if that is 0."""
 
     min_lr_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `cosine_with_min_lr` and `warmup_stable_decay`: the share of the rate that is left in the
-    end."""
+    """Fraction of the peak rate that is left at the end of `cosine_with_min_lr` and
+    `warmup_stable_decay`."""
 
     rules: str = ""
-    """Of `piecewise_constant`: `1:300, 0.1:600, 0.01` is the whole rate for 300 steps, a tenth up
-    to 600, then a hundredth. Of `rates`, in A1111's way: `1e-5:100, 5e-6:1000, 1e-6` are rates."""
+    """Rules of a stepwise schedule. For `piecewise_constant`, `1:300, 0.1:600, 0.01` is the whole
+    rate for 300 steps, a tenth up to step 600, then a hundredth. For `rates`, as in A1111,
+    `1e-5:100, 5e-6:1000, 1e-6` are the rates themselves."""
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether the rate at a step follows from how long the run is."""
+        """Whether the rate at a step depends on the length of the run."""
         fixed = {"constant", "inverse_sqrt", "piecewise_constant", "rates"}
         return self.kind not in fixed or not is_count(self.warmup_steps)
 
     def least_steps(self, total: int) -> int:
-        """Of a run of `total` steps, how many its rise and its fall at the end take; 0 without."""
+        """Return how many of `total` steps warm-up and final decay take; 0 for other kinds."""
         if self.kind != "warmup_stable_decay":
             return 0
         return counted(self.warmup_steps, total) + counted(self.decay_steps, total)
@@ -90,7 +91,7 @@ class ScheduleConfig(Section):
         if not falls and not is_of_begun(info):
             raise ValueError(
                 'warmup_stable_decay needs decay_steps, such as "10%", or the rate would never '
-                "fall; a level rate is the kind constant"
+                "fall; use the kind constant for a constant rate"
             )
         if self.kind in OPTION_USERS["rules"]:
             parse_rules(self.rules)

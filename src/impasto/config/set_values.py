@@ -1,4 +1,4 @@
-"""What `--set section.key=value` does to a tree of settings, and where it would do nothing."""
+"""Applies `--set section.key=value` to a tree of settings, and refuses values without effect."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from impasto.config.run import RunConfig
 
 _OF_RUN = {"training.batch_size": "batch_size", "validation.split": "validation_split"}
-"""Settings that count for the datasets that do not say otherwise, and what those call them."""
+"""Settings that hold for datasets which do not set their own -> the key of the dataset."""
 
 
 def overridden(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> dict[str, Any]:
-    """The tree with overrides in it; both under present names, so that they meet.
+    """Return the tree with overrides applied; both under present names, so that they match.
 
     Args:
-        values: The settings, which stay as they are.
+        values: The settings, which are not modified.
         overrides: `section.key=value`.
-        source: Where the settings are from, for errors.
+        source: The name of the settings' source, for errors.
 
     Raises:
         ConfigError: An override is not of that form, or a setting is given under two names.
@@ -43,13 +43,13 @@ def overridden(values: Mapping[str, Any], overrides: Sequence[str], source: str)
 
 
 def set_values(tree: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """The paths of the settings that overrides gave a value; not of those that they took out."""
+    """Return the paths of the settings that overrides set; not of those that they removed."""
     paths = [present_path(override.partition("=")[0].strip()) for override in overrides]
     return [path for path in paths if _is_given(tree, path)]
 
 
 def require_not_given_below(dataset: Mapping[str, Any], paths: Sequence[str]) -> None:
-    """Make sure that values for all datasets are not given by each of them itself.
+    """Check that values for all datasets are not overridden in each of them.
 
     Args:
         dataset: The content of `[dataset]`.
@@ -59,7 +59,7 @@ def require_not_given_below(dataset: Mapping[str, Any], paths: Sequence[str]) ->
         ConfigError: One of them would have no effect.
     """
     asked = [path.removeprefix("dataset.") for path in paths if path.startswith("dataset.")]
-    keys = [key for key in asked if key in dataset]  # others were handed down to folders
+    keys = [key for key in asked if key in dataset]  # others were passed on to N_class folders
     file = dataset.get("config") if keys else None
     if file is None:
         unused, giver = given_below(dataset, keys), "each dataset, or each of its subsets,"
@@ -67,13 +67,13 @@ def require_not_given_below(dataset: Mapping[str, Any], paths: Sequence[str]) ->
         unused, giver = keys_of_all_datasets(Path(file), keys), str(file)
     if unused:
         raise ConfigError(
-            f"--set dataset.{unused[0]} has no effect: {giver} gives {unused[0]} itself. Take one "
-            f"of the two out."
+            f"--set dataset.{unused[0]} has no effect: {giver} sets {unused[0]} itself. Remove one "
+            f"of the two."
         )
 
 
 def require_not_given_by_datasets(config: RunConfig, paths: Sequence[str]) -> None:
-    """Make sure that settings of the run count for a dataset at least.
+    """Check that settings of the run have an effect on at least one dataset.
 
     Raises:
         ConfigError: One of `paths`, which were given by `--set`, would have no effect.
@@ -81,10 +81,10 @@ def require_not_given_by_datasets(config: RunConfig, paths: Sequence[str]) -> No
     for path in paths:
         key = _OF_RUN.get(path)
         if key and all(getattr(entry, key) is not None for entry in config.dataset.entries):
-            where = "each dataset gives" if config.dataset.datasets else "[dataset] has"
+            where = "each dataset sets" if config.dataset.datasets else "[dataset] sets"
             raise ConfigError(
-                f"--set {path} has no effect: {where} {key} itself, which counts before it. Take "
-                f"one of the two out."
+                f"--set {path} has no effect: {where} {key} itself, which takes precedence. Remove "
+                f"one of the two."
             )
 
 
@@ -102,9 +102,9 @@ def _is_given(tree: Mapping[str, Any], path: str) -> bool:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one value; it is read as TOML, or as a plain string where that is not TOML.
+    """Set one value, which is read as TOML, or as a plain string if it is not TOML.
 
-    `none` takes a setting out, so that its default holds; for optional ones that is "off".
+    `none` removes a setting, so that its default holds; for optional ones that is "off".
     """
     path, equals, raw = override.partition("=")
     keys = path.strip().split(".")
@@ -119,7 +119,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override!r}: {key} is a value, not a section.")
     general = section.get("general") if keys[:-1] == ["dataset"] else None
-    if isinstance(general, dict):  # which counts before [dataset], as in a file of sd-scripts
+    if isinstance(general, dict):  # takes precedence over [dataset], as in sd-scripts
         general.pop(keys[-1], None)
     if raw.strip() == "none":
         section.pop(keys[-1], None)

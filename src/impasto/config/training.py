@@ -15,170 +15,175 @@ class TrainingConfig(Section):
     """The training loop: its length, batches, precision, memory and speed."""
 
     max_steps: Positive | None = None
-    """Optimizer steps to train for. Give this or `max_epochs`."""
+    """Number of optimizer steps to train for. Set this or `max_epochs`."""
 
     max_epochs: Positive | None = None
-    """Passes over the data to train for. Give this or `max_steps`."""
+    """Number of epochs, or passes over the dataset, to train for. Set this or `max_steps`."""
 
     memory: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """GiB that the run may take, on the GPU or else in RAM, as a whole number; `auto` is what is
-    free. Settings that are not set are chosen so that the run fits, the cheapest first; what is
-    chosen, and why, is printed and recorded. Off changes no setting."""
+    """Memory limit of the run in whole GiB, of VRAM or, without a GPU, of RAM; `auto` means all
+    that is free. Settings that you leave unset are chosen so that the run fits, the cheapest first;
+    each choice is printed and recorded with its reason. Off changes no setting."""
 
     fit_check: bool = True
-    """Predict the memory of a run before it begins, and do not begin what will not fit."""
+    """Predict the memory of a run before it starts, and refuse one that will not fit."""
 
     batch_size: Positive | Literal["auto"] = 1
-    """Images per forward pass and process; more takes memory by the same factor. `auto` finds the
-    largest that fits into `memory`, or into what is free, and sets `batch_by_pixels`."""
+    """Images per forward pass and process; memory for activations grows in proportion. `auto` finds
+    the largest that fits into `memory`, or into the free memory, and enables `batch_by_pixels`."""
 
     batch_by_pixels: bool = False
-    """`batch_size` is the number of images of the full area of the resolution: batches of smaller
-    images have more of them, and batches of larger images fewer, so that all have about as many
-    pixels."""
+    """Size batches by pixels: `batch_size` is then the number of images of the full area of the
+    resolution, and batches of smaller images have more images, those of larger images fewer, so
+    that all have about the same number of pixels."""
 
     gradient_accumulation_steps: Positive = 1
-    """Forward passes per step: a larger effective batch at no cost in memory."""
+    """Micro-steps (forward and backward passes) per optimizer step: a larger effective batch
+    without more memory."""
 
     mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
-    """`bf16` computes in bfloat16: faster on GPUs from 2020 on. `fp16` does in float16, for older
-    ones; steps whose gradient overflows are skipped. `auto` chooses by the device: `bf16`
-    where it has instructions for it, else `fp16` on a GPU and `no` on a CPU; the run keeps what was
-    chosen."""
+    """Precision of computation: `bf16` is faster on GPUs from 2020 on; `fp16` is for older ones,
+    and skips steps whose gradient overflows; `no` is float32. `auto` chooses by the device: `bf16`
+    if it has instructions for it, else `fp16` on a GPU and `no` on a CPU; a resumed run keeps the
+    choice."""
 
     weight_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the weights that learn are kept in. 16 bits need half the memory for weights and
-    gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
+    """Precision in which the trained weights are stored. 16 bits halve the memory for weights and
+    gradients, and need `mixed_precision` of the same kind; how well such weights learn depends on
+    `rounding`."""
 
     weight_copies: bool = False
-    """Make the 16-bit copies of float32 weights, with which `mixed_precision` computes, once a step
-    and all at once instead of one by one in every forward pass: the same numbers, and fewer kernels
-    to launch, for small batches on fast GPUs. Takes 2 bytes a weight."""
+    """Make the 16-bit copies of float32 weights, with which `mixed_precision` computes, all at once
+    per step instead of one by one in every forward pass: the same numbers with fewer kernel
+    launches, for small batches on fast GPUs. Takes 2 bytes per weight."""
 
     rounding: Literal["stochastic", "kahan", "nearest"] | None = None
-    """How 16-bit weights take in small changes: `stochastic`, which off means, rounds up or down by
-    chance, right on average; `kahan` remembers what rounding took away, for 2 bytes a weight;
-    `nearest` loses changes that are small against a weight, as `full_bf16` of sd-scripts does."""
+    """How small updates are rounded into 16-bit weights: `stochastic`, which off means, rounds up
+    or down at random, correctly on average; `kahan` stores the rounding error, in 2 bytes per
+    weight; `nearest` loses updates that are small compared with the weight, as `full_bf16` of
+    sd-scripts does."""
 
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: far less memory, about a quarter slower."""
+    """Recompute activations in the backward pass instead of storing them: far less memory, about a
+    quarter slower."""
 
     checkpointed_levels: Annotated[int, Field(ge=1, le=4)] | None = None
-    """Checkpoint only the blocks of this many of the U-Net's four resolutions, the highest first,
-    where activations are largest; off means all. Needs `gradient_checkpointing`."""
+    """Number of the U-Net's four resolutions to checkpoint, starting with the highest, where
+    activations are largest; off means all. Needs `gradient_checkpointing`."""
 
     compile: Literal["off", "blocks", "full"] = "off"
-    """Compile the U-Net with torch.compile for each size of images when it first comes: its
-    `blocks` one by one, or `full`, which takes minutes and saves more. What is compiled is kept for
-    later runs. Needs Triton on a GPU, a C++ compiler on a CPU."""
+    """Compile the U-Net with torch.compile, for each image size when it first occurs: its `blocks`
+    one by one, or `full`, which takes minutes and gains more. The compiled code is cached for later
+    runs. Needs Triton on a GPU, a C++ compiler on a CPU."""
 
     float8: bool = False
-    """Multiply in float8 in the U-Net's large linear layers while training, by torchao (extra
-    `float8`): faster where these are most of the work, as in SDXL. Weights are kept, averaged and
-    saved as without it, and validation and previews compute in bf16. Needs an NVIDIA card of
-    compute capability 8.9 (RTX 40xx) or later, `mixed_precision` bf16 and `compile`."""
+    """Multiply in float8 in the U-Net's large linear layers during training, with torchao (extra
+    `float8`): faster where these are most of the work, as in SDXL. Weights are stored, averaged and
+    saved as without it; validation and previews compute in bf16. Needs an NVIDIA GPU of compute
+    capability 8.9 (RTX 40xx) or later, `mixed_precision` bf16 and `compile`."""
 
     cuda_graphs: Literal["off", "network", "step"] = "off"
-    """Record the kernels of each size of images once and launch them together after that, for small
-    batches on fast GPUs, which wait for kernels to be launched. `network` records what `compile`
-    made of the U-Net, which it needs; `step` records the whole step with its backward pass,
-    clipping and the optimizer, compiled or not. `step` is for `optimizer.kind` adamw with weights
-    in fp32, and takes about as much extra memory as gradients and activations."""
+    """Record the kernels of each image size as a CUDA graph once and replay them together, for
+    small batches on fast GPUs, which otherwise wait for kernel launches. `network` records the
+    compiled U-Net, and needs `compile`; `step` records the whole step with its backward pass,
+    clipping and the optimizer, compiled or not. `step` needs `optimizer.kind` adamw and weights in
+    fp32, and takes about as much extra memory as gradients and activations."""
 
     attention: Literal["sdpa", "xformers"] = "sdpa"
-    """What computes attention: PyTorch's `sdpa`, flash attention where the GPU has it, or
-    `xformers`, if it is installed."""
+    """Implementation of attention: PyTorch's `sdpa`, which uses flash attention if the GPU has it,
+    or `xformers`, if it is installed."""
 
     tf32: bool = True
-    """On GPUs from 2020 on, compute float32 matrix products and convolutions with 10 bits of
-    fraction (TF32): several times as fast with `mixed_precision` no. Off uses all 23 bits."""
+    """Compute float32 matrix products and convolutions in TF32, with 10 bits of mantissa, on GPUs
+    from 2020 on: several times as fast with `mixed_precision` no. Off uses all 23 bits."""
 
     deterministic: bool = False
-    """On a GPU, compute only in ways that give the same bits each time, so that the same run, or a
-    resumed one, ends in the same weights to the last bit; slower, by how much depends on the GPU.
-    Without it they differ in the last digits there. A CPU always gives the same bits."""
+    """Use only deterministic operations on a GPU, so that the same run, or a resumed one, gives the
+    same weights to the last bit; slower, by how much depends on the GPU. Off, they differ in the
+    last digits. A CPU is always deterministic."""
 
     channels_last: bool = False
-    """Keep the U-Net's convolutions in channels-last memory order: for GPUs together with
-    `compile`; without it group norms undo the order at every block. Slower for a full-size U-Net on
-    a CPU."""
+    """Store the U-Net's convolutions in channels-last memory order: for GPUs, together with
+    `compile`; without it, group norms undo the order at every block. Slower for a full-size U-Net
+    on a CPU."""
 
     optimizer_in_backward: Literal["off", "exact", "last_norm"] = "off"
-    """Change each weight in the backward pass and free its gradient at once, which saves as much
-    memory as the weights take. `exact` gives the same weights bit for bit; where `max_grad_norm`
-    limits the gradient, a backward pass goes ahead to measure it, which takes half as long again.
-    `last_norm` limits by the norm of the step before, at no cost in time: one sudden large
-    gradient passes."""
+    """Update each weight during the backward pass and free its gradient at once, which saves as
+    much memory as the weights take. `exact` gives the same weights bit for bit; if `max_grad_norm`
+    limits the gradient, an extra backward pass measures it first, which makes a step half as long
+    again. `last_norm` clips by the norm of the previous step, at no cost in time, so that a single
+    sudden large gradient is not clipped."""
 
     offload_optimizer: bool = False
-    """Keep the optimizer's state in RAM and bring it to the GPU piece by piece:
-    saves 8 bytes per weight there with AdamW in float32, slower by the transfers."""
+    """Offload the optimizer's state to RAM and copy it to the GPU piece by piece: saves 8 bytes of
+    VRAM per weight with AdamW in float32, and is slower by the transfers."""
 
     stream_weights: bool = False
-    """Keep the U-Net's blocks in pinned RAM and bring each to the GPU for its work, the next one
-    while it computes: of the weights 3 to 12 per cent and three blocks are in VRAM. Needs
-    `gradient_checkpointing` of all levels and `optimizer_in_backward`. The weights go over PCIe two
-    or three times a step, and back once; `--plan` says how long that takes. The weights are the
-    same, bit for bit."""
+    """Keep the U-Net's blocks in pinned RAM and copy each to the GPU when it is needed, the next
+    one while the current one computes: 3 to 12 per cent of the weights and three blocks are in
+    VRAM. Needs `gradient_checkpointing` of all levels and `optimizer_in_backward`. Per step, the
+    weights cross PCIe to the GPU two or three times and back once; `--plan` predicts how long that
+    takes. The resulting weights are the same, bit for bit."""
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
+    """Maximum norm of the whole gradient; a larger gradient is scaled down to it (gradient
+    clipping). 0 means no limit."""
 
     text_cache_mib: Annotated[int, Field(ge=0)] = 256
-    """Memory for remembered outputs of a text encoder that is not trained, in MiB on the U-Net's
-    device; on a GPU twice that, as the steps and what is measured and drawn between them have one
-    each. 75 tokens take 0.23 (SD 1.x), 0.30 (SD 2.x) or 0.61 (SDXL)."""
+    """Size of the cache for outputs of frozen text encoders, in MiB on the U-Net's device; on a GPU
+    twice that, since training has one and validation and previews another. 75 tokens take 0.23 (SD
+    1.x), 0.30 (SD 2.x) or 0.61 (SDXL)."""
 
     cache_text_to_disk: bool = False
-    """Encode all captions before training, keep them beside the latents, and take the text encoder
-    off the device, which saves 0.2 (SD 1.x) to 1.5 GiB (SDXL) there where it is stored in 16 bits,
-    and twice that in float32. Where captions change as they are shown, it stays on the device and
-    encodes them when they are met."""
+    """Encode all captions before training, store the outputs beside the latents, and take the text
+    encoder off the device, which saves 0.2 (SD 1.x) to 1.5 GiB (SDXL) there if it is stored in 16
+    bits, and twice that in float32. If captions change each time they are shown, the text encoder
+    stays on the device and encodes them during training."""
 
     text_from_npz: bool = False
-    """Use what sd-scripts' `--cache_text_encoder_outputs_to_disk` left beside the images for SDXL
-    (`..._te_outputs.npz`) in the place of encoding captions, where it fits. Such a file does not
-    say which caption it was made from: it must not be older than the caption file, and some are
-    compared with what the text encoders give. The encoders stay in VRAM unless
+    """Use the text encoder outputs that sd-scripts' `--cache_text_encoder_outputs_to_disk` stored
+    beside the images for SDXL (`..._te_outputs.npz`) instead of encoding captions, where they fit.
+    Such a file does not record its caption: it must not be older than the caption file, and some
+    are checked against the text encoders' own output. The encoders stay in VRAM unless
     `cache_text_to_disk` is set too."""
 
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep a running average of the weights with this decay per step, and export it; costs one
-    copy of the weights. Off means none."""
+    """Decay per step of a running average (EMA) of the weights, which is then exported; takes one
+    copy of the weights. Off means no average."""
 
     ema_power: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Let the decay rise to `ema_decay` as 1 - (1 + steps)^-power, so that early weights are
-    forgotten: 2/3 for runs of over a million steps, 3/4 for shorter ones. Off means that it rises
-    fast, as (1 + steps) / (10 + steps)."""
+    """Exponent of an EMA warm-up: the decay rises to `ema_decay` as 1 - (1 + steps)^-power, so that
+    early weights are forgotten; 2/3 for runs of over a million steps, 3/4 for shorter ones. Off
+    means that it rises fast, as (1 + steps) / (10 + steps)."""
 
     ema_on_cpu: bool = False
-    """Keep all averages in RAM instead of VRAM; slower, since what learns goes over PCIe each time
-    (3.2 GiB for SD 1.x in float32) and is averaged in RAM."""
+    """Keep all averages in RAM instead of VRAM; slower, since the trained weights cross PCIe at
+    each update (3.2 GiB for SD 1.x in float32) and are averaged on the CPU."""
 
     ema_every: Annotated[int, Field(ge=1)] = 1
-    """Update the average once every this many steps, with the decay of all of them at once: nearly
-    the same average, at a part of the cost; 10 is plenty with `ema_on_cpu`."""
+    """Steps between updates of the average, each with the decay of all steps since the last one:
+    nearly the same average at a fraction of the cost; 10 is plenty with `ema_on_cpu`."""
 
     posthoc_ema: bool = False
-    """Keep two averages of the weights, a shorter and a longer one, and store them now and then
-    (`saving.posthoc_every_steps`), so that `impasto ema` makes an average of any length after
-    training (arXiv:2312.02696, section 3). Costs two copies of the weights, and disk space. It
-    changes neither what is trained nor what is exported; `ema_decay` may be set beside it."""
+    """Keep two averages of the weights, a shorter and a longer one, and store them at intervals
+    (`saving.posthoc_every_steps`), so that `impasto ema` can compute an average of any length after
+    training (arXiv:2312.02696, section 3). Takes two copies of the weights, and disk space. It
+    changes neither what is trained nor what is exported; `ema_decay` can be set as well."""
 
     @property
     def averages(self) -> int:
-        """How many running averages of the weights are kept."""
+        """The number of running averages of the weights."""
         return (self.ema_decay is not None) + 2 * self.posthoc_ema
 
     @field_validator("cuda_graphs", mode="before")
     @classmethod
     def _as_it_was(cls, value: object) -> object:
-        """True and false, as settings and forms had it when `network` was the only kind."""
+        """Accept true and false, the values from before `network` and `step` could be chosen."""
         before = {"true": "network", "false": "off"}
         return before.get(str(value).lower(), value) if isinstance(value, (bool, str)) else value
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
         if (self.max_steps is None) == (self.max_epochs is None):
-            raise ValueError("give exactly one of max_steps and max_epochs")
+            raise ValueError("set exactly one of max_steps and max_epochs")
         return self

@@ -1,6 +1,6 @@
-"""Reads the settings tree itself: which sections and settings there are, and what each is.
+"""Lists the sections and settings of the settings tree, with the type and documentation of each.
 
-The docs, `impasto settings` and the studio's form are made from what is found here.
+The docs, `impasto settings` and the studio's form are generated from this list.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from impasto.config.run import RunConfig
 from impasto.config.value_types import ValueType, section_in, type_of
 
 TOP = "(top level)"
-"""What the settings that are in no section are listed under."""
+"""The heading for settings outside any section."""
 
 SUBSETS = "dataset.datasets.subsets"
-"""Where a subset of a dataset is, in paths of settings."""
+"""The path of dataset subsets in the paths of settings."""
 
 _LONGEST_SENTENCE = 240
 
@@ -36,11 +36,11 @@ class Setting:
 
     Attributes:
         path: `section.name`, or the name alone at the top level.
-        docs: What it does.
-        type: What it can be.
-        is_required: Whether it has to be given.
-        default: What holds where it is not given.
-        kinds: The kinds of its section that have it; empty where the section has no kinds.
+        docs: Its documentation.
+        type: The values that it accepts.
+        is_required: Whether it must be set.
+        default: The value that holds if it is not set.
+        kinds: The kinds of its section that have it; empty if the section has no kinds.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def section(self) -> str:
-        """The name of its section; empty at the top level."""
+        """The name of the section; empty at the top level."""
         return self.path.rpartition(".")[0]
 
     @property
@@ -67,7 +67,7 @@ class Setting:
 
     @property
     def default_text(self) -> str:
-        """The default as a person reads it."""
+        """The default as users read it."""
         return "required" if self.is_required else default_text(self.default)
 
 
@@ -76,10 +76,10 @@ class SettingSection:
     """A section with its settings.
 
     Attributes:
-        name: As in `[name]`; empty for the top level.
-        docs: What it is about.
-        settings: Its settings, those of all kinds, each once.
-        kinds: The kinds that there are; empty where it has none.
+        name: The name, as in `[name]`; empty for the top level.
+        docs: Its documentation.
+        settings: Its settings of all kinds, each once.
+        kinds: Its kinds; empty if it has none.
     """
 
     name: str
@@ -90,7 +90,7 @@ class SettingSection:
 
 @functools.cache
 def all_sections() -> tuple[SettingSection, ...]:
-    """All sections in the order of a settings file, the top level first."""
+    """Return all sections in the order of a settings file, the top level first."""
     top = _plain_section("", RunConfig)
     found = [SettingSection("", top.docs, tuple(s for s in top.settings if not is_table(s.name)))]
     found += (_section_of(name) for name in RunConfig.model_fields if is_table(name))
@@ -99,13 +99,13 @@ def all_sections() -> tuple[SettingSection, ...]:
 
 @functools.cache
 def all_settings() -> dict[str, Setting]:
-    """Every setting by its path."""
+    """Return every setting by its path."""
     return {setting.path: setting for section in all_sections() for setting in section.settings}
 
 
 @functools.cache
 def subset_settings() -> dict[str, Setting]:
-    """Every setting that subsets of a dataset alone have, by its name."""
+    """Return the settings that only subsets of a dataset have, by name."""
     own = [key for key in own_first(SubsetConfig) if key not in DatasetConfig.model_fields]
     fields = SubsetConfig.model_fields
     return {
@@ -114,13 +114,13 @@ def subset_settings() -> dict[str, Setting]:
 
 
 def is_table(name: str) -> bool:
-    """Whether a name at the top level is that of a section."""
+    """Return whether a top-level name is that of a section."""
     field = RunConfig.model_fields[name]
     return bool(sections_of(field)) or is_section(field.annotation)
 
 
 def nearest(path: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant: by the whole path, or by its last part alone."""
+    """Return the name most similar to a path, as a whole or in its last part; None if none is."""
     known = list(names)
     close = difflib.get_close_matches(path, known, n=1)
     if close:
@@ -131,12 +131,12 @@ def nearest(path: str, names: Iterable[str]) -> str | None:
 
 
 def former_name_of(path: str) -> str:
-    """The name that a setting had before, or empty."""
+    """Return the former name of a setting; empty if it had none."""
     return next((before for before, now in SETTINGS.items() if now == path), "")
 
 
 def own_first(section: type[BaseModel]) -> list[str]:
-    """The fields of a section, those of the class itself before those that it inherits."""
+    """Return the fields of a section, its own before inherited ones."""
     return list(
         dict.fromkeys(
             name
@@ -148,17 +148,17 @@ def own_first(section: type[BaseModel]) -> list[str]:
 
 
 def is_section(annotation: object) -> bool:
-    """Whether a field's annotation is a section, and nothing but that."""
+    """Return whether a field's annotation is a section and nothing else."""
     return isinstance(annotation, type) and section_in(annotation) is annotation
 
 
 def default_of(field: FieldInfo) -> Any:
-    """What a field is where it is not given."""
+    """Return the default value of a field."""
     return field.get_default(call_default_factory=True)
 
 
 def default_text(value: object) -> str:
-    """A default as a person reads it."""
+    """Return a default as users read it."""
     if value is None:
         return "off"
     if isinstance(value, bool):
@@ -167,7 +167,7 @@ def default_text(value: object) -> str:
 
 
 def first_sentence(docs: str) -> str:
-    """The first sentence of a text on one line, or its beginning where that is long."""
+    """Return the first sentence of a text on one line, shortened if it is long."""
     head, found, _ = docs.partition(". ")
     sentence = f"{head}." if found else docs
     fits = len(sentence) <= _LONGEST_SENTENCE
@@ -197,7 +197,7 @@ def _docs_of_kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[str]:
 
 
 def _joined(setting: Setting, before: Setting | None, own: tuple[str, ...]) -> Setting:
-    """A setting of one more kind; of `kind` itself the words of all kinds go together."""
+    """Merge a setting of a further kind; for `kind` itself, the texts of all kinds are joined."""
     if before is None:
         return _with(setting, own, setting.docs, setting.type)
     if setting.name != "kind":
@@ -209,7 +209,7 @@ def _joined(setting: Setting, before: Setting | None, own: tuple[str, ...]) -> S
 
 
 def _naming(docs: str, kinds: Sequence[str]) -> str:
-    """The words of some kinds, which begin with their names."""
+    """Return documentation that starts with the names of its kinds."""
     return docs if docs.startswith("`") else f"{', '.join(f'`{kind}`' for kind in kinds)}: {docs}"
 
 

@@ -1,4 +1,4 @@
-"""Reads TOML and validates it, with errors that name file, key path, and the nearest right key."""
+"""Reads TOML and validates it, with errors that name file, key path, and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from impasto.parsing import (
 from impasto.publishing import is_path_key
 
 REFUSED = {
-    "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
-    "custom_attributes": "nothing reads it in fine-tuning; take it out",
-    "cache_info": "sizes and captions are remembered by themselves; take it out",
-    "conditioning_data_dir": "masks are given by mask_dir",
+    "network_multiplier": "it scales a LoRA, and fine-tuning has none; remove it",
+    "custom_attributes": "nothing reads it in fine-tuning; remove it",
+    "cache_info": "sizes and captions are cached automatically; remove it",
+    "conditioning_data_dir": "use mask_dir for masks",
     "caption_extention": "it is spelt caption_extension",
     "debug_dataset": "`impasto dataset plan` and `impasto dataset captions` show the dataset",
-    "max_token_length": "it belongs to the run: model.max_tokens, or --max_token_length",
+    "max_token_length": "it is a setting of the run: model.max_tokens, or --max_token_length",
 }
-"""Keys of sd-scripts that have no effect here, and why, or what to use."""
+"""Keys of sd-scripts that have no effect here -> the reason, or the alternative."""
 
 _ESCAPED = {"\t": "\\t", "\n": "\\n", "\b": "\\b", "\f": "\\f", "\r": "\\r", "\x1b": "\\e"}
 _ESCAPES = str.maketrans(_ESCAPED)
@@ -61,10 +61,11 @@ _EXPECTED = {
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
 }
-"""What was expected, for pydantic's types of errors; the rest are told in its own words."""
+"""What was expected, by pydantic's types of errors; all other errors keep pydantic's own
+message."""
 
 _OF_UNION = re.compile(r".*constrained|literal\[")
-"""What pydantic puts behind a key whose value may have several forms: the form it speaks of."""
+"""Matches the part that pydantic appends to a key whose value may have several types."""
 
 _SCANNED = ("image_dir", "metadata_file", "mask_dir")
 
@@ -77,13 +78,13 @@ def validated(
     """Validate a nested mapping; `source` names it in errors.
 
     Args:
-        section: What it is to be.
+        section: The section's class.
         values: The mapping.
-        source: Where it is from.
-        begun: Whether it is of a run that was begun; see `Rule.of_new_runs`.
+        source: The name of its source.
+        begun: Whether it belongs to a run that was started before; see `Rule.of_new_runs`.
 
     Raises:
-        ConfigError: A key is unknown, or a value does not fit.
+        ConfigError: A key is unknown, or a value is invalid.
     """
     try:
         return section.model_validate(values, context={BEGUN: begun})
@@ -111,7 +112,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def require_unescaped_paths(content: Mapping[str, Any], source: str, above: str = "") -> None:
-    r"""Find paths of Windows that lost their backslashes: in double quotes, `\t` is a tab.
+    r"""Check for Windows paths that lost their backslashes: in double quotes, `\t` is a tab.
 
     `"D:\train\new"` is valid TOML, and means `D:`, a tab, `rain`, a line end, and `ew`.
 
@@ -127,20 +128,20 @@ def require_unescaped_paths(content: Mapping[str, Any], source: str, above: str 
             elif isinstance(item, str) and _is_broken_path(key, item):
                 written = item.translate(_ESCAPES)
                 raise ConfigError(
-                    f"{source}: {path} holds a control character where a path of Windows is "
-                    f"meant: in double quotes \\t is a tab and \\n a line end. Put it into single "
+                    f"{source}: {path} contains a control character, probably from a Windows "
+                    f"path: in double quotes \\t is a tab and \\n a line end. Put it into single "
                     f"quotes, as in {key} = '{written}', or write it with /.",
-                    {path: "a control character stands where a path of Windows is meant"},
+                    {path: "contains a control character, probably from a Windows path"},
                 )
 
 
 def require_text(content: Any, source: str, path: str = "") -> None:
-    """Find names and words that are not UTF-8: a run keeps its settings in a file that is.
+    """Check for names and texts that are not UTF-8: a run stores its settings in a UTF-8 file.
 
-    Folders of images are looked at by the scan, which names the files in them too.
+    Folders of images are checked by the scan, which also names the files in them.
 
     Raises:
-        ConfigError: A value is such a name, as after unpacking a zip of another system.
+        ConfigError: A value is not UTF-8, such as a name from a zip file of another system.
     """
     if isinstance(content, Mapping):
         for key, value in content.items():
@@ -168,7 +169,7 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
 
     Args:
         path: The file.
-        halves: Whether strings may hold half characters, for a caller that deals with them.
+        halves: Whether strings may contain lone surrogates, for a caller that handles them.
 
     Raises:
         ConfigError: It is missing or malformed; the message has line and column.
@@ -189,7 +190,7 @@ def read_json_object(path: Path, *, halves: bool = False) -> dict[str, Any]:
 
 
 def _settings_text(path: Path) -> str:
-    """Read the text of a settings file.
+    """Return the text of a settings file.
 
     Raises:
         ConfigError: It is missing, unreadable or not UTF-8.
@@ -197,7 +198,7 @@ def _settings_text(path: Path) -> str:
     try:
         return read_text(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"The settings file {path} is not there. Check its path.") from error
+        raise ConfigError(f"The settings file {path} does not exist. Check its path.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
     except OSError as error:
@@ -205,9 +206,9 @@ def _settings_text(path: Path) -> str:
 
 
 def _faults_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[list[str], str]]:
-    """All faults of a tree, one for each key path: where it is, and a sentence.
+    """Return all errors of a tree, one per key path: its location, and a sentence.
 
-    A fault that levels below have inherited is reported where it was written.
+    An error that lower levels inherited is reported at the level that caused it.
     """
     faults: dict[tuple[str, str], tuple[list[str], str]] = {}
     places: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -228,7 +229,7 @@ def _faults_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[list
 
 
 def _by_path(faults: list[tuple[list[str], str]], root: type[BaseModel]) -> dict[str, str]:
-    """The sentences by key path; two of one path go together."""
+    """Return the sentences by key path; several of one path are joined."""
     found: dict[str, str] = {}
     for location, text in faults:
         path = _written(_as_typed(location, root))
@@ -243,7 +244,7 @@ def _is_inside(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 def _describe_faults(
     together: Sequence[dict[str, Any]], location: list[str], root: type[BaseModel]
 ) -> str:
-    """The faults of one place: what each form says that a value may have, or the first of them."""
+    """Describe the errors of one location: what each accepted type expects, or the first error."""
     if len(together) == 1 or any(fault["type"] not in _EXPECTED for fault in together):
         return ". ".join(_describe_fault(fault, location, root) for fault in together)
     expected = dict.fromkeys(_expectation(fault) for fault in together)
@@ -264,7 +265,7 @@ def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseM
     if fault["type"] == "extra_forbidden":
         return _unknown_key(path, location, root)
     if fault["type"] == "missing":
-        return f"{path} is missing; it has to be given"
+        return f"{path} is missing; it is required"
     if fault["type"] == "value_error":
         reason = str(fault["ctx"]["error"])
         return f"{path}: {reason}" if path else reason
@@ -275,7 +276,7 @@ def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseM
 
 
 def _plainly(value: Any) -> Any:
-    """A limit as a person writes it: 0 and not 0.0."""
+    """Return a limit as users write it: 0 and not 0.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -297,7 +298,7 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
 
 
 def _written(location: Sequence[str]) -> str:
-    """A key path as people write it: `datasets[0].subsets[1].image_dir`."""
+    """Return a key path as users write it: `datasets[0].subsets[1].image_dir`."""
     path = ""
     for item in location:
         path += f"[{item}]" if item.isdigit() else f".{item}"
@@ -305,7 +306,7 @@ def _written(location: Sequence[str]) -> str:
 
 
 def _allowed_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """The keys of the section at `location` of the tree."""
+    """Return the keys of the section at `location` of the tree."""
     section: type[BaseModel] = root
     for _, inner in _walk(location, root):
         if inner is None:
@@ -315,14 +316,14 @@ def _allowed_keys(root: type[BaseModel], location: Sequence[str]) -> list[str]:
 
 
 def _as_typed(location: Sequence[str], root: type[BaseModel]) -> list[str]:
-    """A location without the kinds that pydantic puts behind sections that depend on them."""
+    """Return a location without the kinds that pydantic appends to sections that depend on them."""
     return [key for key, _ in _walk(location, root)]
 
 
 def _walk(
     location: Sequence[str], root: type[BaseModel]
 ) -> Iterator[tuple[str, type[BaseModel] | None]]:
-    """Each key of a location with the section that it leads to; None where it leads to none."""
+    """Yield each key of a location and the section that it leads to; None if it is a value."""
     section: type[BaseModel] | None = root
     kinds: Mapping[str, type[BaseModel]] = {}
     for number, key in enumerate(location):

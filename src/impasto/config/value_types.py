@@ -1,4 +1,4 @@
-"""What a setting can be, told from its annotation: in words, and as what a form asks for."""
+"""Describes the values that a setting accepts, from its annotation: in words, and for a form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Form = Literal["flag", "choice", "text", "lines", "table", "sections", "value"]
-"""How a setting is written by hand: true or false; one of some words; text; a text on each line;
-a table's lines; a list of tables; or a value of TOML, in which words need no quotes."""
+"""Syntax of a setting in a form: true or false; one of some words; text; one text per line; the
+lines of a table; a list of tables; or a value of TOML, in which words need no quotes."""
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
@@ -21,14 +21,14 @@ _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "up to {}", "lt": "below {}"
 
 @dataclass(frozen=True)
 class ValueType:
-    """What a setting can be.
+    """The values that a setting accepts.
 
     Attributes:
-        text: In a sentence: `a whole number, from 1`.
-        form: How it is written by hand.
-        choices: The values that it can be; empty where it can be something else too.
-        bounds: Limits of a number by their names (`ge`, `gt`, `le`, `lt`).
-        can_be_off: Whether leaving it out means something that no value does.
+        text: A description: `a whole number, from 1`.
+        form: Its syntax in a form.
+        choices: The accepted values; empty if others are accepted too.
+        bounds: Limits of a number by name (`ge`, `gt`, `le`, `lt`).
+        can_be_off: Whether leaving it out has a meaning that no value has.
     """
 
     text: str
@@ -39,7 +39,7 @@ class ValueType:
 
 
 def type_of(info: FieldInfo) -> ValueType:
-    """What a field of a section can be."""
+    """Return the values that a field of a section accepts."""
     plain, constraints = _opened(info.annotation, info.metadata)
     members = [member for member in _members(plain) if member is not types.NoneType]
     return ValueType(
@@ -58,7 +58,7 @@ def type_of(info: FieldInfo) -> ValueType:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or may hold; None where it holds values."""
+    """Return the section that a field holds, or may hold; None if it holds values."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -91,7 +91,7 @@ def _form_of_list(items: tuple[Any, ...]) -> Form:
 
 
 def _opened(annotation: Any, constraints: Iterable[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without `Annotated`, and the constraints that stood in it."""
+    """Return an annotation without `Annotated`, and the constraints in it."""
     found = [*constraints]
     while get_origin(annotation) is Annotated:
         annotation, *more = get_args(annotation)

@@ -1,9 +1,8 @@
-"""`commands/` of a run directory: what a run is asked to do while it trains.
+"""`commands/` of a run directory: commands to a run while it trains.
 
-A command is a small JSON file with a unique name. The trainer looks for them between two
-optimizer steps, does what it is asked, removes the file, and says in `events.jsonl` what became of
-it. Files serve where signals do not: on Windows, on another machine with the same disk, from a
-browser.
+A command is a small JSON file with a unique name. The trainer checks for them between two optimizer
+steps, executes each, removes the file, and reports the result in `events.jsonl`. Files work where
+signals do not: on Windows, from another machine with the same disk, from a browser.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _LARGEST_BYTES = 4096
 
 @dataclass(frozen=True)
 class Command:
-    """A command that waits to be taken.
+    """A command that is waiting to be executed.
 
     Attributes:
-        id: Its name, of letters, digits and `-`; the answer in `events.jsonl` has it too.
-        kind: What is asked for.
-        file: Where it is written.
+        id: Its name, of letters, digits and `-`; also in the answer in `events.jsonl`.
+        kind: The command.
+        file: The file that holds it.
     """
 
     id: str
@@ -47,7 +46,7 @@ class Command:
     file: Path
 
     def take(self) -> bool:
-        """Remove the command, so that it is done once; False if somebody was faster."""
+        """Remove the command, so that it is executed once; return False if it was already taken."""
         try:
             self.file.unlink()
         except OSError:
@@ -56,11 +55,11 @@ class Command:
 
 
 def send_command(folder: Path, name: CommandName) -> Command:
-    """Ask a run for something; returns at once.
+    """Send a command to a run; returns at once.
 
     Args:
         folder: `commands/` of the run directory.
-        name: What is asked for.
+        name: The command.
 
     Raises:
         StorageError: It cannot be written.
@@ -68,13 +67,13 @@ def send_command(folder: Path, name: CommandName) -> Command:
     identity = f"{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:8]}"
     file = folder / f"{identity}.json"
     with storage_errors.reported(folder):
-        folder.mkdir(exist_ok=True)  # not the run directory, if that is gone
+        folder.mkdir(exist_ok=True)  # but not the run directory, if that is gone
     files.write_json(file, {"command": name, "sent_at": time.time()})
     return Command(identity, name, file)
 
 
 def waiting_commands(folder: Path) -> list[Command]:
-    """The commands that nobody has taken, oldest first; what is none is skipped."""
+    """Return the commands that are still waiting, oldest first; invalid files are skipped."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
     except OSError:
@@ -84,10 +83,10 @@ def waiting_commands(folder: Path) -> list[Command]:
 
 
 def discard_commands(folder: Path) -> None:
-    """Forget the commands of before: they were meant for a process that is gone."""
+    """Remove commands from before: they were sent to a process that is gone."""
     for command in waiting_commands(folder):
         command.take()
-    with contextlib.suppress(OSError):  # it is not there, or holds what is not ours
+    with contextlib.suppress(OSError):  # missing, or contains other files
         folder.rmdir()
 
 

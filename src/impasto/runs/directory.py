@@ -35,13 +35,13 @@ class RunDirectory:
 
     Attributes:
         path: The directory.
-        lock: What keeps other processes out, where this one trains the run.
-        live_status: What keeps `status.json` true, where this one trains the run.
-        location: Where the run belongs, if that is in an object store (`runs/remote/`).
-        taken_over: Says who has taken such a run over, while this process trains it.
-        older: Fetches an older state of such a run, whose step it returns, if there is one.
-        in_store: Whether the store has something of such a run, by its key, that is not here.
-        elsewhere: Who trains such a run on another machine, where this is a copy of it.
+        lock: The lock that excludes other processes, if this one trains the run.
+        live_status: The writer of `status.json`, if this process trains the run.
+        location: The URL of the run, if it belongs in an object store (`runs/remote/`).
+        taken_over: Returns a description of the process that has taken over such a run, or empty.
+        older: Fetches an older state of such a run, and returns its step, if there is one.
+        in_store: Returns whether the store has a key of such a run that is missing on this machine.
+        elsewhere: The process on another machine that trains such a run, if this is a copy of it.
     """
 
     path: Path
@@ -56,10 +56,10 @@ class RunDirectory:
     @classmethod
     @contextlib.contextmanager
     def begun(cls, path: Path) -> Iterator[RunDirectory]:
-        """A new run directory, which is this process's alone while entered as a context.
+        """Create a run directory, which is locked by this process while the context is open.
 
         Raises:
-            RunError: Something is already there, or another process is beginning a run there.
+            RunError: Something already exists there, or another process is starting a run there.
             StorageError: It cannot be written.
         """
         run = cls(path)
@@ -71,16 +71,16 @@ class RunDirectory:
         files.require_writable(path)
         try:
             with run.held() as held:
-                require_empty(path)  # now that nobody else can put anything there
+                require_empty(path)  # again, now that the lock excludes other processes
                 yield held
         finally:
             if not was_there:
-                with contextlib.suppress(OSError):  # there is something in it: the run
+                with contextlib.suppress(OSError):  # not empty: it has the run
                     path.rmdir()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[RunDirectory]:
-        """Hold the directory, so that no other process trains in it.
+        """Lock the directory, so that no other process trains in it.
 
         Raises:
             RunError: Another process is training the run.
@@ -93,37 +93,37 @@ class RunDirectory:
             yield replace(self, lock=lock, live_status=status)
 
     def require_locked(self) -> None:
-        """Make sure that no other process has taken the run over meanwhile.
+        """Check that no other process has taken over the run meanwhile.
 
         Raises:
             RunError: One has: on a network disk, while this machine was asleep for minutes.
         """
         if self.lock is not None and self.lock.is_lost:
             raise RunError(
-                f"Another process has taken over {self.path} while this one gave no sign of life "
+                f"Another process has taken over {self.path} while this one did not respond "
                 f"for minutes, so this one stops and writes nothing more."
             )
 
         if self.taken_over is not None and (who := self.taken_over()):
             raise RunError(
-                f"{self.address} has been taken over by {who}, while this process gave no sign of "
-                f"life in the store for minutes. It stops, and sends nothing more. What it has "
-                f"done is in {self.path}."
+                f"{self.address} has been taken over by {who}, while this process sent no "
+                "heartbeat to the store for minutes. It stops, and sends nothing more. Its results "
+                f"are in {self.path}."
             )
 
     @property
     def address(self) -> str:
-        """The run as a person names it: its URL where it belongs in an object store."""
+        """The run's path for display: its URL if it belongs in an object store."""
         return str(self.path) if self.location is None else shown(self.location)
 
     def address_of(self, path: Path) -> str:
-        """Something as a person names it: below the URL of the run where it is in that."""
+        """Return a path for display: below the run's URL if it is within a run in a store."""
         if self.location is None or not path.is_relative_to(self.path):
             return str(path)
         return shown(self.location / path.relative_to(self.path))
 
     def discard(self) -> None:
-        """Remove a run that has not begun to train, and its directory if nothing else is in it."""
+        """Remove the files of a run that has not started to train, leaving anything else."""
         if self.live_status is not None:
             self.live_status.drop()
         discard_commands(self.commands)
@@ -143,10 +143,10 @@ class RunDirectory:
 
     @classmethod
     def require_free(cls, path: Path) -> None:
-        """Make sure that a new run can have this directory.
+        """Check that a new run can use this directory.
 
         Raises:
-            RunError: Something is already there, or another process is training there.
+            RunError: Something already exists there, or another process is training there.
         """
         if (holder := locks.lock_holder(path)) is not None:
             cls(path)._refuse(holder)
@@ -154,7 +154,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Open a run directory that exists.
+        """Open an existing run directory.
 
         Raises:
             RunError: It is missing or not a run directory.
@@ -169,7 +169,7 @@ class RunDirectory:
         return run
 
     def is_there(self) -> bool:
-        """Whether the directory is that of a run that has begun, as far as can be looked."""
+        """Return whether the directory is that of a run that has started, and can be read."""
         return presence.is_file(self.config_file) and presence.is_file(self.status_file)
 
     @property
@@ -179,37 +179,37 @@ class RunDirectory:
 
     @property
     def status_file(self) -> Path:
-        """What the run is doing, or how it ended."""
+        """The file with the phase and progress of the run, or how it ended."""
         return self.path / "status.json"
 
     @property
     def events_file(self) -> Path:
-        """What happened in the course of the run, one JSON object per line."""
+        """The file with the events of the run, one JSON object per line."""
         return self.path / "events.jsonl"
 
     @property
     def commands(self) -> Path:
-        """The folder of what the run is asked to do."""
+        """The folder of commands to the run."""
         return self.path / "commands"
 
     @property
     def metrics_file(self) -> Path:
-        """Metrics, one JSON object per line."""
+        """The file with the metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def base_losses_file(self) -> Path:
-        """The base model's loss on each held-out image, where losses are told by tags and so on."""
+        """The file with the base model's loss on each held-out image, for `validation.by`."""
         return self.path / "base-losses.json"
 
     @property
     def image_losses_file(self) -> Path:
-        """The loss of each image each time it was shown."""
+        """The file with the loss of each image each time it was shown."""
         return self.path / "image_losses.csv"
 
     @property
     def states(self) -> Path:
-        """Folder of training states."""
+        """The folder of training states."""
         return self.path / "states"
 
     @property
@@ -219,22 +219,22 @@ class RunDirectory:
 
     @property
     def averages(self) -> Path:
-        """Folder of averages of the weights that others are made of after training."""
+        """The folder of averages of the weights from which others are computed after training."""
         return self.path / "averages"
 
     @property
     def export(self) -> Path:
-        """Folder of the trained model."""
+        """The folder of the trained model."""
         return self.path / "export"
 
     def abandon(self, folder: Path) -> Path:
-        """Rename a folder of an attempt that was given up; returns its new path."""
+        """Rename a folder of an abandoned attempt; returns its new path."""
         return folder.rename(presence.free_path(folder.with_name(f"{folder.name}-abandoned")))
 
     def exported_model(self) -> Path | None:
-        """The trained model: a file or a Diffusers folder; None before the end."""
+        """Return the trained model: a file or a Diffusers folder; None before the run's end."""
         recorded = self.status().get("model")
-        with contextlib.suppress(OSError, ValueError):  # no path of this system
+        with contextlib.suppress(OSError, ValueError):  # not a valid path on this system
             if recorded and self.at(recorded).exists():
                 return self.at(recorded)
         try:
@@ -244,22 +244,22 @@ class RunDirectory:
         return next((entry for entry in entries if not entry.name.startswith(".")), None)
 
     def model_address(self) -> str | None:
-        """The trained model as a person names it, also where only its record was fetched."""
+        """Return the trained model's path for display, even if only its record was fetched."""
         recorded, found = self.status().get("model"), self.exported_model()
         if found is None and recorded and self.location is not None:
             return self.address_of(self.at(str(recorded)))
         return None if found is None else self.address_of(found)
 
     def has(self, path: Path) -> bool:
-        """Whether a file or folder is there, here or in the store that the run belongs in."""
+        """Return whether a file or folder exists, on this machine or in the run's store."""
         if path.exists() or self.in_store is None or not path.is_relative_to(self.path):
             return path.exists()
         return self.in_store(path.relative_to(self.path).as_posix())
 
     def record_of(self, path: Path) -> str:
-        """How a path is written into files of the run, so that both may be moved together.
+        """Return a path as it is recorded in files of the run, so that both can be moved together.
 
-        Relative to the run directory; whole where it is on another drive of Windows.
+        Relative to the run directory; absolute if it is on another drive of Windows.
         """
         real = os.path.realpath(path)
         try:
@@ -268,12 +268,12 @@ class RunDirectory:
             return real
 
     def at(self, record: str) -> Path:
-        """The path that `record_of` wrote, or an absolute one."""
+        """Return the path for a record of `record_of`, or for an absolute path."""
         inside = Path(record)
         return inside if inside.is_absolute() else Path(os.path.normpath(self.path / inside))
 
     def status(self) -> dict[str, Any]:
-        """What the run says it is doing; empty where that is damaged: no number depends on it."""
+        """Return the content of `status.json`; empty if damaged, as no number depends on it."""
         try:
             return self.read_json(self.status_file.name)
         except RunError:
@@ -285,26 +285,26 @@ class RunDirectory:
         return self.path / "report.html"
 
     def state(self) -> RunState:
-        """The true state of the run: what it says, and whether its process lives."""
+        """Return the true state of the run: from its status, and whether its process is alive."""
         found = self._state_now()
         return self._state_now() if found.state == "killed" else found  # it may just have ended
 
     def _state_now(self) -> RunState:
-        """What is true by the holder of the directory, and what was written after it was looked."""
+        """Return the state from the lock and the files that were written before it was read."""
         holder, saved = self.elsewhere or locks.lock_holder(self.path), self.saved_steps()
         return state_of(self.status(), holder, saved[-1] if saved else 0, self.path)
 
     def write_status(self, phase: Phase, **details: Any) -> None:
-        """Begin a phase of the run: `status.json` says so at once, if it can be written."""
+        """Start a phase of the run, and write `status.json` at once, if possible."""
         (self.live_status or StatusWriter(self.status_file)).write(phase, **details)
 
     def note_status(self, **details: Any) -> None:
-        """Remember what `status.json` will say with its next beat; None removes an entry."""
+        """Set entries that `status.json` will have at its next heartbeat; None removes an entry."""
         if self.live_status is not None:
             self.live_status.note(**details)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read one of the small JSON files; an empty mapping if it is not there yet.
+        """Read one of the small JSON files; an empty mapping if it does not exist yet.
 
         Raises:
             RunError: The file is damaged.
@@ -323,7 +323,7 @@ class RunDirectory:
         return found
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line of metrics and hand it to the operating system at once.
+        """Append one line of metrics and flush it to the operating system at once.
 
         Raises:
             StorageError: The disk is full or the file cannot be written.
@@ -335,7 +335,7 @@ class RunDirectory:
         return read_metrics(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
-        """Forget what was written after `step`, which a resumed run is about to do again."""
+        """Remove the metrics after `step`, since a resumed run is about to repeat those steps."""
         truncate_metrics(self.metrics_file, step)
 
     def saved_steps(self) -> list[int]:

@@ -1,6 +1,6 @@
-"""Reads requests to draw: the JSON of `request.json` and the studio's form, by the same rules.
+"""Parses draw requests, from the JSON of `request.json` and the studio's form, by the same rules.
 
-Whatever is wrong is told field by field. Imports no torch.
+Errors are reported per field. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LONGEST_NUMBER = 24
 
 
 def request_of(values: Mapping[str, Any]) -> DrawRequest:
-    """The request that plain values stand for.
+    """Return the request for plain values.
 
     Raises:
-        ConfigError: Some are wrong; all are named.
+        ConfigError: Some values are invalid; the message names all of them.
     """
     request, faults = read_request(values)
     if request is None:
@@ -41,13 +41,13 @@ def request_of(values: Mapping[str, Any]) -> DrawRequest:
 
 
 def read_request(values: Mapping[str, Any]) -> tuple[DrawRequest | None, dict[str, str]]:
-    """The request that plain values stand for, or what is wrong with each of them.
+    """Return the request for plain values, or an error message per invalid field.
 
     Args:
-        values: As `DrawRequest.as_json` gives them; numbers may be text, as in a form.
+        values: As `DrawRequest.as_json` returns them; numbers may be text, as in a form.
 
     Returns:
-        The request, None where a value is wrong; and field -> what is wrong and expected.
+        The request, None if a value is invalid; and field -> error message.
     """
     read = _Reader(values)
     settings = ImageSettings(
@@ -76,7 +76,7 @@ def read_request(values: Mapping[str, Any]) -> tuple[DrawRequest | None, dict[st
 
 
 class _Reader:
-    """Reads values one by one and keeps what is wrong with them."""
+    """Reads values one by one and collects their errors."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -161,10 +161,10 @@ class _Reader:
         return Axis(kind, tuple(values))
 
     def check_whole(self, request: DrawRequest) -> None:
-        """What only shows when all values are known."""
+        """Check conditions that involve several values."""
         axes = [axis for axis in (request.x, request.y) if axis is not None]
         if len(axes) == 2 and axes[0].kind == axes[1].kind:
-            self.faults["y"] = "Both axes vary the same. Choose another for one of them."
+            self.faults["y"] = "Both axes vary the same setting. Choose another for one of them."
         if axes and request.count > 1:
             self.faults["count"] = "A grid has one image in each cell. Vary the seed by an axis."
         if any(axis.kind == "strength" for axis in axes) and not request.hypernetworks:
@@ -176,14 +176,14 @@ class _Reader:
 
 
 def _axis_fault(kind: str, values: Sequence[Any], settings: ImageSettings) -> str:
-    """What is wrong with the values of an axis; empty if nothing is."""
+    """Return what is wrong with the values of an axis; empty if nothing is."""
     if not values or len(values) > MOST_IMAGES:
         return f"Expected 1 to {MOST_IMAGES} values."
     if any(not isinstance(value, str) or not value for value in values):
         return "Expected values that are not empty."
     if kind == "words":
         if values[0] not in settings.prompt and values[0] not in settings.negative:
-            return f"The prompt does not have {values[0]!r}, whose place the others would take."
+            return f"The prompt does not contain {values[0]!r}, which the others would replace."
         return ""
     wrong = next((value for value in values if not _fits(kind, value)), None)
     return "" if wrong is None else f"{wrong!r} is not possible here. {_EXPECTED[kind]}"
@@ -210,7 +210,7 @@ _EXPECTED = {
 
 
 def split_values(text: str) -> list[str]:
-    """The values that a person typed: one in each line, or in one line between commas."""
+    """Split user input into values: one per line, or separated by commas in one line."""
     pieces: Iterator[str] = iter(text.splitlines() if "\n" in text.strip() else text.split(","))
     return [piece.strip() for piece in pieces if piece.strip()]
 

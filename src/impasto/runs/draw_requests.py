@@ -1,6 +1,6 @@
-"""What is asked of a draw worker: one prompt with its settings, and up to two axes that vary it.
+"""Requests to a draw worker: one prompt with its settings, and up to two axes that vary it.
 
-`draw_reading.py` makes them of JSON and of the studio's form. Imports no torch.
+`draw_reading.py` parses them from JSON and from the studio's form. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import PurePath
 from typing import Any
 
 MOST_IMAGES = 100
-"""Images of one request, at most."""
+"""Maximum number of images per request."""
 
 COLUMNS = 4
-"""Images in a row where no axis says how many."""
+"""Images per row if no axis determines it."""
 
 AXES = {
     "seed": "Seed",
@@ -26,26 +26,26 @@ AXES = {
     "strength": "Hypernetwork strength",
     "model": "Model",
 }
-"""What an axis may vary, and how people call it."""
+"""Kind of axis -> its label."""
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """All that decides one image.
+    """All settings that determine one image.
 
     Attributes:
         model: The path of the model.
-        prompt: What it should show.
-        negative: What it should not show.
+        prompt: The prompt.
+        negative: The negative prompt.
         seed: Seed of the initial noise.
-        width: Pixels, a multiple of 8; None means what the model was trained at.
+        width: Pixels, a multiple of 8; None means the model's training resolution.
         height: As `width`.
         steps: Sampler steps.
-        guidance: Strength of the words; 1 means none.
+        guidance: Guidance scale; 1 means no guidance.
         sampler: A key of `SAMPLERS`.
-        strength: Of all hypernetworks; None means each its own.
-        guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
-            None means 0.
+        strength: Strength of all hypernetworks; None means each its own.
+        guidance_rescale: How much of the contrast that guidance adds is removed, from 0 to 1; None
+            means 0.
     """
 
     model: str
@@ -63,11 +63,12 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class Axis:
-    """What varies from row to row, or from column to column.
+    """A setting that varies from row to row, or from column to column.
 
     Attributes:
         kind: A key of `AXES`.
-        values: As text. Of `words`, the first is in the prompt, and each takes its place.
+        values: The values as text. For `words`, the prompt contains the first, which each value
+            replaces.
     """
 
     kind: str
@@ -75,7 +76,7 @@ class Axis:
 
     @property
     def labels(self) -> list[str]:
-        """What the rows or columns are called."""
+        """The labels of the rows or columns."""
         if self.kind == "model":
             return _told_apart(self.values)
         if self.kind == "words":
@@ -83,7 +84,7 @@ class Axis:
         return [f"{AXES[self.kind]} {value}" for value in self.values]
 
     def settings(self, base: ImageSettings) -> list[ImageSettings]:
-        """The settings at each of the values."""
+        """Return the settings at each of the values."""
         if self.kind == "words":
             first = self.values[0]
             return [
@@ -99,7 +100,7 @@ class Axis:
 
 
 def _told_apart(paths: Sequence[str]) -> list[str]:
-    """The ends of paths, as short as still tells them apart: exports of runs share their names."""
+    """Return the shortest ends of paths that are distinct, as exports of runs share their names."""
     all_names = [PurePath(path).parts for path in paths]
     for length in range(1, max(map(len, all_names)) + 1):
         names = ["/".join(names_of[-length:]) for names_of in all_names]
@@ -119,9 +120,9 @@ class Cell:
     """One image of a request.
 
     Attributes:
-        row: From 0 on.
-        column: From 0 on.
-        settings: What it is drawn with.
+        row: The row, from 0.
+        column: The column, from 0.
+        settings: The settings of the image.
     """
 
     row: int
@@ -131,16 +132,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """A prompt with its settings, and what varies.
+    """A prompt with its settings, and the axes that vary it.
 
     Attributes:
-        settings: What all images share, as far as no axis says otherwise.
-        count: Images, each with the next seed; 1 where there is an axis.
-        clip_skip: CLIP's layer from the end; None means what the model's file says.
+        settings: The settings of all images, except those that an axis varies.
+        count: Number of images, each with the next seed; 1 if there is an axis.
+        clip_skip: CLIP's layer from the end; None means the one in the model's file.
         hypernetworks: Paths with their strengths, in order.
-        x: What varies from column to column.
-        y: What varies from row to row.
-        random_seed: Whether whoever asked chose no seed; for the form.
+        x: The axis of the columns.
+        y: The axis of the rows.
+        random_seed: Whether the user left the seed to chance; for the form.
     """
 
     settings: ImageSettings
@@ -153,13 +154,13 @@ class DrawRequest:
 
     @property
     def size(self) -> int:
-        """How many images there will be."""
+        """The number of images."""
         if self.x is None and self.y is None:
             return self.count
         return (len(self.x.values) if self.x else 1) * (len(self.y.values) if self.y else 1)
 
     def cells(self) -> list[Cell]:
-        """The images, row by row."""
+        """Return the images, row by row."""
         if self.x is None and self.y is None:
             return [
                 Cell(n // COLUMNS, n % COLUMNS, replace(self.settings, seed=self.settings.seed + n))
@@ -174,7 +175,7 @@ class DrawRequest:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The request as plain values, which `draw_reading.read_request` reads."""
+        """Return the request as plain values, which `draw_reading.read_request` reads."""
         values = asdict(self.settings)
         del values["strength"]
         axes = {"x": self.x, "y": self.y}

@@ -1,22 +1,22 @@
-"""`events.jsonl` of a run directory: what happened in the course of a run, with times.
+"""`events.jsonl` of a run directory: the events of a run, with times.
 
 One JSON object per line, each with `time` (seconds since 1970) and `kind`:
 
-begin      a process took the run up: `pid`, `host`, `process` (its token in `owners.py`),
-           `boot` (what differs after each start of the machine)
-stage      work other than training: `text`, `total`, `unit`, and `done` as it goes on; `ended` is
-           true in the last line of it, and `failed` where it ended with an error
+begin      a process started or resumed the run: `pid`, `host`, `process` (its token in
+           `owners.py`), `boot` (an id that changes with each start of the machine)
+stage      work other than training: `text`, `total`, `unit`, and `done` as it proceeds; `ended` is
+           true in its last line, and `failed` if it ended with an error
 note       a line that the terminal shows: `text`
-warning    the same, of something that may be wrong
-training   training begins: `step`, `total_steps`
+warning    the same, about a possible problem
+training   training starts: `step`, `total_steps`
 step       a line of metrics was written at `step`; the numbers are in `metrics.jsonl`
-command    what became of a command (`commands.py`): `id`, `command`, `text`
-end        the process let the run go
-error      of a task (`tasks.py`): the message that it ended with, `text`
+command    the result of a command (`commands.py`): `id`, `command`, `text`
+end        the process released the run
+error      of a task (`tasks.py`): the message with which it ended, `text`
 ended      of a task: the exit code, `code`
 
-Readers skip lines that they cannot read and kinds that they do not know. The file grows by what a
-person would see, not by steps; nothing in a run depends on it.
+Readers skip lines that they cannot read and kinds that they do not know. The file grows with what a
+user would see, not with steps; nothing in a run depends on it.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _COUNTS = ("done", "total")
 
 
 class EventLog:
-    """Adds lines to `events.jsonl`. What comes before the file is known is kept until it is.
+    """Appends lines to `events.jsonl`; lines from before the file is known are stored until then.
 
-    A line that cannot be written, because the disk is full, is left out: the run itself says so
-    where it matters.
+    A line that cannot be written, because the disk is full, is dropped: the run itself reports a
+    full disk where it matters.
 
     Args:
-        progress_every_s: Seconds between two lines that say how far a stage is.
+        progress_every_s: Seconds between two lines about the progress of a stage.
     """
 
     def __init__(self, progress_every_s: float = PROGRESS_EVERY_S) -> None:
@@ -60,7 +60,7 @@ class EventLog:
         self._waiting: list[str] = []
 
     def open(self, file: Path) -> None:
-        """Write to `file` from now on, first what has come so far."""
+        """Write to `file` from now on, starting with the lines stored so far."""
         with self._lock:
             self._file = file
             lines, self._waiting = self._waiting, []
@@ -81,7 +81,7 @@ class EventLog:
             self._file = None
 
     def add(self, kind: str, **details: Any) -> None:
-        """Add an event of now."""
+        """Add an event with the present time."""
         told = {k: printable(v) if isinstance(v, str) else v for k, v in details.items()}
         line = files.json_text({"time": round(time.time(), 3), "kind": kind, **told}) + "\n"
         with self._lock:
@@ -97,7 +97,7 @@ class EventLog:
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Add a stage: its begin, every few seconds how far it is, and its end."""
+        """Add a stage: its start, its progress every few seconds, and its end."""
         done, written_at, failed = 0, time.monotonic(), True
 
         def tell(**more: Any) -> None:
@@ -124,13 +124,13 @@ class EventLog:
 
 
 def read_events(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The events from a position in the file on, each with the position after it.
+    """Yield the events after a position in the file, each with the position after it.
 
-    A line that is still being written is left for the next time.
+    A line that is still being written is left for the next call.
 
     Args:
-        file: `events.jsonl`; nothing comes of one that is not there.
-        offset: Bytes to pass over: where an earlier reading ended.
+        file: `events.jsonl`; if it does not exist, nothing is yielded.
+        offset: Bytes to skip: the position at which an earlier call ended.
     """
     for position, event in read_lines(file, offset):
         if isinstance(event.get("kind"), str):
@@ -138,10 +138,10 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str,
 
 
 def stage_text(stage: Mapping[str, Any]) -> str:
-    """A stage as a person reads it: what is done, and how far it is where it counts something.
+    """Return a stage as text: its description, and its progress if it counts something.
 
     Args:
-        stage: An event of that kind; of a damaged one the parts that are as they should be.
+        stage: An event of that kind; invalid entries of it are ignored.
     """
     text, unit = str(stage.get("text", "")), str(stage.get("unit", ""))
     done, total = (value if isinstance(value, int) else 0 for value in map(stage.get, _COUNTS))
@@ -151,7 +151,7 @@ def stage_text(stage: Mapping[str, Any]) -> str:
 
 
 def _ends_within_a_line(file: Path) -> bool:
-    """Whether a process was killed while it wrote a line."""
+    """Return whether a process was killed while it wrote a line."""
     try:
         with file.open("rb") as content:
             content.seek(-1, os.SEEK_END)

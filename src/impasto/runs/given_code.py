@@ -1,4 +1,4 @@
-"""Parts that a run was given in code (`Overrides`), which no command can give it again."""
+"""Parts that a run was given in code (`Overrides`), which no command can supply again."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from impasto.runs.schema import CHANGED_SETTINGS, CODE, fault_in
 
 
 def given_in_code(folder: Path) -> list[str]:
-    """The names of the parts that a run was given in code; none where its directory says none."""
+    """Return the names of the parts that a run was given in code; empty if none are recorded."""
     said = read_object(folder / CHANGED_SETTINGS) or {}
     return [] if fault_in(said, CHANGED_SETTINGS) else list(said.get(CODE, []))
 
 
 def how_to_resume(folder: Path | None, address: object) -> str:
-    """The command that resumes a run, or the call in Python where it was given parts in code.
+    """Return the command that resumes a run, or the call in Python if it was given parts in code.
 
     Args:
         folder: The run directory on this machine; None if there is none.
-        address: The run as a person names it.
+        address: The run's path or URL, for display.
     """
     names = [] if folder is None else given_in_code(folder)
     if not names:

@@ -1,8 +1,8 @@
-"""`image_losses.csv` of a run directory: which images are learnt worse than others.
+"""`image_losses.csv` of a run directory: shows which images are learned worse than others.
 
 One row each time an image was shown: `step,image,timestep,loss`. A single loss says little, since
 it depends on the timestep more than on the image. So each is divided by the mean of all losses at
-about its timestep; the mean of these ratios, over many showings, tells images apart: 1 is usual.
+nearby timesteps; the mean of these ratios, over many showings, distinguishes images: 1 is average.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ _Key = TypeVar("_Key")
 
 HEADER = ("step", "image", "timestep", "loss")
 TIMESTEP_RANGE = 50
-"""Timesteps that are compared with one another: a twentieth of the usual 1000."""
+"""Width of the ranges of timesteps within which losses are compared: a twentieth of the usual
+1000."""
 NEWEST_BYTES = 32 << 20
-"""What is shown of a run is of so many bytes at the end: half a million rows, about a second's."""
+"""Bytes at the end of the file that are shown for a run: half a million rows, read in about a
+second."""
 
 
 @dataclass(frozen=True)
 class ImageLoss:
-    """How an image was learnt.
+    """How well an image was learned.
 
     Attributes:
-        image: Its path as the run has it.
-        ratio: The mean of its losses, each divided by the mean of all at about its timestep.
+        image: The image's path in the run.
+        ratio: The mean of its losses, each divided by the mean of all at nearby timesteps.
         loss: The mean of its losses.
         times: How often it was shown.
     """
@@ -44,13 +46,13 @@ class ImageLoss:
 
 
 def read_image_losses(file: Path, read_bytes: int | None = None) -> list[ImageLoss]:
-    """The images of a run, those that are learnt worst first.
+    """Return the images of a run, those that are learned worst first.
 
-    Damaged rows are left out; of a file that is not there nothing comes.
+    Damaged rows are skipped; a missing file gives an empty list.
 
     Args:
         file: `image_losses.csv`.
-        read_bytes: Of a longer file the newest rows are read, about so many bytes; None is all.
+        read_bytes: Number of bytes to read from the end of a longer file; None reads all.
     """
     sums: dict[tuple[str, int], tuple[float, int]] = {}
     ranges: dict[int, tuple[float, int]] = {}
@@ -76,8 +78,8 @@ def read_image_losses(file: Path, read_bytes: int | None = None) -> list[ImageLo
 
 
 def whole_rows(lines: Iterable[str]) -> Iterator[tuple[int, str, int, float]]:
-    """The rows below the header that are whole: step, image, timestep, loss."""
-    for line in lines:  # by lines, since a quote that is never closed would take the rest with it
+    """Yield the complete rows below the header: step, image, timestep, loss."""
+    for line in lines:  # line by line, since an unclosed quote would swallow the rest
         with contextlib.suppress(csv.Error, ValueError):
             (row,) = csv.reader([line])
             step, image, timestep, loss = row

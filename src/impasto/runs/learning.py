@@ -1,6 +1,6 @@
-"""What the validation losses of a run say, and how sure that is: best step, over-fitting, harm.
+"""What the validation losses of a run show, and how certain that is: best step, over-fitting, harm.
 
-The terminal, `impasto show`, the report, the studio and model cards all say it by this module.
+The terminal, `impasto show`, the report, the studio and model cards all use this module.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from impasto.runs.validations import (
 )
 
 RISEN = 1.02
-"""How many times its lowest value a validation loss has to be before it counts as risen in a run
-that recorded no losses of images: of those of earlier versions nothing surer can be said."""
+"""Factor over its lowest value from which a validation loss counts as risen in runs of earlier
+versions, which recorded no losses of images: nothing more certain can be said about them."""
 
 NOTHING_HELD_OUT = (
     "Nothing can be said before two validations; validation.split holds images out for them."
@@ -35,34 +35,34 @@ NOTHING_HELD_OUT = (
 NO_CHECKPOINT = (
     "No model was kept of that step; with saving.best_model = true the best one always is."
 )
-"""What people read where there is no `Learning`, and where no model is near the best."""
+"""Messages for runs without a `Learning`, and for those without a model near the best step."""
 
 _ENDING = re.compile(
     r"(?:-step(?P<step>\d{8})|-(?P<epoch>\d{6})|(?P<best>-best))?(?P<average>-ema)?"
-    r"(?:-\d{1,5})?(?:\.[a-z]+)?\Z",  # a number where another run had taken the name
+    r"(?:-\d{1,5})?(?:\.[a-z]+)?\Z",  # a number if another run had the name
     re.ASCII,
 )
 
 Verdict = Literal["better", "over-fitting", "worse", "unclear"]
-"""What is claimed of the model at the end: better than the base model; worse than it was at an
-earlier step; worse than the base model; or nothing, for want of evidence."""
+"""The claim about the final model: better than the base model; worse than at an earlier step; worse
+than the base model; or no claim, for lack of evidence."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """The course of the validation loss, and what can be claimed of it.
+    """The course of the validation loss, and what can be claimed about it.
 
-    A claim compares two validations over the same images and draws (`evidence.py`). Three kinds are
-    made: that a step is better than the base model, that the end is worse than a step, and that the
-    best step is better than others; each with as many steps as there are besides. They share the
-    chance of error, so that all of them together are as sure as `CONFIDENCE`. A run is looked at
-    while it trains too: the chance is shared with what it is still going to measure, or else each
-    look would be as sure and all of them together far less.
+    A claim compares two validations over the same images and draws (`evidence.py`). There are three
+    kinds: that a step is better than the base model, that the end is worse than a step, and that
+    the best step is better than others; each with as many steps as there are besides. They share
+    the probability of error, so that all of them together have the confidence `CONFIDENCE`. A run
+    is also evaluated while it trains: the probability is shared with the validations to come, or
+    else each evaluation would have that confidence and all of them together far less.
 
     Attributes:
-        validations: All of them, two or more, in the order of their steps.
-        is_broken: Whether the last loss of all was no number.
-        to_come: How many more the run is going to have; None where that is not known, so that
+        validations: All validations, two or more, in the order of their steps.
+        is_broken: Whether the very last loss was NaN or infinite.
+        to_come: How many more validations the run is going to have; None if unknown, so that
             nothing can be claimed yet.
     """
 
@@ -77,7 +77,7 @@ class Learning:
 
     @cached_property
     def best(self) -> Validation:
-        """The one with the lowest loss, the earliest of equals."""
+        """The validation with the lowest loss; of equal ones, the earliest."""
         return min(self.validations, key=lambda one: one.loss)
 
     @property
@@ -87,7 +87,7 @@ class Learning:
 
     @cached_property
     def chance(self) -> float:
-        """The chance of error that one comparison may have."""
+        """The probability of error allowed per comparison."""
         return chance_of_each(3 * (len(self.validations) + (self.to_come or 0) - 1))
 
     @cached_property
@@ -101,7 +101,7 @@ class Learning:
 
     @property
     def verdict(self) -> Verdict:
-        """What is claimed of the model at the end."""
+        """The claim about the final model."""
         if self.is_broken or self._is_above(self.last, self.first):
             return "worse"
         if self._is_above(self.last, self.best):
@@ -110,12 +110,12 @@ class Learning:
 
     @property
     def is_overfitting(self) -> bool:
-        """Whether the loss has risen since it was lowest."""
+        """Whether the loss has risen since its lowest value."""
         return self._is_above(self.last, self.best)
 
     @property
     def mood(self) -> str:
-        """What a page colours the verdict by: `good`, `bad`, or nothing."""
+        """The colour class of the verdict on pages: `good`, `bad`, or empty."""
         return {"better": "good", "unclear": ""}.get(self.verdict, "bad")
 
     @property
@@ -130,12 +130,12 @@ class Learning:
 
     @property
     def is_clear_on_these(self) -> bool:
-        """Whether the end differs clearly from the base model on these images, few or uneven."""
+        """Whether the end clearly differs from the base model on these images, even if few."""
         change = self.compared(self.last, self.first)
         return change is not None and change.is_clear_if_gaussian(self.chance)
 
     def as_good(self) -> list[int]:
-        """The other steps that may be as good as the best one; all where nothing is known."""
+        """Return the other steps that may be as good as the best one; all if nothing is known."""
         return [
             one.step
             for one in self.validations
@@ -143,28 +143,31 @@ class Learning:
         ]
 
     def compared(self, one: Validation, other: Validation) -> Difference | None:
-        """By how much the loss of one is above that of the other; None where that is not known."""
+        """Return how much the loss of `one` is above that of `other`; None if unknown."""
         return difference(one.images, other.images) if self.is_known else None
 
     def _is_above(self, one: Validation, other: Validation) -> bool:
-        """Whether it can be claimed that one has a higher loss than the other."""
+        """Return whether it can be claimed that `one` has a higher loss than `other`."""
         found = self.compared(one, other)
         if found is not None:
             return found.is_above(self.chance)
         return not self.first.images and one.loss > RISEN * other.loss
 
     def sentence(self) -> str:
-        """What the validation loss shows, in a sentence; `learning_text.py` has the words."""
+        """Return what the validation loss shows, in a sentence from `learning_text.py`."""
         return sentence_of(self)
 
 
 def validation_points(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """The steps and losses of the validations among lines of metrics; those that are numbers."""
+    """Return the steps and losses of the validations in lines of metrics, if finite."""
     return [(one.step, one.loss) for one in validations_of(metrics)]
 
 
 def read_learning(run: RunDirectory) -> Learning | None:
-    """The course of a run's validation loss, by its metrics."""
+    """Return the course of a run's validation loss from its metrics, or None if there is none.
+
+    There is none with fewer than two validations.
+    """
     lines = read_lines(run.metrics_file, holding=b'"validation_loss"')
     return learning_in((line for _, line in lines), run)
 
@@ -172,11 +175,11 @@ def read_learning(run: RunDirectory) -> Learning | None:
 def learning_in(
     metrics: Iterable[Mapping[str, Any]], run: RunDirectory | None = None
 ) -> Learning | None:
-    """The course of the validation loss in lines of metrics.
+    """Return the course of the validation loss in lines of metrics; None before two validations.
 
     Args:
         metrics: The lines.
-        run: Whose they are, which may go on; None of one that is over.
+        run: Their run, which may continue; None if it has ended.
     """
     lines = [line for line in metrics if "validation_loss" in line]
     found = validations_of(lines)
@@ -187,7 +190,7 @@ def learning_in(
 def learning_of(
     validations: Sequence[Validation], *, is_broken: bool = False, to_come: int | None = 0
 ) -> Learning | None:
-    """The course of a validation loss; None of fewer than two validations."""
+    """Return the course of a validation loss; None for fewer than two validations."""
     return Learning(validations, is_broken, to_come) if len(validations) >= 2 else None
 
 
@@ -197,8 +200,8 @@ class Checkpoint:
 
     Attributes:
         path: The file, or the Diffusers folder.
-        step: The step it is of; None of the best one of a run that did not write it down.
-        is_best: Whether it replaces itself whenever the loss is lower.
+        step: Its step; None for a best model whose run did not record it.
+        is_best: Whether it is the best model, which is replaced each time the loss is lower.
         is_average: Whether it is the running average that is kept beside a model.
     """
 
@@ -209,13 +212,13 @@ class Checkpoint:
 
 
 def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
-    """The models that a run has exported and that are still there, in the order of their steps."""
+    """Return the models that a run has exported and that still exist, in the order of steps."""
     try:
         models = run.read_json("models.json")
     except RunError:
         return []
     best = models.get("best", {})
-    # of one without a step nobody knows which it is: it is just being replaced, or a kill came then
+    # without a step it is unknown which model it is: it was being replaced at a kill, or is now
     unsure = {record for record, told in best.items() if "step" not in told}
     known = [record for record in models.get("written", []) if record not in unsure]
     if not known:
@@ -227,9 +230,9 @@ def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
 
 
 def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
-    """The best model by the validation loss at `step`: the one kept as best, or the nearest.
+    """Return the best model for the lowest loss, at `step`: the one kept as best, or the nearest.
 
-    Of a model and its average beside it that is the average: it was measured.
+    Of a model and its average beside it, the average is returned: it is the one that was measured.
     """
     kept = sorted(checkpoints, key=lambda c: not c.is_average)
     best = [checkpoint for checkpoint in kept if checkpoint.is_best]
@@ -238,9 +241,9 @@ def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
 
 
 def validation_of(run: RunDirectory, learning: Learning, model: Path) -> Validation | None:
-    """The validation of a model that a run has exported; None where it was not measured itself.
+    """Return the validation of an exported model; None if it was not itself measured.
 
-    Where a model and its average were written, the average was measured.
+    If a model and its average were written, the average was measured.
     """
     known = checkpoints_of(run)
     own = next((c for c in known if c.path.resolve() == model.resolve()), None)
@@ -253,9 +256,9 @@ def validation_of(run: RunDirectory, learning: Learning, model: Path) -> Validat
 
 
 def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
-    """The best model by the validation loss that a run has kept, and the step it is of.
+    """Return the best exported model by the validation loss, and its step.
 
-    None also where the base model is the best: no model of the run is.
+    None also if the base model is the best: then no model of the run is.
     """
     if learning.best.step == 0:
         return None
@@ -266,13 +269,13 @@ def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
 
 
 def why_no_best(learning: Learning) -> str:
-    """What people read where there is no `kept_best`."""
+    """Return a message for runs without a `kept_best`."""
     is_base = learning.best.step == 0
     return "None: the loss was lowest with the base model." if is_base else NO_CHECKPOINT
 
 
 def _export_names(run: RunDirectory) -> set[str]:
-    """What a run's models may be called, before their endings: by its settings, or its folder."""
+    """Return the possible names of a run's models, without suffixes, by its settings or folder."""
     try:
         settings = parse_toml(read_text(run.config_file, "replace"))
     except (ValueError, OSError):
@@ -289,17 +292,17 @@ def _checkpoint(
     status: Mapping[str, Any],
     best: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    """What a record and the ending of a name say of a model; without either it is of the end.
+    """Return the checkpoint for a model from its record and file name; by default of the last step.
 
     Args:
         path: The model.
-        names: What it may be called before the ending, which may look like one.
-        status: What the run says it is doing.
+        names: Possible names before the suffix, which may themselves look like a suffix.
+        status: The content of the run's status.
         best: The record of a best model, if it is one.
     """
     own = max((name for name in names if path.name.startswith(name)), key=len, default="")
     match = _ENDING.match(path.name, len(own)) if own else None
-    match = match or _ENDING.search(path.name)  # it may be of a name that the run had before
+    match = match or _ENDING.search(path.name)  # it may have a former name of the run
     ending = match.groupdict() if match else {}
     is_average = bool(ending.get("average"))
     if best is not None or ending.get("best"):

@@ -1,4 +1,4 @@
-"""The words for what is claimed of a validation loss, for all who tell it to people."""
+"""The sentences for claims about a validation loss, for all who report it to users."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ADVICE = "Train for fewer steps or with a lower learning rate."
 
 
 def sentence_of(learning: Learning) -> str:
-    """What a run's validations come to."""
+    """Return a sentence on what a run's validations show."""
     if learning.is_broken:
         return (
             f"The last validation loss is not a number: the model was ruined. The lowest was "
@@ -47,12 +47,12 @@ def sentence_of(learning: Learning) -> str:
 
 
 def model_text(learning: Learning, one: Validation, *, mixed: bool = False) -> str:
-    """What can be said of the model of one step, compared with the base model.
+    """Return what can be said about the model of one step, compared with the base model.
 
     Args:
         learning: The course of the validation loss.
         one: The validation of the step.
-        mixed: Whether the model is a mixture with the base model, so that what was measured is not
+        mixed: Whether the model is a mixture with the base model, so that the validation is not of
             the model itself.
     """
     if one is learning.first:
@@ -76,7 +76,7 @@ def model_text(learning: Learning, one: Validation, *, mixed: bool = False) -> s
 
 
 def best_text(learning: Learning) -> str:
-    """Where the loss was lowest, and which steps may be as good."""
+    """Return where the loss was lowest, and which steps may be as good."""
     at = f"{_loss(learning.best)} {_after(learning.best)}"
     if not learning.is_known:
         return at
@@ -85,14 +85,14 @@ def best_text(learning: Learning) -> str:
         return f"{at}, below all others by more than chance"
     names = ["the base model" if step == 0 else f"step {step:,}" for step in others]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    # those nearest to the best step are what a reader would ask about first
+    # readers are most interested in the steps nearest to the best one
     order = sorted(range(len(others)), key=lambda n: abs(others[n] - learning.best.step))
     shown = [names[n] for n in sorted(order[:_MOST_NAMED])]
     return f"{at}, but within the noise of {', '.join(shown)}{more}"
 
 
 def change_text(learning: Learning, one: Validation, other: Validation) -> str:
-    """The difference of two losses with its standard error, and as a share of the second."""
+    """Return the difference of two losses, its standard error, and its percentage of the second."""
     found = learning.compared(one, other)
     change = one.loss - other.loss
     error = "" if found is None else f" ± {found.standard_error:.4f}"
@@ -101,7 +101,7 @@ def change_text(learning: Learning, one: Validation, other: Validation) -> str:
 
 
 def gap_text(learning: Learning) -> str:
-    """How far the training images are ahead of held-out ones; empty where that is not known."""
+    """Return the gap between losses of held-out and training images; empty if unknown."""
     first, last = learning.first, learning.last
     if first.training is None or last.training is None:
         return ""
@@ -112,7 +112,7 @@ def gap_text(learning: Learning) -> str:
 
 
 def evidence_text(learning: Learning) -> str:
-    """What the claims rest on; empty where there are none."""
+    """Return what the claims are based on; empty if there are none."""
     if not learning.is_known:
         return ""
     return (
@@ -189,7 +189,7 @@ def _unclear(learning: Learning) -> str:
 
 
 def _too_few(learning: Learning, change: Difference | None) -> str:
-    """Why a change is not claimed that looks clear; empty of one that does not."""
+    """Return why a change that looks clear is not claimed; empty if it does not look clear."""
     if change is None or not change.is_clear_if_gaussian(learning.chance):
         return ""
     return (
@@ -200,7 +200,7 @@ def _too_few(learning: Learning, change: Difference | None) -> str:
 
 
 def _by_limit(learning: Learning) -> str:
-    """The verdict on runs that recorded no losses of images, by a fixed limit that it names."""
+    """Return the verdict on runs without losses of images, by a fixed limit that it names."""
     first, best, last = learning.first, learning.best, learning.last
     doubt = "(by a fixed limit of 2 %: this run did not record a standard error)"
     if learning.is_overfitting:

@@ -10,7 +10,7 @@ from impasto.parsing import parse_json
 
 
 def size_of(file: Path) -> int:
-    """The bytes of a file; 0 where there is none."""
+    """Return the size of a file in bytes; 0 if it does not exist."""
     try:
         return file.stat().st_size
     except OSError:
@@ -20,14 +20,14 @@ def size_of(file: Path) -> int:
 def read_lines(
     file: Path, offset: int = 0, holding: bytes = b""
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The objects from a position in the file on, each with the position after it.
+    """Yield the objects after a position in the file, each with the position after it.
 
-    Damaged lines are skipped, and one that is still being written is left for the next time.
+    Damaged lines are skipped, and one that is still being written is left for the next call.
 
     Args:
-        file: The file; nothing comes of one that is not there.
-        offset: Bytes to pass over: where an earlier reading ended.
-        holding: What a line must hold to be looked at, such as a name in quotes.
+        file: The file; if it does not exist, nothing is yielded.
+        offset: Bytes to skip: the position at which an earlier call ended.
+        holding: Text that a line must contain to be parsed, such as a quoted key.
     """
     try:
         content = file.open("rb")
@@ -45,7 +45,7 @@ def read_lines(
 
 
 def read_end(file: Path, size: int) -> str:
-    """The last bytes of a file as text; empty where it cannot be read."""
+    """Return the last bytes of a file as text; empty if it cannot be read."""
     try:
         with file.open("rb") as content:
             content.seek(max(0, size_of(file) - size))
@@ -55,7 +55,7 @@ def read_end(file: Path, size: int) -> str:
 
 
 def object_of(line: bytes) -> Mapping[str, Any] | None:
-    """The JSON object of a line; None where it is none."""
+    """Return the JSON object of a line; None if it is not one."""
     try:
         found = parse_json(line.decode("utf-8", errors="replace"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Finds run directories below folders, and says of each how it stands."""
+"""Finds run directories below folders, and summarizes the state of each."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from impasto import presence
 from impasto.runs.directory import RunDirectory
 from impasto.runs.status import RunState
 
-_LATEST = 2**33  # later moments are none that every system's clock can show
+_LATEST = 2**33  # later times cannot be shown by every system's clock
 
 DEPTH = 3
-"""Levels of folders below a given one that runs are looked for in."""
+"""Levels of folders below a given one that are searched for runs."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run stands.
+    """The state of a run.
 
     Attributes:
         run: The directory.
         state: Its true state.
-        updated_at: When it last said something, in seconds since 1970; 0 if it never did.
+        updated_at: When it last updated its status, in seconds since 1970; 0 if never.
     """
 
     run: RunDirectory
@@ -35,13 +35,13 @@ class RunSummary:
 
     @property
     def when(self) -> str:
-        """When the run last changed, by the clock of this machine; empty if it is not known."""
+        """When the run last changed, by the clock of this machine; empty if unknown."""
         if not 0 < self.updated_at < _LATEST:
             return ""
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.updated_at))
 
     def as_json(self) -> dict[str, Any]:
-        """The run as plain values, for JSON; None for what is not known."""
+        """Return the summary as plain values, for JSON; None for unknown ones."""
         status = self.state.status
         holder = self.state.holder
         return {
@@ -63,30 +63,30 @@ class RunSummary:
 
 
 def find_runs(folders: Iterable[Path], depth: int = DEPTH) -> list[RunDirectory]:
-    """The run directories among some folders and below them, each once, by path.
+    """Return the run directories within some folders, each once, by path.
 
-    What cannot be looked into is skipped, and so are links: runs are found where they are.
+    Folders that cannot be read are skipped, and so are links: runs are found at their real paths.
     """
     found = {path for folder in folders for path, is_run in walk_runs(folder, depth) if is_run}
     return [RunDirectory(path) for path in sorted(found)]
 
 
 def summary_of(run: RunDirectory) -> RunSummary:
-    """How a run stands now."""
+    """Return the present state of a run."""
     state = run.state()
     return RunSummary(run, state, float(state.status.get("updated_at", 0)))
 
 
 def newest_first(runs: Iterable[RunDirectory]) -> list[RunSummary]:
-    """How runs stand: those that are worked on first, then by when they last said something."""
+    """Return summaries of runs: active ones first, then by when they last updated their status."""
     summaries = map(summary_of, runs)
     return sorted(summaries, key=lambda s: (not s.state.is_alive, -s.updated_at, s.run.path))
 
 
 def walk_runs(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, bool]]:
-    """A folder and those below it, as far as runs are looked for: path, and whether it is a run.
+    """Yield a folder and those below it that are searched for runs: path, and whether it is a run.
 
-    Hidden folders, what is in runs, what cannot be looked into, and links are left out.
+    Hidden folders, the content of runs, unreadable folders, and links are left out.
     """
     is_run = RunDirectory(folder).is_there()
     yield folder, is_run

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: one JSON object for each step that is logged."""
+"""The lines of `metrics.jsonl`: one JSON object per logged step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from impasto.runs.schema import fault_in
 
 
 def append_metrics(file: Path, record: dict[str, Any]) -> None:
-    """Add one line and hand it to the operating system at once.
+    """Append one line and flush it to the operating system at once.
 
     Raises:
         StorageError: The disk is full or the file cannot be written.
@@ -35,6 +35,6 @@ def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def truncate_metrics(file: Path, step: int) -> None:
-    """Forget what was written after `step`, which a resumed run is about to do again."""
+    """Remove the lines after `step`, since a resumed run is about to repeat those steps."""
     kept = [record for record in read_metrics(file) if record["step"] <= step]
     files.write_text(file, "".join(files.json_text(record) + "\n" for record in kept))

@@ -1,4 +1,4 @@
-"""What the exported models of a run are a mixture of (`saving.merge_ratio`), in words."""
+"""Describes exported models that are a mixture with the base model (`saving.merge_ratio`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from impasto.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Mixture:
-    """What an exported model holds.
+    """The composition of an exported model.
 
     Attributes:
-        ratio: The share of what was trained, above 0 and below 1; the rest is the base model.
-        loss: The validation loss of the last one; None where it was not measured.
+        ratio: The fraction of the trained weights, above 0 and below 1; the rest is the base model.
+        loss: The validation loss of the final mixture; None if it was not measured.
     """
 
     ratio: float
@@ -23,28 +23,28 @@ class Mixture:
 
     @property
     def shares(self) -> str:
-        """The shares, in words."""
+        """The fractions, as text."""
         return f"{self.ratio:g} of what was trained, {1 - self.ratio:.4g} of the base model"
 
     @property
     def sentence(self) -> str:
-        """What a reader of a run's figures has to know, without a full stop."""
+        """What a reader of a run's figures must know, without a full stop."""
         of = "losses, curves and samples are of what was trained"
         if self.loss is None:
             return f"{self.shares}; {of}"
         return f"{self.shares}, with a validation loss of {self.loss:.4f}; the other {of}"
 
     def beside(self, name: str) -> str:
-        """The name of a model with the shares behind it."""
+        """Return the name of a model followed by the fractions."""
         return f"{name} ({self.shares})"
 
 
 def mixture_of(run: RunDirectory, model: Path | None = None) -> Mixture | None:
-    """What a model that a run has exported is a mixture of; None where it is what was trained.
+    """Return the composition of an exported model; None if it is not mixed.
 
     Args:
         run: The run.
-        model: The model; None is the one of the end.
+        model: The model; None for the final one.
     """
     last = run.exported_model()
     model = last if model is None else model
@@ -64,5 +64,5 @@ def mixture_of(run: RunDirectory, model: Path | None = None) -> Mixture | None:
 
 
 def named(name: str, mixture: Mixture | None) -> str:
-    """The name of an exported model, with its shares where it is a mixture."""
+    """Return the name of an exported model, with its fractions if it is a mixture."""
     return name if mixture is None else mixture.beside(name)

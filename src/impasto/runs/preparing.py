@@ -1,9 +1,9 @@
-"""What runs that are just being begun will need, before their settings are in `config.toml`.
+"""The requirements of runs that are being prepared, before their settings are in `config.toml`.
 
-`impasto train` looks at all images before it resolves the last settings and writes them down, which
-may take an hour. Until then nobody else knew which models the run needs. So the settings are noted
-under a temporary name, which neither makes a run of the directory nor, after a kill, keeps the same
-command from being run again.
+`impasto train` reads all images before it resolves the last settings and writes them, which may
+take an hour. Until then no other program would know which models the run needs. So the settings are
+recorded under a temporary name, which does not make the directory a run, and after a kill does not
+prevent the same command from being run again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _NOTE = "preparing.json"
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that is being begun.
+    """A run that is being prepared.
 
     Attributes:
         path: Its directory.
-        settings: Its settings, as they were given.
-        folder: Where relative paths in them begin.
+        settings: Its settings, as given.
+        folder: The folder at which their relative paths start.
     """
 
     path: Path
@@ -38,11 +38,11 @@ class PreparedRun:
 
 
 def note_preparing(path: Path, settings: Mapping[str, Any]) -> None:
-    """Note the settings of a run whose directory this process holds.
+    """Record the settings of a run whose directory this process has locked.
 
     Args:
         path: The directory.
-        settings: What JSON can hold of them.
+        settings: The settings, as far as JSON can represent them.
 
     Raises:
         StorageError: It cannot be written.
@@ -54,16 +54,16 @@ def note_preparing(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def forget_preparing(path: Path) -> None:
-    """Remove the note: the settings are in `config.toml` now."""
+    """Remove the record: the settings are in `config.toml` now."""
     for note in _notes_in(path):
         with contextlib.suppress(OSError):
             note.unlink()
 
 
 def runs_prepared(folders: Iterable[Path]) -> list[PreparedRun]:
-    """The runs below some folders that a living process is just beginning.
+    """Return the runs below some folders that a living process is preparing.
 
-    What a process leaves that was killed meanwhile counts no more, since it holds no lock.
+    Records of killed processes are ignored, since these hold no lock.
     """
     passed = (path for top in folders for path, is_run in walk_runs(top) if not is_run)
     held = [path for path in dict.fromkeys(passed) if locks.lock_holder(path) is not None]

@@ -1,4 +1,4 @@
-"""Processes that outlive whoever starts them: `python -m impasto ...` in a separate session."""
+"""Processes that outlive the program that starts them: `python -m impasto ...` in a new session."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from impasto import storage_errors
 
 SAFELY = ("-P",)
-"""Python's option by which no module is imported from the folder that a process is started in: it
-may be a stranger's, with a `click.py` in it."""
+"""Python's option that prevents imports from the folder in which a process is started: it may be a
+stranger's, with a `click.py` in it."""
 
 _APART = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(
     subprocess, "CREATE_NEW_PROCESS_GROUP", 0
@@ -28,14 +28,14 @@ def start_apart(
     *,
     listens: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start `impasto` with some words. No shell takes part, so names may hold anything.
+    """Start `impasto` with some arguments, without a shell, so that names may contain anything.
 
     Args:
-        arguments: The verb and its arguments.
-        log: What it prints is added to this file.
-        folder: Where it is started: its relative paths begin there.
-        environment: Variables that it has beside those of this process.
-        listens: Whether it can be written to, by `stdin`.
+        arguments: The command and its arguments.
+        log: The file to which its output is appended.
+        folder: Its current folder, at which relative paths start.
+        environment: Environment variables in addition to those of this process.
+        listens: Whether its `stdin` can be written to.
 
     Raises:
         StorageError: The file cannot be written.
@@ -54,6 +54,6 @@ def start_apart(
 
 
 def ask_to_stop(pid: int) -> None:
-    """Ask a process that was started apart to stop, as Ctrl-C does."""
-    if sys.platform != "win32":  # there it has no console that a signal could come through
+    """Tell a process that was started with `start_apart` to stop, as Ctrl-C does."""
+    if sys.platform != "win32":  # on Windows it has no console to receive a signal
         os.kill(pid, signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""A queue of runs: a folder of jobs, which the file system alone remembers (`queue_folder.py`).
+"""A queue of runs: a folder of jobs, stored in the file system alone (`queue_folder.py`).
 
-Changes wait for each other, so any number of programs may add, move and take jobs at the same time.
-Whoever works a queue off is `cli/queue_run.py`.
+Changes are made under a lock, so any number of programs can add, move and take jobs at the same
+time. `cli/queue_run.py` trains the jobs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Queue:
     """The jobs of a folder.
 
     Args:
-        folder: The folder; made when the first job is added.
+        folder: The folder; created when the first job is added.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,11 +51,11 @@ class Queue:
         self._disk = QueueFolder(self.folder)
 
     def jobs(self) -> list[Job]:
-        """All jobs as they truly stand, in order."""
+        """Return all jobs in their true state, in order."""
         return [true_standing(job, self.folder) for job in self._disk.jobs()]
 
     def find(self, number: int) -> Job:
-        """A job by its number.
+        """Return a job by its number.
 
         Raises:
             RunError: There is none.
@@ -70,15 +70,15 @@ class Queue:
         """Add a job at the end.
 
         Args:
-            text: The settings of its run, as TOML; they are kept as they are.
-            name: What a person calls it; empty for the name of its run's directory.
-            folder: Where relative paths in the settings begin.
-            paused: Whether it waits to be continued, instead of its turn.
+            text: The settings of its run, as TOML; they are stored unchanged.
+            name: Its display name; empty for the name of its run directory.
+            folder: The folder at which relative paths in the settings start.
+            paused: Whether it is paused until it is continued.
 
         Raises:
-            ConfigError: The settings are no TOML, or have no `output_dir`.
+            ConfigError: The settings are not TOML, or have no `output_dir`.
             RunError: The `output_dir` is taken, or is that of another job.
-            StorageError: It cannot be written; the queue is as it was.
+            StorageError: It cannot be written; the queue is unchanged.
         """
         folder = Path(os.path.abspath(folder))  # noqa: PTH100
         run = folder / output_of(text)
@@ -91,10 +91,10 @@ class Queue:
             )
 
     def repeat(self, number: int) -> Job:
-        """Add a job with the settings of another and an `output_dir` of its own: `-2`, `-3`.
+        """Add a job with the settings of another and a new `output_dir`: with `-2`, `-3`.
 
         Raises:
-            RunError: There is none of that number.
+            RunError: There is no job with that number.
             ConfigError: Its settings cannot be read.
             StorageError: It cannot be written.
         """
@@ -107,7 +107,7 @@ class Queue:
             return self._disk.appear(with_output(text, output), again)
 
     def move(self, number: int, to: Direction, other: int | None = None) -> None:
-        """Change the position of a job in the order of the queue.
+        """Change the position of a job in the queue.
 
         Args:
             number: The job.
@@ -134,10 +134,10 @@ class Queue:
             self._disk.write_order(order)
 
     def pause(self, number: int) -> Job:
-        """Have a job not begun; one that is worked on stops after its step, with a state saved.
+        """Pause a waiting job; one that is being trained stops after its step, with a state saved.
 
         Raises:
-            RunError: It neither waits nor is worked on.
+            RunError: It is neither waiting nor being trained.
             StorageError: It cannot be written.
         """
 
@@ -146,13 +146,13 @@ class Queue:
                 return replace(job, state="paused")
             is_left = runner_of(self.folder, job.device) is None
             if is_left and job.run is not None and job.run.state().is_alive:
-                send_command(job.run.commands, "stop")  # nobody else will ask it
+                send_command(job.run.commands, "stop")  # no runner is left to stop it
             return replace(job, pausing=True)
 
         return self._change(number, "pause", ("waiting", "working"), paused)
 
     def go_on(self, number: int) -> Job:
-        """Put a job that was paused or stopped back in line.
+        """Put a job that was paused or stopped back in the queue.
 
         Raises:
             RunError: It was neither.
@@ -161,7 +161,7 @@ class Queue:
         return self._change(number, "continue", ("paused", "stopped"), _waiting)
 
     def retry(self, number: int) -> Job:
-        """Put a job that failed or was stopped back in line; its run is continued.
+        """Put a job that failed or was stopped back in the queue; its run is resumed.
 
         Raises:
             RunError: It was neither.
@@ -170,29 +170,29 @@ class Queue:
         return self._change(number, "retry", ("failed", "stopped"), _waiting)
 
     def remove(self, number: int) -> None:
-        """Forget a job; its run stays where it is.
+        """Remove a job; its run directory is kept.
 
         Raises:
-            RunError: It is being worked on.
+            RunError: It is being trained.
         """
         with self._disk.changing():
             job = self.find(number)
             if job.state == "working":
                 raise RunError(
-                    f"Job {number} is being worked on, so it was not removed. Pause it first."
+                    f"Job {number} is being trained, so it was not removed. Pause it first."
                 )
             with storage_errors.reported(job.path):
                 files.remove_folder(job.path)
             if job.path.exists():
                 raise RunError(f"{job.path} could not be removed: a program has a file in it open.")
 
-    # what whoever works the queue off needs
+    # methods for the process that trains the jobs
 
     def claim(self, device: str) -> Job | None:
-        """Take the first job that waits, for this process alone; None where none waits.
+        """Take the first waiting job for this process alone; None if there is none.
 
-        One whose run is being trained by somebody else keeps waiting. One whose `output_dir` is
-        taken by something else fails.
+        A job whose run is being trained by another process keeps waiting. A job whose `output_dir`
+        is taken by something else fails.
 
         Raises:
             StorageError: It cannot be written.
@@ -221,7 +221,7 @@ class Queue:
         return None
 
     def adopt(self, device: str) -> Job | None:
-        """Take over a job of a runner that is gone, whose process still trains; None without one.
+        """Take over a job whose runner is gone while its process trains; None if there is none.
 
         Raises:
             StorageError: It cannot be written.
@@ -237,11 +237,11 @@ class Queue:
         return None
 
     def read(self, job: Job) -> Job:
-        """A job that this process works on, with what others have asked of it meanwhile."""
+        """Return a job of this process with changes that others have requested meanwhile."""
         return read_job(job.path) or job
 
     def end(self, job: Job, state: JobState, message: str, *, owns_run: bool) -> None:
-        """Note what became of a job that this process worked on.
+        """Record the outcome of a job of this process.
 
         Raises:
             StorageError: It cannot be written.
@@ -270,7 +270,7 @@ class Queue:
             job = self.find(number)
             if job.state not in possible:
                 raise RunError(
-                    f"Job {number} is {job.state}. To {what} is for jobs that are "
+                    f"Job {number} is {job.state}. The command {what} works only on jobs that are "
                     f"{' or '.join(possible)}."
                 )
             result = changed(job)
@@ -287,7 +287,7 @@ class Queue:
                 )
 
     def _next_free(self, first: str, folder: Path) -> str:
-        """The first of `first-2`, `first-3`, ... that is not there and that no job will write."""
+        """Return the first of `first-2`, `first-3`, ... that is free and belongs to no job."""
         taken = {job.resolved_run for job in self._disk.jobs()}
         base = first.rstrip("/\\") or first
         for number in itertools.count(2):
@@ -298,10 +298,10 @@ class Queue:
 
 
 def _settings_of(job: Job) -> str:
-    """The text of a job's settings.
+    """Return the text of a job's settings.
 
     Raises:
-        ConfigError: They cannot be read: somebody has changed or removed the file.
+        ConfigError: They cannot be read: the file was changed or removed.
     """
     try:
         return read_text(job.settings_file)

@@ -1,8 +1,8 @@
-"""The devices that a queue is worked off on: their names, their locks, who is asked to stop.
+"""The devices on which a queue is processed: their names, their locks, and requests to stop.
 
-A device goes by what `CUDA_VISIBLE_DEVICES` calls it. Whoever works on it holds the lock
-`.device-NAME.lock` of the queue's folder, so there is one job at a time, and other programs see
-whether it lives.
+A device is named as in `CUDA_VISIBLE_DEVICES`. The process that trains on it holds the lock
+`.device-NAME.lock` in the queue's folder, so there is one job at a time, and other programs see
+whether that process is alive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST = 1024  # more GPUs than any machine has
 
 
 def device_name(number: int, environment: Mapping[str, str] = os.environ) -> str:
-    """What CUDA calls a GPU, counted from 0 among those that this process may use.
+    """Return CUDA's name of a GPU, counted from 0 among those that this process may use.
 
     Raises:
         RunError: `CUDA_VISIBLE_DEVICES` names fewer.
@@ -41,12 +41,12 @@ def device_name(number: int, environment: Mapping[str, str] = os.environ) -> str
 
 
 def lock_name(device: str) -> str:
-    """The lock file of a device, in the queue's folder."""
+    """Return the name of a device's lock file in the queue's folder."""
     return f".device-{plain_name(device)}.lock"
 
 
 def runners_of(folder: Path) -> dict[str, LockHolder]:
-    """The living processes that work a queue off, by the plain names of their devices."""
+    """Return the living processes that work on a queue, by the plain names of their devices."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -61,12 +61,12 @@ def runners_of(folder: Path) -> dict[str, LockHolder]:
 
 
 def runner_of(folder: Path, device: str) -> LockHolder | None:
-    """The living process that works on a device, if there is one."""
+    """Return the living process that works on a device; None if there is none."""
     return locks.lock_holder(folder, lock_name(device))
 
 
 def ask_runner_to_stop(folder: Path, device: str) -> None:
-    """Ask whoever works on a device to save and to end; a file, which serves on Windows too.
+    """Tell the process that works on a device to save and end, by a file, which Windows allows too.
 
     Raises:
         RunError: No process works on it.
@@ -79,7 +79,7 @@ def ask_runner_to_stop(folder: Path, device: str) -> None:
 
 
 def is_asked_to_stop(folder: Path, device: str, token: str) -> bool:
-    """Whether the process of a token, which works on a device, was asked to stop."""
+    """Return whether the process with a token, which works on a device, was told to stop."""
     try:
         return _stop_file(folder, device).read_text(encoding="utf-8") == token
     except (OSError, ValueError):
@@ -87,13 +87,13 @@ def is_asked_to_stop(folder: Path, device: str, token: str) -> bool:
 
 
 def forget_stop(folder: Path, device: str) -> None:
-    """Remove what asked to stop, once that is done."""
+    """Remove the request to stop, once it has been carried out."""
     with contextlib.suppress(OSError):
         _stop_file(folder, device).unlink()
 
 
 def is_device_number(number: int) -> bool:
-    """Whether a machine could have a device of this number."""
+    """Return whether a machine could have a device of this number."""
     return 0 <= number < _MOST
 
 
@@ -102,5 +102,5 @@ def _stop_file(folder: Path, device: str) -> Path:
 
 
 def plain_name(device: str) -> str:
-    """What a device is called in names of files and in addresses."""
+    """Return the name of a device in file names and URLs."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", device)

@@ -1,12 +1,13 @@
-"""How the jobs of a queue lie on the disk.
+"""The layout of a queue's folder on disk.
 
 0007/                 a job (`queue_jobs.py`)
-queue.json            the order of the jobs, and the last number that was given
-.changing.lock        who changes the queue just now
-.device-0.lock        who works on a device (`queue_devices.py`)
+queue.json            the order of the jobs, and the last number assigned
+.changing.lock        the process that is changing the queue
+.device-0.lock        the process that works on a device (`queue_devices.py`)
 
-Every change is one rename: a job appears whole, or its record or the order is replaced. A job that
-is in no order comes last, so a process that is killed between two changes loses nothing.
+Every change is one rename: a job appears complete, or its record or the order is replaced. A job
+that is missing in the order comes last, so a process that is killed between two changes loses
+nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class QueueFolder:
     """The folder of a queue.
 
     Args:
-        path: The folder, which need not be there yet.
+        path: The folder, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,10 +41,10 @@ class QueueFolder:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Nobody else changes the queue meanwhile; waits for whoever does.
+        """Lock the queue against changes by others; waits until the lock is free.
 
         Raises:
-            StorageError: The folder cannot be made or written.
+            StorageError: The folder cannot be created or written.
         """
         with storage_errors.reported(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ class QueueFolder:
             yield
 
     def jobs(self) -> list[Job]:
-        """All jobs as they were written, in order."""
+        """Return all jobs as they were written, in order."""
         try:
             names = os.listdir(self.path)
         except OSError:
@@ -65,11 +66,11 @@ class QueueFolder:
         return [job for job in found if job is not None]
 
     def path_of(self, number: int) -> Path:
-        """The folder of a job."""
+        """Return the folder of a job."""
         return self.path / f"{number:04d}"
 
     def appear(self, text: str, job: Job) -> Job:
-        """Write a new job under the next number; it is there whole or not at all.
+        """Write a new job under the next number; it appears complete or not at all.
 
         Raises:
             StorageError: It cannot be written.
@@ -86,7 +87,7 @@ class QueueFolder:
         return added
 
     def write_order(self, order: list[int]) -> None:
-        """Write the order of the jobs; no number is given twice.
+        """Write the order of the jobs; no number is ever assigned twice.
 
         Raises:
             StorageError: It cannot be written.
@@ -98,7 +99,7 @@ class QueueFolder:
         return _number_in(self._said().get("last")) or 0
 
     def _said(self) -> dict[str, Any]:
-        """What the order's file says; nothing where it is missing or damaged."""
+        """Return the content of the order's file; empty if it is missing or damaged."""
         try:
             said = parse_json(read_text(self.path / ORDER))
         except (OSError, ValueError):
@@ -107,7 +108,7 @@ class QueueFolder:
 
 
 def _wait(_: LockHolder) -> None:
-    """Have the lock tried again."""
+    """Do nothing, so that the lock is tried again."""
 
 
 def _is_number(name: str) -> bool:

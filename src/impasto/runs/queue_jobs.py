@@ -1,13 +1,13 @@
-"""A job of a queue: its settings, what is remembered beside them, and how it truly stands.
+"""A job of a queue: its settings, its record, and its true state.
 
 A job is a folder named by its number:
 
 settings.toml   the settings of its run
-job.json        its name, the folder in which relative paths begin, state, message, tries, times
-try-1/          what the process of the first try told, as the directory of a task (`tasks.py`)
+job.json        its name, the folder at which relative paths start, state, message, tries, times
+try-1/          the output of the first try's process, as the directory of a task (`tasks.py`)
 
-`job.json` cannot say that whoever wrote it was killed. So a job that says that it is worked on is
-read together with the lock of its device, its process and its run directory.
+`job.json` cannot record that its writer was killed. So a job with the state `working` is read
+together with the lock of its device, its process and its run directory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ JobState = Literal["waiting", "paused", "working", "done", "failed", "stopped"]
 
 SETTINGS, RECORD = "settings.toml", "job.json"
 STOPPED_CODES = (130, 143, -2, -15)
-"""Exit codes of a run that was asked to stop; negative ones of a process that had just begun."""
+"""Exit codes of a run that was told to stop; negative ones if its process had only just started."""
 
 _TOLD_LINES = 6
 _NOT_STORED = ("path",)
@@ -43,22 +43,22 @@ _NOT_STORED = ("path",)
 
 @dataclass(frozen=True)
 class Job:
-    """A run that waits in the queue, is being trained, or was.
+    """A run that waits in the queue, is being trained, or has been.
 
     Attributes:
         path: Its folder.
-        name: What a person calls it.
-        folder: Where its relative paths begin.
-        state: How it stands.
-        message: Why it stands so; empty where there is nothing to say.
-        tries: How often its run was begun or continued.
+        name: Its display name.
+        folder: The folder at which its relative paths start.
+        state: Its state.
+        message: The reason for the state; empty if there is nothing to say.
+        tries: How often its run was started or resumed.
         added_at: When it was added, in seconds since 1970.
-        began_at: When the newest try began; 0 if there was none.
+        began_at: When the latest try started; 0 if there was none.
         ended_at: When that ended; 0 while it lasts.
-        device: The device of the newest try.
+        device: The device of the latest try.
         runner: The process that worked on it, as a token of `owners.py`.
-        pausing: Whether it is to be paused once its run has stopped.
-        owns_run: Whether what is in its `output_dir` is its own run, to be resumed.
+        pausing: Whether to pause it once its run has stopped.
+        owns_run: Whether the run in its `output_dir` is its own, to be resumed.
         repeats: The `output_dir` of the job that it repeats; empty if it is the first.
     """
 
@@ -89,12 +89,12 @@ class Job:
 
     @property
     def task(self) -> TaskDirectory:
-        """What the process of its newest try told."""
+        """The task directory of its latest try."""
         return TaskDirectory(self.path / f"try-{self.tries}")
 
     @cached_property
     def run(self) -> RunDirectory | None:
-        """Where its run goes; None where its settings do not tell."""
+        """The run directory of the job; None if its settings cannot be read."""
         try:
             return RunDirectory(self.folder / output_of(read_text(self.settings_file)))
         except (OSError, ValueError, ConfigError):
@@ -102,11 +102,11 @@ class Job:
 
     @property
     def resolved_run(self) -> str:
-        """The directory of the job's run in one form, to be compared; empty without one."""
+        """The resolved path of the job's run directory, for comparison; empty without one."""
         return "" if self.run is None else resolved_name(self.run.path)
 
     def as_json(self) -> dict[str, Any]:
-        """The job as plain values, for programs; times are in seconds since 1970."""
+        """Return the job as plain values, for programs; times are in seconds since 1970."""
         run = self.run
         return {
             "number": self.number,
@@ -125,21 +125,21 @@ class Job:
 
 
 def resolved_name(path: Path) -> str:
-    """A path after all links, as the system compares names."""
+    """Return a path with links resolved, normalized as the system compares names."""
     return os.path.normcase(os.path.realpath(path))
 
 
 def write_job(job: Job) -> None:
-    """Write what is remembered of a job.
+    """Write the record of a job.
 
     Raises:
-        StorageError: It cannot be written; what was there before is untouched.
+        StorageError: It cannot be written; the old record is unchanged.
     """
     files.write_json(job.path / RECORD, record_of(job))
 
 
 def record_of(job: Job) -> dict[str, Any]:
-    """What is written of a job."""
+    """Return the record of a job, as it is written."""
     said = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
     return {
         k: str(v) if isinstance(v, Path) else v for k, v in said.items() if k not in _NOT_STORED
@@ -147,7 +147,7 @@ def record_of(job: Job) -> dict[str, Any]:
 
 
 def read_job(path: Path) -> Job | None:
-    """A job as it was written; None where there is none. One that is damaged counts as failed."""
+    """Return a job as it was written; None if it does not exist. A damaged one counts as failed."""
     try:
         said = parse_json(read_text(path / RECORD), halves=True)
     except FileNotFoundError:
@@ -163,9 +163,9 @@ def read_job(path: Path) -> Job | None:
 
 
 def _fault_in(said: Any) -> str:
-    """What is wrong with a record; empty where nothing is."""
+    """Return what is wrong with a record; empty if nothing is."""
     if not isinstance(said, Mapping):
-        return "it is no object"
+        return "it is not an object"
     for field in dataclasses.fields(Job):
         if field.name in _NOT_STORED or (field.name not in said and field.name != "folder"):
             continue
@@ -181,17 +181,17 @@ def _fault_in(said: Any) -> str:
 
 
 def true_standing(job: Job, queue: Path) -> Job:
-    """A job as it stands: with the outcome of a try whose runner is gone without noting it."""
+    """Return a job in its true state: with the outcome of a try whose runner ended unrecorded."""
     if job.state != "working" or is_at_work(job) or _has_runner(job, queue):
         return job
     if (now := read_job(job.path)) is not None and record_of(now) != record_of(job):
-        return now  # its runner has just noted it
+        return now  # its runner has just recorded it
     state, message = outcome_of(job, None, is_left=True)
     return replace(job, state=state, message=message, pausing=False)
 
 
 def is_at_work(job: Job) -> bool:
-    """Whether a process trains a job's run, or is about to."""
+    """Return whether a process trains a job's run, or is about to."""
     process = process_of(job)
     if process is not None and process.is_running():
         return True
@@ -199,7 +199,7 @@ def is_at_work(job: Job) -> bool:
 
 
 def process_of(job: Job) -> ProcessIdentity | None:
-    """The process of a job's newest try, as far as it has said so."""
+    """Return the process of a job's latest try; None if it is not recorded."""
     return job.task.process() if job.tries else None
 
 
@@ -209,13 +209,13 @@ def _has_runner(job: Job, queue: Path) -> bool:
 
 
 def outcome_of(job: Job, code: int | None, *, is_left: bool) -> tuple[JobState, str]:
-    """What became of a try whose process has ended.
+    """Return the state and message of a job whose latest try has ended.
 
     Args:
         job: The job.
-        code: The exit code, where somebody has waited for it.
-        is_left: Whether nobody goes on with other jobs: the runner was killed or is stopping. A run
-            that was stopped or killed then waits to be continued.
+        code: The exit code, if it is known.
+        is_left: Whether no runner continues with other jobs, since it was killed or is stopping. A
+            run that was stopped or killed then waits to be continued.
     """
     task = job.task.state()
     code = task.code if code is None else code
@@ -237,16 +237,16 @@ def outcome_of(job: Job, code: int | None, *, is_left: bool) -> tuple[JobState, 
 
 
 def _kept(job: Job) -> str:
-    """How far its run is, where that is kept."""
+    """Return a sentence on the step from which its run will continue."""
     state = None if job.run is None or not job.owns_run else job.run.state()
     if state is None or not state.saved_step:
-        return " No state of its run is saved: it begins anew."
+        return " No state of its run is saved: it starts again from the beginning."
     total = "" if state.total_steps is None else f" of {state.total_steps:,}"
-    return f" It goes on from step {state.saved_step:,}{total}."
+    return f" It continues from step {state.saved_step:,}{total}."
 
 
 def _why(job: Job, said: str, code: int | None) -> str:
-    """Why a try failed: its own words, else the last that it printed."""
+    """Return why a try failed: its own message, else the last lines of its output."""
     if said:
         return printable(said)
     if code is not None and code < 0:
@@ -257,7 +257,7 @@ def _why(job: Job, said: str, code: int | None) -> str:
 
 
 def why_not_begun(job: Job) -> str:
-    """Why a job's run cannot have its directory; empty where it can, or where it is its own."""
+    """Return why a job's run cannot use its directory; empty if it can, or if the run exists."""
     if job.owns_run or job.run is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""The settings of a job as text: where its run goes, and the same settings with another place."""
+"""The settings of a job as text: reads and replaces their `output_dir`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FIRST_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 def output_of(text: str) -> str:
-    """The `output_dir` of settings, as it is written there.
+    """Return the `output_dir` of settings, as it is written there.
 
     Raises:
-        ConfigError: They are no TOML, or name none, or one in an object store.
+        ConfigError: They are not TOML, have none, or have one in an object store.
     """
     output = _parsed(text).get("output_dir")
     if not isinstance(output, str) or not output.strip() or "\0" in output:
@@ -30,14 +30,14 @@ def output_of(text: str) -> str:
         )
     if is_remote(output):
         raise ConfigError(
-            f"output_dir is {shown(output)}, in an object store; a queue looks at the runs of its "
+            f"output_dir is {shown(output)}, in an object store; a queue needs the runs of its "
             f"jobs on a disk. Give a folder, or start the run with impasto train."
         )
     return output
 
 
 def with_output(text: str, output: str) -> str:
-    """Settings as TOML with another `output_dir`; comments stay where the text allows it."""
+    """Return settings as TOML with another `output_dir`; comments are kept where possible."""
     wanted = {**_parsed(text), "output_dir": output}
     line = tomli_w.dumps({"output_dir": output}).rstrip("\n")
     table = _FIRST_TABLE.search(text)
@@ -45,13 +45,13 @@ def with_output(text: str, output: str) -> str:
     changed = _OUTPUT_LINE.sub(lambda _: line, head, count=1) + rest
     try:
         return changed if parse_toml(changed) == wanted else tomli_w.dumps(wanted)
-    except tomllib.TOMLDecodeError:  # the line was within a text of several lines
+    except tomllib.TOMLDecodeError:  # the line was within a multi-line string
         return tomli_w.dumps(wanted)
 
 
 def _parsed(text: str) -> dict[str, Any]:
     if not is_text(text):
-        raise ConfigError("The settings are no text: they hold half characters.")
+        raise ConfigError("The settings are not valid text: they contain lone surrogates.")
     try:
         return parse_toml(text)
     except tomllib.TOMLDecodeError as error:

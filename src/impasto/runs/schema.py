@@ -1,4 +1,4 @@
-"""What readers of a run directory rely on in its JSON files, and whether a file keeps to it."""
+"""The types that readers of a run directory rely on in its JSON files, and a check of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 CHANGED_SETTINGS = "changed-settings.json"
-"""The file of a run directory that says which settings are not as usual, by their paths."""
+"""The file of a run directory that lists the settings that are not at their defaults, by path."""
 
 CODE, CODE_IDENTITIES = "code", "code_identities"
-"""Its entries of what was given in code: the names, and what each is compared by on resuming.
+"""Its entries for parts given in code: their names, and the identity that each is compared by on
+resuming.
 
-Earlier versions wrote the names alone, and before that neither.
+Earlier versions wrote only the names, and before that neither.
 """
 
 _LARGEST = 2**53
@@ -55,21 +56,21 @@ _TYPES: dict[str, dict[str, Any]] = {
         "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
     },
 }  # fmt: skip
-"""What readers rely on: entry -> its types, or those of its own entries (`""`: any) or items."""
+"""File -> entry -> its types, or those of its own entries (`""`: any) or items."""
 
 
 def fault_in(value: Any, name: str) -> str:
-    """What about a file's JSON is not as readers rely on; empty where all is well.
+    """Return how a file's JSON differs from what readers rely on; empty if it does not.
 
     Args:
-        value: What was read; of a file of lines, one of them.
-        name: The name of the file. Of others than those listed here anything is taken.
+        value: The parsed file, or one line of a file of lines.
+        name: The name of the file. Files that are not listed here may contain anything.
     """
     return _fault_in(value, _TYPES.get(name, {}), "")
 
 
 def _fault_in(value: Any, types: Any, where: str) -> str:
-    """What about a value read from JSON is not as readers rely on; empty where all is well."""
+    """Return how a JSON value differs from the expected types; empty if it does not."""
     if isinstance(types, tuple):
         fits = isinstance(value, types) and not isinstance(value, bool)
         if fits and isinstance(value, int):

@@ -1,7 +1,7 @@
-"""`status.json` of a run directory: what a run is doing, kept true while its process lives.
+"""`status.json` of a run directory: the phase and progress of a run, updated while it is alive.
 
-A file alone cannot say that its writer was killed. So it is read together with the lock of the
-directory (`locks.py`): a run that says that it trains, and whose directory no living process holds,
+A file alone cannot record that its writer was killed. So it is read together with the lock of the
+directory (`locks.py`): a run whose status is training, and whose directory no living process holds,
 was killed.
 """
 
@@ -27,37 +27,37 @@ from impasto.runs.given_code import how_to_resume
 
 Phase = Literal["preparing", "training", "finished", "stopped", "failed"]
 State = Literal["preparing", "training", "finished", "stopped", "failed", "killed", "unknown"]
-"""The phases, and what a phase cannot say of itself."""
+"""The phases, and the states that a run cannot record itself."""
 
 BEAT_S = 5.0
-"""Seconds between two writings of `status.json` while a run lives."""
+"""Seconds between two updates of `status.json` while a run is alive."""
 
 _KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s", "folder")
 
 _OF_END = ("model", "merged_loss", "updates_per_epoch")
-"""What a finished run says of its model, which stays true while it is made longer."""
+"""Entries about a finished run's model, which stay true while the run is extended."""
 
 _GOING = ("preparing", "training")
 
 _OLD_PHASES = {"interrupted": "stopped"}
-"""What files of former versions call a phase -> the phase."""
+"""Name of a phase in files of former versions -> its present name."""
 
 
 class StatusWriter:
     """Writes `status.json`: at once when the phase changes, and as a heartbeat every few seconds.
 
-    What changes with every step is only noted (`note`), which costs nothing, and goes out with the
-    next beat. Used as a context, whose end is the end of the beats. Of a run that had finished
-    before, it goes on saying at which step (`finished_step`) and with which model.
+    Values that change with every step are only stored (`note`), which costs nothing, and are
+    written with the next heartbeat. Used as a context; heartbeats end with it. For a run that had
+    finished before, the status retains the step (`finished_step`) and the model of that.
 
     Args:
         file: The file.
-        every_s: Seconds between beats.
+        every_s: Seconds between heartbeats.
     """
 
     def __init__(self, file: Path, every_s: float = BEAT_S) -> None:
         self._file, self._every_s = file, every_s
-        self._lock = threading.Lock()  # of what is noted: held for no time
+        self._lock = threading.Lock()  # of the stored entries: held only briefly
         self._writing = threading.Lock()  # of the file: held as long as the disk takes
         self._ended = threading.Event()
         self._content: dict[str, Any] = {"folder": str(Path.cwd())}
@@ -76,7 +76,7 @@ class StatusWriter:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        with self._writing:  # a beat that is being written is let finish
+        with self._writing:  # wait for a heartbeat that is being written
             if self._is_unwritten:
                 self._write(durable=True)
 
@@ -87,10 +87,11 @@ class StatusWriter:
             return self._content.get("phase") == "finished"
 
     def write(self, phase: Phase, **details: Any) -> None:
-        """Begin a phase; of the one before, the numbers of training and the folder are kept.
+        """Start a phase; the numbers of training and the folder are kept from the previous one.
 
-        A file that cannot be written just now is written with the next beat, or at the end: no
-        training ends because of what only serves looking. A full disk is met where it matters.
+        A file that cannot be written now is written with the next heartbeat, or at the end:
+        training does not end because of a file that only informs. A full disk is reported where it
+        matters.
         """
         with self._writing:
             with self._lock:
@@ -100,7 +101,7 @@ class StatusWriter:
             self._write(durable=True)
 
     def note(self, **details: Any) -> None:
-        """Remember what will be written with the next beat; None removes an entry."""
+        """Store entries to be written with the next heartbeat; None removes an entry."""
         with self._lock:
             self._content.update(details)
             self._content = {k: v for k, v in self._content.items() if v is not None}
@@ -121,7 +122,7 @@ class StatusWriter:
                     self._write(durable=self._is_unwritten)
 
     def _write(self, *, durable: bool) -> None:
-        """Write the file, unless nothing has begun or the directory is gone."""
+        """Write the file, unless no phase has started or the directory is gone."""
         with self._lock:
             content = self._whole()
         if "phase" not in content or not self._file.parent.is_dir():
@@ -134,17 +135,17 @@ class StatusWriter:
 
 @dataclass(frozen=True)
 class RunState:
-    """The true state of a run: what its status says, and whether its process lives.
+    """The true state of a run: its status, and whether its process is alive.
 
     Attributes:
-        state: One word.
-        status: What `status.json` says; empty where it is missing or damaged.
+        state: The state, one word.
+        status: The content of `status.json`; empty if it is missing or damaged.
         holder: The living process that holds the directory.
         saved_step: The step of its newest training state; 0 if it has none.
-        resumption: How a resumption ended that did no further step, `stopped`, `failed` or
-            `killed`: the run is what it was before, `finished`. None where there was none.
-        folder: Its directory on this machine, which says what it was given in code; None where
-            that is not known.
+        resumption: How a resumption ended that completed no further step, `stopped`, `failed` or
+            `killed`: the run is `finished`, as before. None if there was none.
+        folder: Its directory on this machine, which records the parts given in code; None if
+            unknown.
     """
 
     state: State
@@ -161,33 +162,33 @@ class RunState:
 
     @property
     def finished_step(self) -> int | None:
-        """The step that the run finished at, before it was made longer; None if it never had."""
+        """The step at which the run finished before it was extended; None if it never did."""
         step = self.status.get("finished_step")
         return None if step is None else int(step)
 
     @property
     def can_go_on(self) -> bool:
-        """Whether nobody works on the run and it has not come to the end that was asked for."""
+        """Whether no process works on the run and it has not reached its requested end."""
         ended = self.state in ("killed", "stopped", "failed")
         return not self.is_alive and (ended or self.resumption is not None)
 
     @property
     def step(self) -> int:
-        """Optimizer steps that are done, as far as the run could say."""
+        """The number of completed optimizer steps, as far as the run recorded it."""
         if self.resumption is not None and self.finished_step is not None:
             return self.finished_step
         return int(self.status.get("step", self.saved_step))
 
     @property
     def total_steps(self) -> int | None:
-        """Optimizer steps of the whole run; None until that is known."""
+        """The optimizer steps of the whole run; None until that is known."""
         total = self.status.get("total_steps")
         if self.resumption is not None:
             return self.finished_step
         return None if total is None else int(total)
 
     def details(self) -> list[str]:
-        """What is worth knowing at a glance, as far as it is known: time left, speed, loss."""
+        """Return the most important figures, as far as known: time left, speed, loss."""
         status, found = self.status, []
         if self.is_alive and "seconds_left" in status:
             found.append(f"{duration_text(status['seconds_left'])} left")
@@ -198,7 +199,7 @@ class RunState:
         return found
 
     def sentence(self, path: Path | str) -> str:
-        """The state in a sentence or three, with what to do where something is to be done."""
+        """Return the state in one to three sentences, with what to do if something must be done."""
         start, message = f"This run {_SENTENCES[self.state]}", str(self.status.get("message", ""))
         if self.total_steps is not None and (not message or self.resumption is not None):
             about = "about " if self.state == "killed" else ""
@@ -209,7 +210,7 @@ class RunState:
         return " ".join(filter(None, said))
 
     def _resumption_text(self) -> str:
-        """What the run had come to before it was made longer; empty of one that was not."""
+        """Return how the run stood before it was extended; empty if it was not."""
         if self.resumption is not None:
             return f"It was resumed later, which {_RESUMPTIONS[self.resumption]} before a step."
         if self.finished_step is None:
@@ -218,7 +219,7 @@ class RunState:
 
 
 def kept_text(saved_step: int) -> str:
-    """What is kept of a run that ended early, and what going on with it does: `resume` follows.
+    """Return what is saved of a run that ended early, and how to continue; a command follows.
 
     Args:
         saved_step: The step of its newest training state; 0 if it has none.
@@ -252,7 +253,7 @@ def state_of(
     saved_step: int,
     folder: Path | None = None,
 ) -> RunState:
-    """Put together what a run says of itself and whether its process lives."""
+    """Return the state of a run from its status and whether its process is alive."""
     phase = _OLD_PHASES.get(str(status.get("phase")), status.get("phase"))
     state: State = phase if phase in _SENTENCES else "unknown"
     if holder is None and phase in _GOING:
@@ -260,25 +261,25 @@ def state_of(
     if holder is None and state in _RESUMPTIONS and _is_as_it_finished(status):
         return RunState("finished", status, None, saved_step, state, folder)
     if holder is not None and "process" in status and not _is_by(holder, status):
-        state = "preparing"  # it was resumed just now, and has not said so yet
+        state = "preparing"  # it was just resumed, and has not written its status yet
     return RunState(state, status, holder, saved_step, folder=folder)
 
 
 def _is_as_it_finished(status: Mapping[str, Any]) -> bool:
-    """Whether a run had finished, and has not begun to do more steps since."""
+    """Return whether a run had finished, and has not started further steps since."""
     finished, total = status.get("finished_step"), status.get("total_steps")
     return finished is not None and (total is None or total <= finished)
 
 
 def finished_step_of(status: Mapping[str, Any]) -> int | None:
-    """The step that a run finished at, now or before it was made longer; None if it never did."""
+    """Return the step at which a run finished, now or before it was extended; None if never."""
     is_finished = status.get("phase") == "finished"
     step = status.get("total_steps" if is_finished else "finished_step")
     return step if isinstance(step, int) else None
 
 
 def _earlier_end(file: Path) -> dict[str, Any]:
-    """What is kept of an earlier end of a run; nothing where it has not finished yet."""
+    """Return the recorded outcome of an earlier finish of a run; empty if it never finished."""
     said = read_object(file) or {}
     step = finished_step_of(said)
     if step is None:

@@ -1,12 +1,11 @@
-"""The directory of a task: a command of Impasto that another program started, such as the studio.
+"""The directory of a task: a command of Impasto that another program, such as the studio, started.
 
-`task.json`     its words, its title, when and by which process it was started
+`task.json`     its arguments, its title, when and by which process it was started
 `events.jsonl`  stages, notes and warnings (`events.py`), then `error` and `ended`: `code`
-`terminal.log`  what it printed
+`terminal.log`  its output
 
-The command writes the events itself (it is told the directory by `IMPASTO_TASK`), so they are true
-whatever becomes of the program that started it. A task without `ended` whose process is gone was
-killed.
+The command writes the events itself (`IMPASTO_TASK` names the directory), so they are true whatever
+happens to the program that started it. A task without `ended` whose process is gone was killed.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from impasto.runs.events import read_events
 from impasto.runs.lines import read_end, size_of
 
 TASK = "IMPASTO_TASK"
-"""The environment variable that names the directory of the task that a process is."""
+"""The environment variable that names the task directory of a process."""
 
 _STOPPED_CODES = (130, 143)
 _TOLD_BYTES = 16 << 10
-_SILENT_FOR_S = 600.0  # a long step of a task that counts nothing
+_SILENT_FOR_S = 600.0  # longer than any step of a task without progress counts
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """How a task stands.
+    """The state of a task.
 
     Attributes:
         state: `starting`, `working`, `done`, `failed`, `stopped` or `killed`.
-        stage: What it does now, or did last: `text`, `done`, `total` (or None), `unit`.
+        stage: Its present or last stage: `text`, `done`, `total` (or None), `unit`.
         messages: Its notes, warnings and errors: kind and text.
         code: Its exit code, once it has ended.
     """
@@ -56,17 +55,17 @@ class TaskState:
 
     @property
     def error(self) -> str:
-        """The message it ended with; empty where it has none."""
+        """The message with which it ended; empty if there is none."""
         return next((text for kind, text in reversed(self.messages) if kind == "error"), "")
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What a task has told so far.
+    """The events of a task so far.
 
     Attributes:
-        begin: What its process said first; None before it did.
-        stage: The last line of a stage.
+        begin: The first event of its process; None before that.
+        stage: The last event of a stage.
         messages: Notes, warnings and errors.
         code: The exit code, once it has ended.
     """
@@ -77,7 +76,7 @@ class _Told:
     code: int | None = None
 
     def with_events(self, events: Iterable[Mapping[str, Any]]) -> _Told:
-        """What is told with more events after those that are known."""
+        """Return these events with further ones added."""
         begin, stage, code = self.begin, self.stage, self.code
         messages: list[tuple[str, str]] = []
         for event in events:
@@ -94,16 +93,16 @@ class _Told:
 
 
 class _EventReader:
-    """Reads the events of a task on from where the last look ended: pages look every second."""
+    """Reads the events of a task from where the last call ended: pages refresh every second."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._offset, self._told = 0, _Told()
 
     def read(self, file: Path) -> _Told:
-        """What the events of a file tell by now."""
+        """Return the events of a file so far."""
         with self._lock:
-            if size_of(file) < self._offset:  # it is another file
+            if size_of(file) < self._offset:  # the file was replaced
                 self._offset, self._told = 0, _Told()
             new = [*read_events(file, self._offset)]
             if new:
@@ -114,7 +113,7 @@ class _EventReader:
 
 @dataclass(frozen=True)
 class TaskDirectory:
-    """The files of a task; whoever looks again and again keeps one, which reads on.
+    """The files of a task; keep one object for repeated reads, which continue where the last ended.
 
     Attributes:
         path: The directory.
@@ -125,7 +124,7 @@ class TaskDirectory:
 
     @property
     def description_file(self) -> Path:
-        """The file with the words, the title and the process of the task."""
+        """The file with the arguments, the title and the process of the task."""
         return self.path / "task.json"
 
     @property
@@ -135,29 +134,29 @@ class TaskDirectory:
 
     @property
     def terminal_log(self) -> Path:
-        """The file with what the task has printed."""
+        """The file with the output of the task."""
         return self.path / "terminal.log"
 
     @property
     def stop_file(self) -> Path:
-        """The file that asks it to stop; signals do not serve on Windows."""
+        """The file that tells it to stop, since signals do not work on Windows."""
         return self.path / "stop"
 
     def description(self) -> Mapping[str, Any]:
-        """What `task.json` says; nothing where it is missing or damaged."""
+        """Return the content of `task.json`; empty if it is missing or damaged."""
         return read_object(self.description_file) or {}
 
     def process(self) -> ProcessIdentity | None:
-        """The process that it is: as it said itself, or as whoever started it has noted."""
+        """Return the task's process, as recorded by itself or by the program that started it."""
         said = self._begin()
         token = said.get("process") or self.description().get("process")
         return parse_process_token(token) if isinstance(token, str) else None
 
     def state(self, *, is_starting: bool = False) -> TaskState:
-        """Whether the command works or how it ended, with what it has told so far.
+        """Return whether the command is running or how it ended, with its events so far.
 
         Args:
-            is_starting: Whether whoever asks knows that its process has not ended.
+            is_starting: Whether the caller knows that its process has not ended.
         """
         told = self._events.read(self.events_file)
         if told.code is not None:
@@ -167,14 +166,14 @@ class TaskDirectory:
         return TaskState(state, told.stage, told.messages)
 
     def _begin(self) -> Mapping[str, Any]:
-        """What its process said first."""
+        """Return the first event of its process; empty before that."""
         return self._events.read(self.events_file).begin or {}
 
     def _is_running(self) -> bool:
-        """Whether its process lives.
+        """Return whether its process is alive.
 
-        Of one in another place, or of before a restart of the machine: whether it said something of
-        late.
+        For a process on another machine, or from before a restart of this one: whether it wrote an
+        event recently.
         """
         process = self.process()
         running = False if process is None else process.is_running()
@@ -189,12 +188,12 @@ class TaskDirectory:
             return False
 
     def last_lines(self, number: int = 40) -> list[str]:
-        """The last lines that it printed."""
+        """Return the last lines of its output."""
         return read_end(self.terminal_log, _TOLD_BYTES).splitlines()[-number:]
 
 
 def current_task() -> TaskDirectory | None:
-    """The task that this process is; None if it is none."""
+    """Return the task of this process; None if it is not one."""
     path = os.environ.get(TASK)
     return TaskDirectory(Path(path)) if path else None
 

@@ -1,4 +1,4 @@
-"""Whether a place is free for a new run directory."""
+"""Checks whether a path is free for a new run directory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from impasto.runs.given_code import how_to_resume
 
 
 def require_empty(path: Path) -> None:
-    """Make sure that a folder can be made, or is empty but for what a killed process left.
+    """Check that a path can become a run directory: missing, or empty but for leftovers of processes.
 
     Raises:
-        RunError: There are other files in it, or it can be no folder.
+        RunError: Something already exists there, or it cannot be a folder of this user.
     """
     _require_folder(path)
     try:
         entries = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     except OSError:
-        return  # whoever writes there meets the same fault and reports it
+        return  # writing there will meet and report the same error
     leftovers = temporary_names.partial_files_in(path)
     if all(entry in leftovers or locks.is_of_locks(entry) for entry in entries):
         return
     raise RunError(
-        f"{path} is already there and not empty; nothing in it was touched. {_loss_text(path)}"
+        f"{path} already exists and is not empty; nothing in it was changed. {_loss_text(path)}"
         f"Choose another output_dir, delete it, or continue it with: {how_to_resume(path, path)}"
     )
 
@@ -50,7 +50,7 @@ def _require_folder(path: Path) -> None:
 
 
 def _loss_text(path: Path) -> str:
-    """What deleting a run would lose, as a sentence and a space where that is no training."""
+    """Return a sentence, with a space, if deleting the run would lose no training; else empty."""
     is_run = (path / "config.toml").is_file() and (path / "status.json").is_file()
     has_more = any((path / name).exists() for name in ("states", "averages", "export"))
     if not is_run or has_more or (read_object(path / "status.json") or {}).get("model"):

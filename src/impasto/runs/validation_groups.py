@@ -1,4 +1,4 @@
-"""The validation loss by tag, dataset and subset, as the metrics of a run tell it."""
+"""The validation loss by tag, dataset and subset, from the metrics of a run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KINDS = ("tag", "dataset", "subset")
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """The loss of some held-out images at a validation.
+    """The loss of a group of held-out images at a validation.
 
     Attributes:
-        by: What they have in common: `tag`, `dataset` or `subset`.
-        name: Which.
-        images: How many they are.
+        by: The kind of group: `tag`, `dataset` or `subset`.
+        name: The name of the group.
+        images: The number of images.
         loss: Their mean loss.
-        error: Its standard error over images; None where it is not known.
-        change: The paired difference from the base model; None where that is not known.
+        error: Its standard error over images; None if unknown.
+        change: The paired difference from the base model; None if unknown.
         change_error: Its standard error.
     """
 
@@ -45,22 +45,22 @@ class GroupLoss:
 
     @property
     def change_text(self) -> str:
-        """The change from the base model with its standard error; empty where it is not known."""
+        """The change from the base model with its standard error; empty if unknown."""
         return "" if self.change is None else f"{self.change:+.4f}{_plus_minus(self.change_error)}"
 
     @property
     def title(self) -> str:
-        """What is before the loss in a table."""
+        """The label before the loss in a table."""
         return f"tag {self.name}" if self.by == "tag" else self.name
 
     @property
     def text(self) -> str:
-        """The losses and their number in a line."""
+        """The loss, its change and the number of images in a line."""
         change = f", {self.change_text} from the base model" if self.change_text else ""
         return f"{self.loss_text}{change}, of {counted(self.images, 'images')}"
 
     def as_values(self) -> dict[str, Any]:
-        """As `impasto show --json` has it, under the names of the metrics."""
+        """Return the values as in `impasto show --json`, under the names of the metrics."""
         return {
             "by": self.by, "name": self.name, "images": self.images, "loss": self.loss,
             "se": self.error, "change": self.change, "change_se": self.change_error,
@@ -72,8 +72,8 @@ class GroupLosses:
     """The losses of all groups at the last validation that has any.
 
     Attributes:
-        step: Optimizer steps done then.
-        groups: The groups, those of a kind together.
+        step: The optimizer step of the validation.
+        groups: The groups, sorted by kind.
     """
 
     step: int
@@ -81,9 +81,9 @@ class GroupLosses:
 
 
 def last_groups(metrics: Iterable[Mapping[str, Any]]) -> GroupLosses | None:
-    """What the last line of metrics with such losses says; None where there is none.
+    """Return the group losses of the last line of metrics that has any; None if there is none.
 
-    Rows that are no such losses are left out.
+    Invalid rows are skipped.
     """
     found: GroupLosses | None = None
     for line in metrics:

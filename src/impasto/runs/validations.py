@@ -1,4 +1,4 @@
-"""The validations of a run, as its metrics tell them; lines of earlier versions say less."""
+"""The validations of a run, from its metrics; lines of earlier versions have fewer values."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from impasto.parsing import parse_toml, read_text
 from impasto.runs.directory import RunDirectory
 
 MOST_VALUES = 256
-"""Values that a line of metrics has of one validation at most. Of more images each value is that of
-several, from all over the list: it hardly costs certainty, and keeps a line short."""
+"""Maximum number of values per validation in a line of metrics. With more images, each value is the
+mean of several from all over the list: that hardly reduces certainty, and keeps a line short."""
 
 _LARGEST = 1e30
 
 
 class Validation(NamedTuple):
-    """What a validation found.
+    """The result of a validation.
 
     Attributes:
-        step: Optimizer steps done; 0 is the base model.
+        step: Completed optimizer steps; 0 is the base model.
         loss: The validation loss.
         images: Independent values with that mean, of one held-out image or more each; empty in runs
             of earlier versions.
-        standard_error: Of the loss, over images; None where it is not known.
-        training: The loss of a sample of the training images; None where it was not measured.
+        standard_error: Standard error of the loss, over images; None if unknown.
+        training: The loss of a sample of the training images; None if it was not measured.
     """
 
     step: int
@@ -36,9 +36,9 @@ class Validation(NamedTuple):
 
 
 def validations_of(metrics: Iterable[Mapping[str, Any]]) -> list[Validation]:
-    """The validations among lines of metrics in the order of their steps, one for each step.
+    """Return the validations in lines of metrics, in the order of their steps, one per step.
 
-    Losses that are no numbers are left out. Of a step that was measured again the later one counts.
+    Losses that are not finite are left out. If a step was measured again, the later value is used.
     """
     found: dict[int, Validation] = {}
     for line in metrics:
@@ -51,7 +51,7 @@ def validations_of(metrics: Iterable[Mapping[str, Any]]) -> list[Validation]:
 
 
 def validations_to_come(run: RunDirectory, step: int) -> int | None:
-    """How many validations a run plans after this step; None where its settings do not tell."""
+    """Return how many validations a run plans after a step; None if its settings do not tell."""
     status = run.status()
     total: int | None = status.get("total_steps")
     if run.state().state == "finished" or (total is not None and step >= total):
@@ -67,7 +67,7 @@ def validations_to_come(run: RunDirectory, step: int) -> int | None:
 
 
 def ends_in_no_number(metrics: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the last validation found a loss that is NaN or infinite."""
+    """Return whether the last validation found a loss that is NaN or infinite."""
     last: Any = 0.0
     for line in metrics:
         if "validation_loss" in line:
@@ -76,7 +76,7 @@ def ends_in_no_number(metrics: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    """Values that are all numbers; nothing where one is none."""
+    """Return values as floats; empty if any of them is not a finite number."""
     if not isinstance(values, list):
         return ()
     numbers = [_number(value) for value in values]

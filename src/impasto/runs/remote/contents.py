@@ -1,9 +1,9 @@
-"""What of a run directory goes into a store, as things that appear there whole, and in which order.
+"""The items of a run directory that are uploaded to a store, each as a unit, and their order.
 
-A folder is whole when its mark is there, which is put last and removed first: `state.json` of a
-training state, `model_index.json` of a Diffusers folder. Metrics go ahead of states, since a run
-that goes on from a state has those of the steps before it. The record of models goes after them,
-and the status last, so that it never names what is not there.
+A folder is complete if its mark exists, which is uploaded last and removed first: `state.json` for
+a training state, `model_index.json` for a Diffusers folder. Metrics are uploaded before states,
+since a run that is resumed from a state needs those of the steps before it. The record of models
+comes after them, and the status last, so that it never names anything missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from impasto.runs.steps import step_in
 STATE_MARK, FOLDER_MARK = "state.json", "model_index.json"
 SETTINGS, MODELS_RECORD = "config.toml", "models.json"
 OWNERS = "owners"
-"""The folder in the store of who writes the run; never on a disk."""
+"""The folder in the store that records which process writes the run; never on a disk."""
 
 _NOT_SENT = {"commands", OWNERS}
 _WAITING = re.compile(r"waiting-.*\.safetensors")
@@ -33,11 +33,11 @@ class Thing:
     """Files of a run that appear in the store together.
 
     Attributes:
-        key: A file, or the folder that has them all, below the run.
+        key: A file, or the folder that contains all of them, below the run.
         files: Keys below the run; the mark of a folder is the last.
-        mark: The key that makes a folder whole; None of a file, and of a folder without one.
-        turn: Things with a lower number go first.
-        grows: Whether it is written on all the time: a log, or what the run says of itself.
+        mark: The key that makes a folder complete; None for a file, and for a folder without one.
+        turn: Things with a lower number are uploaded first.
+        grows: Whether it is written to all the time: a log, or the status of the run.
     """
 
     key: str
@@ -48,10 +48,10 @@ class Thing:
 
 
 def things_in(folder: Path) -> list[Thing]:
-    """All that is to be in the store of a run directory, in the order in which it is put there.
+    """Return everything in a run directory that belongs in the store, in upload order.
 
     Raises:
-        OSError: A folder is there and cannot be listed, so it is not known what is in it.
+        OSError: A folder exists and cannot be listed, so its content is unknown.
     """
     found: list[Thing] = []
     for entry in _entries(folder):
@@ -72,33 +72,34 @@ TURNS = {
     SETTINGS: 0, "metrics.jsonl": 3, "events.jsonl": 3, "image_losses.csv": 3, "states": 4,
     "models": 5, "export": 5, MODELS_RECORD: 6, "report.html": 7, "status.json": 8,
 }  # fmt: skip
-"""When it is the turn of a file or folder of a run; other files come at 1, other folders at 2."""
+"""Position of a file or folder of a run in the upload order; other files have 1, other folders
+2."""
 
 
 def is_of_models(key: str) -> bool:
-    """Whether a key is that of a model, or of a file in one."""
+    """Return whether a key is that of a model, or of a file in one."""
     return key.partition("/")[0] in _MODELS
 
 
 def state_of_key(key: str) -> int | None:
-    """The step of the state that a key belongs to; None of what belongs to none."""
+    """Return the step of the state that a key belongs to; None if it belongs to none."""
     names = PurePosixPath(key).parts
     return step_in(names[1]) if len(names) == 3 and names[0] == "states" else None
 
 
 def whole_states(keys: Iterable[str]) -> list[int]:
-    """The steps of the states that are whole in a listing, in order."""
+    """Return the steps of the states that are complete in a listing, in order."""
     marked = {state_of_key(key) for key in keys if key.endswith(f"/{STATE_MARK}")}
     return sorted(step for step in marked if step is not None)
 
 
 def is_among(key: str, keys: Iterable[str]) -> bool:
-    """Whether a file or folder of a run is among the keys of a listing."""
+    """Return whether a file or folder of a run is among the keys of a listing."""
     return any(other == key or other.startswith(f"{key}/") for other in keys)
 
 
 def is_safe(key: str) -> bool:
-    """Whether a key may become the path of a file here: whoever wrote it may be a stranger."""
+    """Return whether a key may become a local file path, since a stranger may have written it."""
     names = key.split("/")
     return not any(_ODD.search(name) or name in {"", ".", ".."} for name in names)
 
@@ -125,15 +126,15 @@ def _keys_below(folder: Path, entry: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, in order of names; no links, and nothing that is just being written.
+    """Return the entries of a folder, by name, except links and files that are being written.
 
     Raises:
-        OSError: It is there and cannot be listed: not the same as empty, since what is gone here is
-            removed from the store.
+        OSError: It exists and cannot be listed: not the same as empty, since files that are missing
+            here are removed from the store.
     """
     try:
         names = sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):  # it is gone, or not there yet
+    except (FileNotFoundError, NotADirectoryError):  # gone, or not created yet
         return []
     paths = (folder / name for name in names if not name.startswith("."))
     return [path for path in paths if not path.is_symlink()]

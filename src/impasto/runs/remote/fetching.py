@@ -1,4 +1,4 @@
-"""Brings a run, or a model, from a store to this machine: to go on with it, or to read it."""
+"""Downloads a run, or a model, from a store: to resume it, or to read it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Listed = Mapping[str, Stored]
 
 
 def list_run(location: Path) -> dict[str, Stored]:
-    """All objects of a run, without those of who writes it.
+    """Return all objects of a run, except those that record who writes it.
 
     Raises:
         StorageError: The store cannot be used.
@@ -45,27 +45,27 @@ def list_run(location: Path) -> dict[str, Stored]:
 
 
 def fetch_to_resume(location: Path, owner: Ownership, progress: Progress) -> SentRecord:
-    """Have the working folder of a run as the store has it, or as this machine left it.
+    """Update the working folder of a run from the store, or use what this machine left there.
 
-    What this machine wrote last stays as it is, and is sent where it was not; where somebody
-    has deleted its states here, the newest comes back from the store. Else everything comes
-    but older states and what training does not need: models, unless some are to be removed
-    (`saving.keep_models` and the like), and stored averages.
+    If this machine had the newest turn, its files are kept, and those not yet uploaded are uploaded
+    later; if its states were deleted here, the newest is fetched from the store. Otherwise
+    everything is fetched except older states and what training does not need: models, unless some
+    are to be removed (`saving.keep_models` and the like), and stored averages.
 
     Args:
         location: The run.
         owner: This process's turn at it.
-        progress: Is shown how far it is.
+        progress: Shows progress.
 
     Raises:
-        OSError: An object came only in part.
+        OSError: An object was downloaded only in part.
         RunError: There is no run.
         StorageError: The store cannot be used, or the disk is full.
     """
     folder, record = working_folder(location), SentRecord.read(location)
     is_here = presence.is_file(folder / SETTINGS)
     is_newest = is_here and _is_newest(record, owner.before)
-    if is_newest:  # at once: if something fails from here on, it is still this machine's
+    if is_newest:  # at once, so that the run stays this machine's if anything fails below
         record.owner = owner.number
         record.write()
     listed = list_run(location)
@@ -106,7 +106,7 @@ def _take_settings(folder: Path, record: SentRecord, listed: Listed) -> None:
 
 
 def are_settings_newer(folder: Path, record: SentRecord, there: Stored) -> bool:
-    """Whether the settings in the store were changed since they were sent, and those here not."""
+    """Return whether the settings were changed in the store since they were sent, and not here."""
     sent = record.sent.get(SETTINGS)
     if sent is None or there.identity == sent[1]:
         return False
@@ -114,13 +114,13 @@ def are_settings_newer(folder: Path, record: SentRecord, there: Stored) -> bool:
 
 
 def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:
-    """Fetch the newest state of those that were left in the store, where later ones are damaged.
+    """Fetch the newest state that was left in the store, for runs whose later ones are damaged.
 
     Returns:
-        Its step; nothing where there is none.
+        Its step in a list; empty if there is none.
 
     Raises:
-        OSError: An object came only in part.
+        OSError: An object was downloaded only in part.
         StorageError: The store cannot be used, or the disk is full.
     """
     with record.lock:
@@ -136,7 +136,7 @@ def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:
 
 
 def is_here(location: Path) -> bool:
-    """Whether this machine was the last that wrote a run, and still has it.
+    """Return whether this machine was the last to write a run, and still has it.
 
     Raises:
         StorageError: The store cannot be used.
@@ -147,20 +147,20 @@ def is_here(location: Path) -> bool:
 
 
 def _is_newest(record: SentRecord, owner: Owner | None) -> bool:
-    """Whether this machine had the newest turn at writing a run."""
+    """Return whether this machine had the newest turn at writing a run."""
     return record.is_of(0, "") if owner is None else record.is_of(owner.number, owner.text)
 
 
 def _keep_unsent(folder: Path, record: SentRecord, progress: Progress) -> None:
-    """Keep what another machine's going on has left behind, where not all of it was sent."""
+    """Keep the working folder of a run that continued elsewhere, if not all of it was sent."""
     if not Sender(folder, record).unsent():
         return
     target = presence.free_path(home_of(record.location) / "kept" / folder.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.rename(folder, target)
     progress.note(
-        f"{shown(record.location)} was continued elsewhere since this machine had it last. What "
-        f"was not sent from here is kept in {target}."
+        f"{shown(record.location)} was continued elsewhere since this machine last had it. Files "
+        f"that were not sent from here are kept in {target}."
     )
 
 
@@ -173,7 +173,7 @@ def _is_needed(key: str, newest: int, *, keeps_models: bool) -> bool:
 
 
 def _keeps_models(settings: bytes) -> bool:
-    """Whether the run removes models that it has exported before."""
+    """Return whether the run removes models that it has exported before."""
     try:
         saving = parse_toml(settings.decode("utf-8")).get("saving", {})
         return any(saving.get(f"keep_{of}models") for of in ("", "step_", "epoch_"))
@@ -184,7 +184,7 @@ def _keeps_models(settings: bytes) -> bool:
 def _fetch(
     location: Path, folder: Path, wanted: Listed, progress: Progress, record: SentRecord
 ) -> None:
-    """Fetch objects; the settings last, so that a folder with them is whole."""
+    """Fetch objects; the settings last, so that a folder that has them is complete."""
     size = sum(stored.size for stored in wanted.values())
     with progress.stage(f"Fetching {shown(location)}", size >> 20 or 1, "MiB") as advance:
         count = in_mib(advance)
@@ -201,20 +201,20 @@ def fetch_to_read(
     listed: Listed | None = None,
     own: Path | None = None,
 ) -> Path:
-    """A copy of what is in a folder of a store, for reading; what is here already stays.
+    """Fetch files of a folder in a store for reading, and return their folder; present ones stay.
 
-    Each file is whole, and so is each Diffusers folder: one that a run replaces meanwhile is
+    Each file is complete, and so is each Diffusers folder: one that a run replaces meanwhile is
     fetched again.
 
     Args:
         location: A run, or a model that is a folder.
-        is_wanted: Which keys below it come.
-        progress: Is shown how far it is.
-        listed: All its objects, where they were listed already.
-        own: Under which name it is kept, if not as `location`.
+        is_wanted: Returns whether a key below it is fetched.
+        progress: Shows progress.
+        listed: All its objects, if they were listed already.
+        own: The location under which it is stored, if not `location`.
 
     Raises:
-        OSError: An object came only in part, or a Diffusers folder is just being replaced.
+        OSError: An object was downloaded only in part, or a Diffusers folder is being replaced.
         StorageError: The store cannot be used, or the disk is full.
     """
     folder, home = reading_folder(own or location), home_of(own or location)
@@ -239,16 +239,16 @@ def fetch_to_read(
 
 
 _TRIES = 4
-"""How often a folder is fetched that is replaced meanwhile."""
+"""How often a folder that is replaced meanwhile is fetched."""
 
 
 def _fetch_stale(
     location: Path, folder: Path, listed: Listed, wanted: Listed, progress: Progress
 ) -> set[str]:
-    """Fetch what is not here as it is wanted, and remove what is gone in the store.
+    """Fetch files that are missing or outdated, and remove those that are gone in the store.
 
     Returns:
-        The keys of what was fetched.
+        The keys that were fetched.
     """
     file = folder.parents[1] / _FETCHED
     had = read_object(file) or {}
@@ -270,7 +270,7 @@ def _fetch_stale(
 
 
 def _folder_models(keys: Iterable[str]) -> set[PurePosixPath]:
-    """The Diffusers folders that are whole in a listing."""
+    """Return the Diffusers folders that are complete in a listing."""
     paths = (PurePosixPath(key) for key in keys)
     return {path.parent for path in paths if path.name == FOLDER_MARK}
 
@@ -284,7 +284,7 @@ def _is_whole(file: Path, stored: Stored) -> bool:
 
 
 def _name_states(folder: Path, steps: list[int]) -> None:
-    """Have folders of the names of states, which is all that whoever reads asks of them."""
+    """Create empty folders with the names of states, which is all that readers need of them."""
     for step in steps:
         (folder / step_name(step)).mkdir(parents=True, exist_ok=True)
     if folder.is_dir():
@@ -294,10 +294,10 @@ def _name_states(folder: Path, steps: list[int]) -> None:
 
 
 def fetch_model(location: Path, progress: Progress | None = None) -> Path:
-    """A copy of a model in a store: a file, a Diffusers folder, or a run, whose model comes too.
+    """Return a copy of a model in a store: a file, a Diffusers folder, or a run with its model.
 
     Raises:
-        ModelError: There is nothing, or it came only in part.
+        ModelError: There is nothing, or it was downloaded only in part.
         StorageError: The store cannot be used, or the disk is full.
     """
     try:
@@ -308,7 +308,7 @@ def fetch_model(location: Path, progress: Progress | None = None) -> Path:
         listed = list_run(location)
         if not listed:
             raise ModelError(
-                f"The model {shown(location)} is not there. Give the URL of a .safetensors or "
+                f"The model {shown(location)} does not exist. Give the URL of a .safetensors or "
                 f".ckpt file, of a Diffusers folder (the one with model_index.json in it), or of a "
                 f"run."
             )

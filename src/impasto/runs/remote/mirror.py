@@ -1,4 +1,4 @@
-"""Sends a run to its store while it trains, on a thread; a store that fails ends no training."""
+"""Uploads a run to its store while it trains, on a thread; errors of the store end no training."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from impasto.remote_paths import shown
 from impasto.runs.remote.sending import Sender, SendingStopped, unsent_text
 
 LOOK_EVERY_S = 5.0
-"""Seconds between two looks for what is new in the working folder."""
+"""Seconds between two checks for changes in the working folder."""
 
 PAUSES_S = (5.0, 15.0, 60.0, 180.0, 300.0)
-"""Seconds until a store that failed is tried again, the last one over and over."""
+"""Seconds until a store that failed is tried again; the last one is repeated."""
 
 LAST_TRIES = 3
-"""How often a store is tried at the end of a run before what is missing is named."""
+"""How often a store is tried at the end of a run before missing files are reported."""
 
 
 class Mirror:
-    """Keeps a run in a store like its working folder, on a separate thread.
+    """Keeps a run in a store up to date with its working folder, on a separate thread.
 
     Args:
         folder: The working folder.
         location: The run in the store.
-        make_sender: Makes what sends, given whether to stop.
-        note: Is told once when the store fails, and once when it answers again.
-        pauses_s: As `PAUSES_S`, which it is if not given.
+        make_sender: Returns the sender, given a function that tells it whether to stop.
+        note: Called once when the store fails, and once when it works again.
+        pauses_s: Replaces `PAUSES_S`.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="sending", daemon=True)
 
     def start(self) -> None:
-        """Begin to send what the run writes to its store, in a thread."""
+        """Start to upload the run to its store, on a thread."""
         self._thread.start()
 
     def finish(self, progress: Progress) -> None:
-        """Send all that is left, which a bar shows, and end the thread.
+        """Upload all remaining files, with a progress bar, and end the thread.
 
         Raises:
-            KeyboardInterrupt: As it comes; what is being sent is left as it is.
-            NotSentError: The store fails, also when it is tried again.
-            RunError: Another process has taken the run over.
+            KeyboardInterrupt: The user pressed Ctrl-C; the present upload is not waited for.
+            NotSentError: The store fails, even after retries.
+            RunError: Another process has taken over the run.
         """
         try:
             size = sum((self._unsent() or {}).values())
@@ -69,7 +69,7 @@ class Mirror:
                 self._sender.advance = in_mib(advance)
                 self._ending.set()
                 self._woken.set()
-                while not self._ended.wait(0.5):  # so that Ctrl-C is heard on Windows too
+                while not self._ended.wait(0.5):  # so that Ctrl-C works on Windows too
                     pass
         except BaseException:
             self._is_stopped = True
@@ -83,7 +83,7 @@ class Mirror:
             ) from self._fault
 
     def _work(self) -> None:
-        """Look for what is new until the end; then a few times more."""
+        """Check for changes until the end, then a few times more."""
         try:
             while not self._ending.is_set():
                 self._try(all_of_it=False)
@@ -94,21 +94,21 @@ class Mirror:
                     return
                 if number < LAST_TRIES - 1:
                     threading.Event().wait(self._pauses_s[0])
-        except Exception as error:  # a fault of ours too, or the end would take all for sent
+        except Exception as error:  # also bugs, or the end would assume that all was sent
             self._fault = error
             raise
         finally:
             self._ended.set()
 
     def _try(self, *, all_of_it: bool) -> None:
-        """Send once; whatever goes wrong is kept, and told the first time."""
+        """Upload once; an error is stored, and reported the first time."""
         if isinstance(self._fault, RunError):
-            return  # the run is another process's now
+            return  # another process owns the run now
         try:
             self._sender.send(all_of_it=all_of_it)
         except SendingStopped:
             return
-        except Exception as error:  # no fault of a store may end the training
+        except Exception as error:  # no error of a store may end the training
             self._failures += 1
             if self._fault is None and not self._ending.is_set():
                 self._note(
@@ -129,7 +129,7 @@ class Mirror:
         self._woken.clear()
 
     def _unsent(self) -> dict[str, int] | None:
-        """What is not in the store; None where the working folder cannot be read just now."""
+        """Return the files that are not in the store; None if the working folder cannot be read."""
         try:
             return self._sender.unsent()
         except OSError:
@@ -149,7 +149,7 @@ class Mirror:
 
 
 def _message(error: BaseException) -> str:
-    """What went wrong, as a sentence."""
+    """Return an error as a sentence."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}."
     return str(error) or repr(error)

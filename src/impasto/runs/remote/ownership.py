@@ -1,16 +1,16 @@
-"""Which process may write a run in a store: one at a time, by numbered turns.
+"""Decides which process may write a run in a store: one at a time, by numbered turns.
 
 `owners/00000003.json` below the run is the third turn at writing it. A process takes the next
-number, which the store gives to one alone (`storage/claims.py`), and says every minute that it
-lives by putting its file again. The highest number owns the run; who finds a higher one than its
-own stops. So nothing is ever removed to take a run over, and two that find the same dead owner
-cannot both get the next turn. The scheme is that of Morling, "Leader Election With S3 Conditional
-Writes" (2024); such numbers are known as fencing tokens (Kleppmann, "How to do distributed
-locking", 2016).
+number, which the store gives to one process only (`storage/claims.py`), and sends a heartbeat every
+minute by uploading its file again. The highest number owns the run; a process that finds a higher
+one than its own stops. So nothing is ever removed to take over a run, and two processes that find
+the same dead owner cannot both get the next turn. The scheme is that of Morling, "Leader Election
+With S3 Conditional Writes" (2024); such numbers are known as fencing tokens (Kleppmann, "How to do
+distributed locking", 2016).
 
-What this rests on is that a listing shows what was put before it, as S3's have since 2020, and
-Google's. In a store that does not, or that knows no conditional writes, two machines that begin
-within the same seconds notice each other only with the next sign of life, a minute later.
+This relies on a listing showing everything that was uploaded before it, as S3's has since 2020, and
+Google's does. In a store without that, or without conditional writes, two machines that start
+within the same seconds notice each other only at the next heartbeat, a minute later.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from impasto.runs.remote.contents import OWNERS
 from impasto.storage import claims, objects
 
 BEAT_S = 60.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 STALE_S = 300.0
-"""Seconds without a sign after which an owner on another machine counts as ended."""
+"""Seconds without a heartbeat after which an owner on another machine counts as ended."""
 
 
 _HELD: set[str] = set()
-"""What marks the turns that this process has now."""
+"""Random texts that mark the turns that this process has now."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who has, or had, the newest turn at writing a run, as the store says.
+    """The process with the newest turn at writing a run, according to the store.
 
     Attributes:
         number: The turn.
-        text: Its file as it is.
-        process: The process; None where the file is damaged.
+        text: The content of its file.
+        process: The process; None if the file is damaged.
         host: The name of its machine.
-        since: When it began, for people.
-        has_ended: Whether it has let the run go.
+        since: When it started, for display.
+        has_ended: Whether it has released the run.
     """
 
     number: int
@@ -67,12 +67,12 @@ class Owner:
     def description(self) -> str:
         """The process and machine that write the run, for a message."""
         if self.process is None:
-            return "a process of which the store says nothing more"
+            return "a process that the store does not describe"
         return f"process {self.process.pid} on {self.host}, since {self.since}"
 
 
 def newest_owner(location: Path) -> Owner | None:
-    """Who has, or had, the newest turn; None where nobody ever wrote the run.
+    """Return the process with the newest turn; None if the run was never written.
 
     Raises:
         StorageError: The store cannot be used.
@@ -96,7 +96,7 @@ def newest_owner(location: Path) -> Owner | None:
 
 
 def is_alive(location: Path, owner: Owner) -> bool:
-    """Whether an owner has to be reckoned with.
+    """Return whether an owner may still write the run.
 
     Raises:
         StorageError: The store cannot be used.
@@ -104,41 +104,41 @@ def is_alive(location: Path, owner: Owner) -> bool:
     if owner.has_ended:
         return False
     if owner.process == current_process() and not any(own in owner.text for own in _HELD):
-        return False  # this process has let it go, and could not say so
+        return False  # this process has released it, and could not record that
     running = owner.process.is_running() if owner.process is not None else None
     return _age_s(location, owner) < STALE_S if running is None else running
 
 
 class _Moment:
-    """Now, to find later how long ago it was.
+    """A point in time, to measure how long ago it was.
 
-    The monotonic clock of Linux and of macOS stands still while the machine sleeps, and the wall
-    clock may be set: the larger difference counts, since a look too many costs only a request.
+    The monotonic clock of Linux and of macOS stops while the machine sleeps, and the wall clock may
+    be set: the larger difference is used, since a check too many costs only a request.
     """
 
     def __init__(self) -> None:
         self._steady, self._wall = time.monotonic(), time.time()
 
     def age_s(self) -> float:
-        """Seconds since the moment that this was made, by the clock that says more."""
+        """Return the seconds since this object was created, by the clock that shows more."""
         return max(time.monotonic() - self._steady, time.time() - self._wall)
 
 
 class Ownership:
-    """This process's turn at writing a run; signs of life go out while it is entered.
+    """This process's turn at writing a run; heartbeats are sent while the context is open.
 
     Args:
         location: The run.
-        asks: Is told before a turn is asked for: the one before, if any, the number of the new one,
-            and the random text in its file.
+        asks: Called before a turn is requested: with the owner before, if any, the number of the
+            new turn, and the random text in its file.
 
     Attributes:
         number: The turn.
-        before: The one before, if any.
+        before: The owner before, if any.
 
     Raises:
         RunError: Another process has the run, or was faster.
-        StorageError: The store cannot be used. It may have given the turn all the same.
+        StorageError: The store cannot be used. It may have granted the turn even so.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Ownership:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the run go; a store that does not answer just now takes it for ended later."""
+        """Release the run; if the store does not respond now, the turn expires later."""
         self._ended.set()
         _HELD.discard(self._said["random"])
         with self._looking, contextlib.suppress(StorageError, OSError):
@@ -182,11 +182,11 @@ class Ownership:
                 claims.write(_file_of(self._location, self.number), self._content(ended=True))
 
     def taken_over(self) -> str:
-        """Who has taken the run over meanwhile; empty where nobody has, as far as was looked."""
+        """Return a description of the process that took over the run, as last checked, or empty."""
         return self._taken_by
 
     def require_fresh(self) -> None:
-        """Look again where the last look is long ago, before anything is put or removed.
+        """Check for a newer owner if the last check is long ago, before anything is changed.
 
         Raises:
             StorageError: The store cannot be used.
@@ -195,7 +195,7 @@ class Ownership:
             self.look()
 
     def look(self) -> None:
-        """Give a sign of life, unless another process has taken the run over.
+        """Send a heartbeat, unless another process has taken over the run.
 
         Raises:
             StorageError: The store cannot be used.
@@ -209,7 +209,7 @@ class Ownership:
 
     def _find_another(self) -> str:
         found = newest_owner(self._location)
-        if found is None:  # somebody has removed the run in the store
+        if found is None:  # the run was removed from the store
             return ""
         is_own = found.number == self.number and self._said["random"] in found.text
         return "" if is_own or found.number < self.number else found.description
@@ -226,19 +226,17 @@ class Ownership:
 
 
 def _taken(location: Path, owner: Owner) -> str:
-    message = (
-        f"{shown(location)} is being written just now by {owner.description}. Nothing was changed."
-    )
+    message = f"{shown(location)} is being written by {owner.description}. Nothing was changed."
     if owner.process is not None and owner.process.is_here:
         return f"{message} Wait until it has ended, or stop it with Ctrl-C where it runs."
     return (
-        f"{message} If it has ended without saying so, it counts as ended once it has given no "
-        f"sign in the store for {STALE_S / 60:.0f} minutes; then the same command goes on."
+        f"{message} If it was killed, it counts as ended once it has sent no heartbeat "
+        f"to the store for {STALE_S / 60:.0f} minutes; then the same command continues."
     )
 
 
 def _age_s(location: Path, owner: Owner) -> float:
-    """Seconds since an owner gave a sign of life, by the store's clock."""
+    """Return the seconds since an owner's last heartbeat, by the store's clock."""
     touched = claims.modified_at(_file_of(location, owner.number))
     return STALE_S if touched is None else claims.clock_of(location / OWNERS) - touched
 

@@ -1,4 +1,4 @@
-"""Opens a run for whoever looks at it, wherever it is: on a disk, or fetched from a store."""
+"""Opens a run for reading, wherever it is: on a disk, or fetched from a store."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from impasto.storage import objects
 
 
 def is_of_pages(key: str) -> bool:
-    """Whether a key is of what shows a run: its small files and previews, and no weights."""
+    """Return whether a key is needed to show a run: its small files and previews, not weights."""
     return not key.startswith(("states/", "averages", "tensorboard/")) and not is_of_models(key)
 
 
 def is_not_of_states(key: str) -> bool:
-    """Whether a key is of what a run has made; states only serve to go on."""
+    """Return whether a key is a result of a run; states only serve to resume it."""
     return not key.startswith("states/")
 
 
 def is_of_pages_and_models(key: str) -> bool:
-    """Whether a key is of what shows a run, or of the models that it has written."""
+    """Return whether a key is needed to show a run, or is one of its models."""
     return is_of_models(key) or is_of_pages(key)
 
 
 def is_of_publishing(key: str) -> bool:
-    """Whether a key is of what is published of a run: its finished model, and what shows it."""
+    """Return whether a key is published with a run: its final model, and what shows the run."""
     return key.startswith("export/") or is_of_pages(key)
 
 
@@ -47,15 +47,15 @@ def open_run(
     progress: Progress | None = None,
     is_wanted: Callable[[str], bool] = is_of_pages,
 ) -> RunDirectory:
-    """Open a run to read it; one in a store is fetched, unless this machine has it as it is.
+    """Open a run to read it; one in a store is fetched, unless this machine has its newest state.
 
     Args:
         path: Its directory, or its URL.
-        progress: Is shown how far fetching is.
-        is_wanted: Which keys of a run in a store come.
+        progress: Shows the progress of fetching.
+        is_wanted: Returns whether a key of a run in a store is fetched.
 
     Raises:
-        ConfigError: The URL has credentials in it.
+        ConfigError: The URL contains credentials.
         RunError: There is no run.
         StorageError: The store cannot be used, or the disk is full.
     """
@@ -91,9 +91,9 @@ def open_run(
 
 
 def settings_to_go_on(run: RunDirectory) -> Path:
-    """The settings that a run goes on with: those in its store, where they were changed there.
+    """Return the file of settings with which a run would be resumed: the store's, if changed there.
 
-    Nothing of the run is changed here: whoever resumes it fetches them for good, as its owner.
+    Nothing of the run is changed on this machine: resuming it fetches them for good, as its owner.
 
     Raises:
         StorageError: The store cannot be used, or the disk is full.
@@ -114,7 +114,7 @@ def settings_to_go_on(run: RunDirectory) -> Path:
 
 
 def settings_file_of(source: str | Path) -> Path:
-    """Where the settings of a run are on this machine, fetched from its store; or are not.
+    """Return the local path of a run's settings, fetched from its store; it may not exist.
 
     Args:
         source: A run, by its directory or URL, or anything else, such as a model file.
@@ -131,12 +131,12 @@ def settings_file_of(source: str | Path) -> Path:
 
 
 def _holder(owner: Owner) -> LockHolder:
-    """The process that writes a run in a store, as one that holds a directory."""
+    """Return the process that writes a run in a store in the form of a lock holder."""
     return LockHolder(owner.text, owner.process, owner.host, owner.since, "training", 0.0)
 
 
 def put_report(run: RunDirectory) -> None:
-    """Put the report of a run into its store, if that is where it belongs.
+    """Upload the report of a run, if the run belongs in a store.
 
     Raises:
         StorageError: The store cannot be used.
@@ -147,13 +147,13 @@ def put_report(run: RunDirectory) -> None:
 
 
 def require_here(run: RunDirectory) -> None:
-    """Make sure that a run is trained on this machine, whose processes alone hear commands.
+    """Check that a run is trained on this machine, as only its own machine can receive commands.
 
     Raises:
         RunError: It is trained on another.
     """
     if run.elsewhere is not None:
         raise RunError(
-            f"{run.address} is trained on {run.elsewhere.host}, and commands to a run are heard on "
-            f"its own machine alone. This one is {socket.gethostname()}."
+            f"{run.address} is trained on {run.elsewhere.host}, and commands to a run work only on "
+            f"its own machine. This one is {socket.gethostname()}."
         )

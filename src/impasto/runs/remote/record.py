@@ -1,4 +1,4 @@
-"""What of a run is in the store: remembered on this machine, so that nothing is sent twice."""
+"""The local record of which files of a run are in the store, so that nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from impasto.runs.remote.local_folders import RECORD, home_of
 from impasto.storage.objects import Stored
 
 Signature = tuple[int, int]
-"""Bytes and time of change, in nanoseconds, of a file."""
+"""Size in bytes and modification time in nanoseconds of a file."""
 
 
 @dataclass
 class SentRecord:
-    """What this machine knows of a run in a store.
+    """The record of this machine about a run in a store.
 
     Attributes:
         location: The run.
         owner: The number of this machine's turn at writing it (`ownership.py`); 0 without one.
-        claim: The number of a turn that was asked for as the one after `owner`, and the random text
-            in its file: the store may have given it, and the answer may be lost.
-        sent: Key below the run -> signature of the file that is there under it, and the identity
-            that the store gave it.
+        claim: The number of a turn that was requested as the one after `owner`, and the random text
+            in its file: the store may have granted it although its answer was lost.
+        sent: Key below the run -> signature of the local file, and the identity of the stored
+            object.
         left: Keys that are in the store and were not fetched.
-        is_all_there: Whether all that was in the working folder at its end has been sent.
-        lock: Held by whoever sends or fetches.
+        is_all_there: Whether all final files of the working folder have been sent.
+        lock: Held while sending or fetching.
     """
 
     location: Path
@@ -44,7 +44,7 @@ class SentRecord:
 
     @classmethod
     def read(cls, location: Path) -> SentRecord:
-        """What was remembered; as good as nothing where that is damaged."""
+        """Return the stored record; an empty one if it is missing or damaged."""
         said = read_object(home_of(location) / RECORD) or {}
         try:
             if said.get("place") != shown(location):
@@ -58,7 +58,7 @@ class SentRecord:
             return cls(location)
 
     def write(self) -> None:
-        """Write the record to a file of this machine.
+        """Write the record to a local file.
 
         Raises:
             StorageError: The disk is full, or the folder cannot be written.
@@ -74,25 +74,26 @@ class SentRecord:
         files.write_json(home_of(self.location) / RECORD, content, durable=False)
 
     def is_of(self, number: int, text: str) -> bool:
-        """Whether a turn at writing the run was this machine's, so that its folder is the newest.
+        """Return whether a turn was this machine's, so that its working folder is the newest.
 
         Args:
-            number: The newest turn; 0 where nobody ever wrote the run.
-            text: Its file.
+            number: The newest turn; 0 if the run was never written.
+            text: The content of its file.
         """
         if self.owner == number:
             return True
         return self.claim is not None and self.claim[0] == number and self.claim[1] in text
 
     def compare(self, listed: dict[str, Stored], here: Container[str]) -> None:
-        """Forget what the store does not have, or has otherwise; note what only the store has.
+        """Remove entries that differ from the store, and list the keys that only the store has.
 
-        A killed process may have put more than it has remembered. What went missing here while no
-        process had the run was removed by somebody else, so the store may have the only copy.
+        A killed process may have sent more than it has recorded. Files that disappeared here while
+        no process had the run were removed by another program or user, so the store may have the
+        only copy.
 
         Args:
-            listed: What the store has.
-            here: Which keys are in the working folder.
+            listed: The objects in the store.
+            here: The keys in the working folder.
         """
         self.sent = {
             key: (signature, identity)
@@ -103,10 +104,10 @@ class SentRecord:
 
 
 def signature_of(file: Path) -> Signature:
-    """What tells whether a file has changed.
+    """Return the signature by which a change of a file is detected.
 
     Raises:
-        OSError: It is gone.
+        OSError: The file does not exist.
     """
     status = file.stat()
     return status.st_size, status.st_mtime_ns

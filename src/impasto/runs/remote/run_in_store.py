@@ -1,4 +1,4 @@
-"""A run in a store for whoever trains it: taken, fetched, sent meanwhile, and removed here."""
+"""A run in a store, for training: claims it, fetches it, uploads it meanwhile, and cleans up."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from impasto.storage import objects
 
 
 class RunInStore:
-    """This process's right to write a run in a store, while entered as a context.
+    """This process's right to write a run in a store, while the context is open.
 
-    Its end sends what is left. Where the work ended with an error of its own, that error is passed
-    on, and a note says what was not sent.
+    Closing it uploads the remaining files. If the work ended with an error, that error is raised,
+    and a note reports what was not sent.
 
     Args:
         location: The run.
-        progress: Is told.
-        is_new: Whether the run begins; else it goes on, and is fetched.
+        progress: Shows progress and notes.
+        is_new: Whether the run is new; else it is resumed, and is fetched.
 
     Attributes:
-        folder: Where the run is on this machine.
+        folder: The local folder of the run.
     """
 
     def __init__(self, location: Path, progress: Progress, *, is_new: bool) -> None:
@@ -46,12 +46,12 @@ class RunInStore:
         self._mirror: Mirror | None = None
 
     def __enter__(self) -> RunInStore:
-        """Take the run, and fetch it where it goes on.
+        """Claim the run, and fetch it if it is resumed.
 
         Raises:
             ConfigError: The location cannot be written.
-            OSError: An object came only in part.
-            RunError: There is a run already, or none to go on with; or another process has it.
+            OSError: An object was downloaded only in part.
+            RunError: A run exists already, or there is none to resume; or another process has it.
             StorageError: The store cannot be used.
         """
         require_location(self._location)
@@ -71,10 +71,11 @@ class RunInStore:
         return self
 
     def _note_claim(self, before: Owner | None, number: int, random: str) -> None:
-        """Remember which turn is asked for, where the one before was this machine's.
+        """Record which turn is requested, if the one before was this machine's.
 
-        Else a lost answer, or an end just after it, would make the turn that of somebody else, and
-        the run would go on without what is here and not in the store yet.
+        Otherwise, after a lost answer or an end right after the request, the turn would be taken
+        for another machine's, and the run would continue without local files that are not in the
+        store yet.
         """
         record = SentRecord.read(self._location)
         if self._is_new or before is None or not record.is_of(before.number, before.text):
@@ -83,7 +84,7 @@ class RunInStore:
         record.write()
 
     def attach(self, run: RunDirectory) -> RunDirectory:
-        """The run directory with the location where it belongs."""
+        """Return the run directory with its location in the store."""
         return replace(
             run,
             location=self._location,
@@ -93,7 +94,7 @@ class RunInStore:
         )
 
     def start(self) -> None:
-        """Begin to send: from now on there is a run to keep."""
+        """Start to upload: from now on there is a run to keep."""
         self._mirror = Mirror(self.folder, self._location, self._sender, self._progress.note)
         self._mirror.start()
 
@@ -105,7 +106,7 @@ class RunInStore:
         if who := self._owner.taken_over():
             raise RunError(
                 f"{shown(self._location)} has been taken over by {who}. Nothing more is sent "
-                f"there. What this process has done is in {self.folder}."
+                f"there. The results of this process are in {self.folder}."
             )
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -124,34 +125,33 @@ class RunInStore:
 
 
 def require_location(location: Path) -> None:
-    """Make sure that a URL may be that of a run.
+    """Check that a URL can be that of a run.
 
     Raises:
-        ConfigError: It has credentials in it, or its store is only read from.
+        ConfigError: It contains credentials, or its store is read-only.
     """
     fault = location_fault(location)
     if not fault and scheme_of(location) in READ_ONLY:
-        fault = "that is a store that is only read from; expected a place in s3:// or gs://"
+        fault = "that is a read-only store; expected a URL of s3:// or gs://"
     if fault:
         raise ConfigError(f"{shown(location)}: {fault}.")
 
 
 def require_free(location: Path) -> None:
-    """Make sure that a new run can have a location, and its folder on this machine.
+    """Check that a new run can use a location and its local folder.
 
     Raises:
-        RunError: Something is there, another process has it, or an earlier run was not sent.
+        RunError: Something exists there, another process has it, or an earlier run was not sent.
         StorageError: The store cannot be used.
     """
     owner = newest_owner(location)
     if owner is not None and is_alive(location, owner):
         raise RunError(
-            f"{shown(location)} is being written just now by {owner.description}. Nothing was "
-            f"changed."
+            f"{shown(location)} is being written by {owner.description}. Nothing was changed."
         )
     if list_run(location):
         raise RunError(
-            f"{shown(location)} is already there and not empty; nothing in it was touched. Choose "
+            f"{shown(location)} already exists and is not empty; nothing in it was changed. Choose "
             f"another output_dir, delete it, or continue it with: "
             f"{command('resume', shown(location))}"
         )
@@ -162,14 +162,14 @@ def require_free(location: Path) -> None:
             f"which was never sent, or was deleted in the store. Send it with: "
             f"{command('send', shown(location))} - or delete that folder."
         )
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed start has left
+    shutil.rmtree(folder, ignore_errors=True)  # leftovers of a killed start
 
 
 def send_again(location: Path, progress: Progress) -> None:
-    """Put into the store what this machine has of a run and the store has not.
+    """Upload the local files of a run that the store lacks.
 
     Raises:
-        NotSentError: Not all could be sent.
+        NotSentError: Not everything could be sent.
         RunError: There is nothing of it here, it was continued elsewhere, or is being written.
         StorageError: The store cannot be used.
     """
@@ -179,18 +179,18 @@ def send_again(location: Path, progress: Progress) -> None:
     owner = newest_owner(location)
     if owner is not None and not record.is_of(owner.number, owner.text):
         raise RunError(
-            f"{shown(location)} was continued elsewhere since this machine had it last, so nothing "
-            f"is sent. What this machine has is in {folder}."
+            f"{shown(location)} was continued elsewhere since this machine last had it, so nothing "
+            f"is sent. The files of this machine are in {folder}."
         )
     with RunInStore(location, progress, is_new=False) as kept:
         kept.start()
 
 
 def remove_working_folder(run: RunDirectory) -> bool:
-    """Remove the working folder of a run that is finished and wholly in its store.
+    """Remove the working folder of a run that is finished and completely in its store.
 
-    The settings go first: a folder without them is no run, so what is left of it where removing is
-    cut short says nothing of what belongs in the store.
+    The settings are removed first: a folder without them is not a run, so if the removal is
+    interrupted, the remaining files are not mistaken for the run's content.
 
     Returns:
         Whether it was removed.

@@ -1,7 +1,7 @@
-"""Puts what is finished in the working folder of a run into its store: all of a thing or nothing.
+"""Uploads complete items of a run's working folder to its store: each as a whole or not at all.
 
-Files are sent from hard links of theirs, so that training may replace and remove them meanwhile,
-and a slow store always ends what it has begun. A disk without hard links has them copied.
+Files are sent from hard links, so that training can replace and remove them meanwhile, and even a
+slow store completes each upload. On a disk without hard links, they are copied.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from impasto.runs.remote.record import SentRecord, Signature, signature_of
 from impasto.storage import copies, objects
 
 LOGS_EVERY_S = 60.0
-"""Seconds at least between two times that logs and status are put, while a run goes on."""
+"""Minimum seconds between two uploads of logs and status while a run is in progress."""
 
 _SHARE_OF_TIME = 10
-"""Logs may take a tenth of the time: they are put whole each time, however long they are."""
+"""Logs may take up to a tenth of the time: each upload sends them whole, however long they are."""
 
 
 Held = dict[str, tuple[Path, Signature]]
-"""Key -> where its content is held, and the signature of the file that it is of."""
+"""Key -> the path at which its content is held, and the signature of the original file."""
 
 _TURN_OF_STATES, _TURN_OF_MODELS = TURNS["states"], TURNS["models"]
 
 
-class SendingStopped(Exception):  # noqa: N818 - not an error, but what was asked for
-    """Sending was asked to stop between two files."""
+class SendingStopped(Exception):  # noqa: N818 - not an error, but a requested stop
+    """Sending was told to stop between two files."""
 
 
 class Sender:
-    """Brings a run in a store up to date with its working folder, when it is asked to.
+    """Brings a run in a store up to date with its working folder, on request.
 
     Args:
         folder: The working folder.
-        record: What is in the store; kept up to date.
-        require_own: Is called before anything is put or removed; raises where that may not be.
-        should_stop: Whether to stop between two files.
+        record: The record of what is in the store; kept up to date.
+        require_own: Called before anything is uploaded or removed; raises if that is not allowed.
+        should_stop: Returns whether to stop between two files.
 
     Attributes:
-        advance: Is told the bytes that have been sent.
+        advance: Called with the bytes that have been sent.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Sender:
         temporary_names.remove_leftovers(home_of(self._location))
 
     def unsent(self) -> dict[str, int]:
-        """What is not in the store as it is here: key -> bytes.
+        """Return the files that are missing or outdated in the store: key -> bytes.
 
         Raises:
             OSError: The working folder cannot be read.
@@ -95,15 +95,16 @@ class Sender:
         return found
 
     def send(self, *, all_of_it: bool = False) -> None:
-        """Put what is new or has changed, then remove what is gone here.
+        """Upload new and changed items, then remove from the store what is gone here.
 
         Args:
-            all_of_it: Logs and status too, which else wait for their time or for a state.
+            all_of_it: Whether to upload logs and status too, which otherwise wait for their time or
+                for a state.
 
         Raises:
-            OSError: A file cannot be read, or came only in part.
-            RunError: Another process has taken the run over.
-            SendingStopped: It was asked to stop.
+            OSError: A file cannot be read, or was sent only in part.
+            RunError: Another process has taken over the run.
+            SendingStopped: It was told to stop.
             StorageError: The store cannot be used.
         """
         with self._record.lock:
@@ -127,10 +128,10 @@ class Sender:
         self._logs_due = now + max(LOGS_EVERY_S, _SHARE_OF_TIME * (now - began))
 
     def _put_all(self, held: contextlib.ExitStack, scratch: Path) -> None:
-        """Put what has changed, in its order.
+        """Upload changed items in their order.
 
-        Files are held in the opposite order: what a record, status or state rests on was written
-        before it, so it is found by a look that comes after.
+        Files are held in the opposite order: whatever a record, status or state refers to was
+        written before it, so a later listing finds it.
         """
         last = self._hold_all(held, scratch / "last", lambda turn: turn > _TURN_OF_MODELS)
         states = self._hold_all(held, scratch / "states", lambda turn: turn == _TURN_OF_STATES)
@@ -150,7 +151,7 @@ class Sender:
     def _hold_all(
         self, held: contextlib.ExitStack, scratch: Path, is_meant: Callable[[int], bool]
     ) -> dict[Thing, Held]:
-        """Hold the things of some turns that have changed, for as long as the stack is open."""
+        """Hold the changed items of the selected turns, until the stack is closed."""
         scratch.mkdir()
         changed = [t for t in things_in(self._folder) if is_meant(t.turn) and self._is_changed(t)]
         return {
@@ -167,16 +168,16 @@ class Sender:
         try:
             return not all(self._has(k, signature_of(self._folder / k)) for k in thing.files)
         except FileNotFoundError:
-            return False  # it is being replaced, or gone: the next look tells
+            return False  # it is being replaced, or gone: the next check will show
 
     def _has(self, key: str, signature: Signature) -> bool:
         return key in self._record.sent and self._record.sent[key][0] == signature
 
     @contextlib.contextmanager
     def _held(self, thing: Thing, scratch: Path) -> Iterator[Held]:
-        """The files of a thing as they are now, whatever becomes of them; none if it is gone."""
+        """Hold the present files of an item, whatever happens to them later; none if it is gone."""
         found: Held = {}
-        # Windows replaces no file of which a link is open
+        # Windows cannot replace a file while a link to it is open
         as_copy = thing.grows or (thing.turn == _TURN_OF_MODELS and os.name == "nt")
         try:
             scratch.mkdir()
@@ -195,12 +196,12 @@ class Sender:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _put(self, thing: Thing, held: Held) -> None:
-        """Put the files of a thing, its mark last; first what would make it look whole is gone."""
+        """Upload the files of an item, its mark last, after removing any earlier mark."""
         changed = [key for key in held if not self._has(key, held[key][1])]
         if not changed:
             return
         if thing.turn == _TURN_OF_MODELS and any(key in self._record.sent for key in changed):
-            self._remove(MODELS_RECORD)  # which says of what step the best model is
+            self._remove(MODELS_RECORD)  # records the step of the best model
         if thing.mark is not None:
             self._remove(thing.mark)
             changed = [*(key for key in changed if key != thing.mark), thing.mark]
@@ -214,10 +215,10 @@ class Sender:
             self._record.sent[key] = (signature, stored.identity)
 
     def _remove_gone(self) -> None:
-        """Remove what was put and is gone here, marks first; states only when newer ones are there.
+        """Remove uploaded files that are gone here, marks first; states only once newer ones exist.
 
-        Where the working folder itself is gone, that says nothing. Nor do states that are gone from
-        a finished run, unless its settings say that they go: somebody may have deleted them here.
+        If the working folder itself is gone, nothing is removed. Nor are states of a finished run,
+        unless its settings say so: they may have been deleted here by hand.
         """
         local = {key for thing in things_in(self._folder) for key in thing.files}
         if SETTINGS not in local:
@@ -251,7 +252,7 @@ class Sender:
 
 
 def has_dropped_states(folder: Path) -> bool:
-    """Whether a run is finished and removes its states then (`saving.keep_final_state`)."""
+    """Return whether a run is finished and has removed its states (`saving.keep_final_state`)."""
     if (read_object(folder / "status.json") or {}).get("phase") != "finished":
         return False
     try:
@@ -262,20 +263,20 @@ def has_dropped_states(folder: Path) -> bool:
 
 
 def unsent_text(unsent: dict[str, int], location: Path) -> str:
-    """What is not in the store, in a few words."""
+    """Return a short description of the files that are not in the store."""
     size = size_text(sum(unsent.values()))
     return f"{counted(len(unsent), 'files')} ({size}) of the run are not in {shown(location)}"
 
 
 def _hold(file: Path, own: Path, *, as_copy: bool) -> Signature:
-    """Have the content of a file under another name, by a link where it is never written on.
+    """Hold the content of a file under another name, by a link if it is never modified in place.
 
     Returns:
-        The signature of what is held. Of a copy it has the time from before, so that a file which
-        grew meanwhile counts as changed.
+        The signature of the held content. For a copy, it has the modification time from before, so
+            that a file which grew meanwhile counts as changed.
 
     Raises:
-        FileNotFoundError: It is gone.
+        FileNotFoundError: The file is gone.
         StorageError: There is no room for a copy.
     """
     if not as_copy:
