@@ -12,7 +12,7 @@ from impasto.runs.given_code import how_to_resume
 
 
 def require_empty(path: Path) -> None:
-    """Check that a path can become a run directory: missing, or empty but for leftovers of processes.
+    """Check that a path can become a run directory: missing, or empty but for leftovers.
 
     Raises:
         RunError: Something already exists there, or it cannot be a folder of this user.
@@ -32,7 +32,7 @@ def require_empty(path: Path) -> None:
 
 
 def _require_folder(path: Path) -> None:
-    """Make sure that a path is a folder in which this user may write, or can be made one."""
+    """Check that a path is a folder in which this user may write, or can become one."""
     nearest = next((each for each in (path, *path.parents) if presence.exists(each)), None)
     if nearest is None or presence.is_withheld(nearest):
         return  # a disk that does not answer: the writer reports it
