@@ -40,7 +40,7 @@ class Network(Protocol):
         """Convert an RGB image to the network's input; called in threads."""
 
     def look(self, prepared: Sequence[np.ndarray]) -> Looked:
-        """Run the network on a few prepared images."""
+        """Compute features, tags or both of a few prepared images."""
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray | None:
         """Return [N, D] features of texts, comparable with those of images; None if it has none."""

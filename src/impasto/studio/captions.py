@@ -82,7 +82,7 @@ class CaptionFilter:
         return (not self.tag or self.tag in tags) and self.without not in tags
 
     def options(self) -> list[str]:
-        """Spell the filter as options of `impasto dataset edit`."""
+        """Return the filter as options of `impasto dataset edit`."""
         pairs = {"where-tag": self.tag, "where-not-tag": self.without, "where-text": self.text}
         return [f"--{name}={value}" for name, value in pairs.items() if value]
 

@@ -79,7 +79,7 @@ class Access:
 
     @property
     def address(self) -> str:
-        """The address to open first."""
+        """The address to open in a browser, which contains the token."""
         return f"http://{self.hosts[0]}:{self.port}/?token={self.token}"
 
     def is_token(self, given: str | None) -> bool:

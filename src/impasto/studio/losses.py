@@ -1,4 +1,4 @@
-"""The losses of the images of a dataset in a run, from the run's `image_losses.csv`."""
+"""Reads the losses of a dataset's images in a run from the run's `image_losses.csv`."""
 
 from __future__ import annotations
 

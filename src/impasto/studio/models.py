@@ -61,7 +61,7 @@ class FoundModel:
 
     @property
     def address(self) -> str:
-        """The address of its page."""
+        """The address of the model's page."""
         return f"/models/{self.root}/{self.name}"
 
     @property

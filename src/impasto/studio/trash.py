@@ -60,7 +60,7 @@ class DeletedModel:
 
     @property
     def address(self) -> str:
-        """The address of its page."""
+        """The address of the deleted model's page."""
         return f"/models/deleted/{self.name}"
 
     @property

@@ -38,7 +38,7 @@ class News:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether nothing has changed."""
+        """Whether the run has not changed since the last read."""
         return self.state is None and not (self.metrics or self.lines or self.samples)
 
 

@@ -1,4 +1,4 @@
-"""The page "Compare": several runs side by side, their curves, settings and samples."""
+"""The page "Compare": the curves, settings and samples of several runs, side by side."""
 
 from __future__ import annotations
 

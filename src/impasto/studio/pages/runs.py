@@ -254,7 +254,7 @@ def _step_folder(text: str) -> str:
 
 
 def _event(data: str, name: str = "") -> str:
-    """A server-sent event (HTML Living Standard, 9.2); every line of the data has its own field."""
+    """Format a server-sent event (HTML Living Standard, 9.2), with a field per line of data."""
     head = f"event: {name}\n" if name else ""
     lines = data.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return head + "".join(f"data: {line}\n" for line in lines) + "\n"

@@ -32,7 +32,7 @@ class Dataset:
 
     @property
     def address(self) -> str:
-        """The address of its gallery."""
+        """The address of the dataset's gallery."""
         return f"/data/{self.name}"
 
     @property
