@@ -195,7 +195,7 @@ def caution_text(values: Mapping[str, Any]) -> str:
     nothing = "No difference is beyond noise. " if set(judged) == {NOISE} else ""
     return (
         f"{nothing}{counted(len(judged), 'differences were')} judged. Without any real difference, "
-        f"about one in twenty would seem to be one: {len(judged) / 20:.2g} of these on average."
+        f"about one in twenty would seem to be one: of these, {len(judged) / 20:.2g} on average."
     )
 
 
