@@ -150,7 +150,7 @@ def data_pages(camera: Camera, place: Path, address: str) -> None:
     page.goto(at(address, f"{here}/images/{address_of([data / 'demo'], image)}"))
     page.wait_for_selector("#bucket:has-text('Bucket')")
     page.select_option("#shape", "1")
-    page.click("button:has-text('As training will see it')")
+    page.click("button:has-text('Show as in training')")
     page.wait_for_selector("#showings li")
     camera.take("studio-image")
 

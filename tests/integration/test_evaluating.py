@@ -96,7 +96,7 @@ def test_two_models_draw_the_same_prompts_with_the_same_seeds(tmp_path, nano_mod
     gone.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-40])
     again = run_here(*words[1:])
-    assert "nano: 18 images are there." in again
+    assert "nano: 18 images exist already." in again
     assert "Drawing with other" not in again
     assert gone.read_bytes() == content
     after = {file: file.stat().st_mtime_ns for file in (out / "samples").rglob("*.png")}
@@ -349,10 +349,10 @@ def test_black_images_of_nan_are_named(tmp_path, nano_model, other_model, pictur
     run_here(nano_model, "--images", pictures, "--out", tmp_path / "out", *FEW)
     values = values_in(tmp_path / "out")
     assert values["models"][0]["of_one_colour"] == 1
-    assert any("1 of its 4 images are of one colour" in note for note in values["notes"])
+    assert any("1 of its 4 images are of a single colour" in note for note in values["notes"])
     monkeypatch.setattr(Sampler, "draw", lambda *_: black)
     for _ in range(2):  # also when they are there already
-        with pytest.raises(ModelError, match="nothing but images of one colour"):
+        with pytest.raises(ModelError, match="only images of a single colour"):
             run_here(other_model, "--images", pictures, "--out", tmp_path / "out", *FEW)
 
 

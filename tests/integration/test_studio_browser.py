@@ -143,7 +143,7 @@ def test_forms_work_at_an_address_of_the_network(tmp_path, page, complaints):
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav >> text=New run")
-        page.click("text=Begin with the defaults")
+        page.click("text=Start with the defaults")
         page.wait_for_selector("#f-model-path")
         page.wait_for_selector("#faults")  # by a request of a script
     assert complaints == []

@@ -85,7 +85,7 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.wait_for_function("() => document.querySelector('.thumbs img').naturalWidth > 0")
         check_all_looks(page)
         with page.expect_download() as report:
-            page.click("text=Download as a page to keep")
+            page.click("text=Download as an HTML page")
         assert report.value.suggested_filename == "cats-report.html"
     assert [url for url in complaints if "/thumbnails/" not in url] == []
 
@@ -136,7 +136,9 @@ def test_a_folder_is_chosen_whole(folders, page, complaints):
         page.keyboard.press("Enter")
         page.set_input_files("#folder", folders / "set")
         page.click("text=Add them")
-        page.wait_for_selector("text=6 of 6 files added. 2 that are no images or captions")
+        page.wait_for_selector(
+            "text=6 of 6 files added. 2 were left out, since they are neither images nor captions"
+        )
         assert {p.name: p.read_text(encoding="utf-8") for p in dogs.glob("*.txt")} == {
             "a.txt": "set/1_cat/a.png",
             "set 1_dog a.txt": "set/1_dog/a.png",

@@ -32,7 +32,7 @@ def fill(page):
     page.fill("#prompt", "a red ball")
     for name, value in (("width", "64"), ("height", "64"), ("steps", "2"), ("seed", "7")):
         page.fill(f"#{name}", value)
-    assert not page.is_checked("#random_seed"), "who types a seed wants that one"
+    assert not page.is_checked("#random_seed"), "typing a seed turns the random seed off"
     page.select_option("#model", label="nano")
 
 
@@ -76,9 +76,9 @@ def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page,
         page.wait_for_selector("h1:has-text('Drawing of')")
         check(page)
         page.goto(at(address, "draw"))
-        page.click("button:has-text('End it now')")
+        page.click("button:has-text('Stop it now')")
         page.wait_for_selector("#drawings")
         page.click("button:has-text('Delete')")
-        page.wait_for_selector("text=What is drawn is kept here")
+        page.wait_for_selector("text=Drawings are listed here")
         assert drawings.all() == []
     assert complaints == []

@@ -158,7 +158,7 @@ def states(world):
         ),
         "a model of a long name": (world["long"], "h1"),
         "deleting it": (f"{world['long']}/delete", "input[name=sure]"),
-        "a filter without images": (f"{data}?words=zebra", "text=No image is like that"),
+        "a filter without images": (f"{data}?words=zebra", "text=No image matches these filters"),
         "what an address names is gone": ("/tasks/x", "text=Not possible"),
     }
 

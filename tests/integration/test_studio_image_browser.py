@@ -105,7 +105,7 @@ def test_a_crop_by_mouse_and_keyboard_and_a_mask_by_brush(cats, tmp_path, page, 
         assert [page.evaluate(TINT, place) for place in ([40, 100], [350, 100])] == [255, 0]
         page.click("#after")
         page.wait_for_selector("h1:has-text('b.png')")
-        page.click("button:has-text('As training will see it')")
+        page.click("button:has-text('Show as in training')")
         page.wait_for_selector("#showings li:has-text('a cat')")
     assert complaints == []
 
@@ -132,10 +132,10 @@ def test_what_is_painted_or_undone_after_a_save_is_not_called_saved(
             page.wait_for_timeout(10)
         held.pop().continue_()
         page.wait_for_selector("#mask-said:has-text('Saved in')")
-        assert "What was painted since is not saved yet" in page.inner_text("#mask-said")
+        assert "Later changes are not saved yet" in page.inner_text("#mask-said")
         page.unroute("**/mask")
         page.click("#save-mask")
-        page.wait_for_selector("#mask-said:has-text('Saved in'):not(:has-text('since'))")
+        page.wait_for_selector("#mask-said:has-text('Saved in'):not(:has-text('not saved yet'))")
         assert page.is_disabled("#save-mask")
         page.click("#undo")
         assert page.inner_text("#mask-said") == "Not saved yet."

@@ -29,7 +29,7 @@ def test_a_browser_that_was_closed_finds_everything_again(runs, browser):
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav >> text=New run")
-        page.click("text=Begin with the defaults")
+        page.click("text=Start with the defaults")
         with page.expect_response(lambda answer: "some-model" in (answer.request.post_data or "")):
             page.fill("#f-model-path", "owner/some-model")  # sent by itself, a moment later
         draft = re.search(r"/new/[\w-]+", page.url)[0]

@@ -72,7 +72,7 @@ def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complai
         assert page.is_visible("#f-dataset-vae_precision")
         assert page.is_hidden("#f-dataset-vae_tiling")
         page.fill("#find", "zzz")
-        assert "No setting has that" in page.text_content("#found")
+        assert "No setting has this text" in page.text_content("#found")
         page.fill("#find", "bucket")
         page.fill("#f-dataset-resolution", "136")
         page.fill("#f-dataset-min_bucket_reso", "64")

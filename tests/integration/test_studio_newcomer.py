@@ -121,7 +121,7 @@ def test_a_newcomer_trains_compares_draws_and_keeps_by_clicks(tmp_path, place, p
         page.fill("#f-output_dir", "my-style")
         page.wait_for_selector("#panel .plan dd:text-matches('^3; ')")
         page.click("text=Add to the queue")
-        page.wait_for_selector("#answer :text('It is job 1 of the queue')")
+        page.wait_for_selector("#answer :text('Added to the queue as job 1')")
         page.click("nav >> text=Runs")
         page.click(".run:has-text('impasto-demo')")
         page.wait_for_selector("#state .state.finished")

@@ -41,7 +41,7 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
         page.wait_for_selector("#job-1 .state.paused")
         page.dblclick(".queue-device button:has-text('Start working')")
         page.wait_for_selector("#job-2 .state.working")
-        assert "A process begins to work on device" in page.inner_text("#asked")
+        assert "A process is starting on device" in page.inner_text("#asked")
         assert page.locator(".queue-job").count() == 2
         page.wait_for_selector("#job-2 progress")
         studio.kill()

@@ -55,7 +55,7 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
         page.wait_for_selector(".chips")
 
         page.click("a:has-text('Captions')")
-        page.click("label:has-text('of the filter') input")
+        page.click("label:has-text('that match the filter') input")
         page.fill("input[name=what]", "in ink")
         page.click("button:has-text('Preview')")
         page.click("button:has-text('Apply to 4 captions')")
@@ -86,7 +86,7 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
         page.click("text=Duplicate with changes")
         page.fill("#f-training-max_steps", "1")
         page.dblclick("text=Add to the queue")
-        page.wait_for_selector("#answer :text('It is job 1 of the queue')")
+        page.wait_for_selector("#answer :text('Added to the queue as job 1')")
         page.click("nav >> text=Queue")
         page.on("dialog", lambda dialog: dialog.accept())  # the first run may not have ended yet
         page.click(".queue-device button:has-text('Start working')")

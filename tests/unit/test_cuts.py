@@ -220,4 +220,4 @@ def test_scan_plan_and_report_mention_crops(picture, tmp_path):
     page = tmp_path / "page.html"
     told = impasto("dataset", "report", picture.parent, "--out", page)
     assert "With a manual crop  1" in told.stdout
-    assert "with crops of their own" in page.read_text(encoding="utf-8")
+    assert "with a crop file" in page.read_text(encoding="utf-8")

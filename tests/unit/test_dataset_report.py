@@ -16,7 +16,7 @@ def test_only_an_earlier_report_on_the_same_folder_is_replaced(tmp_path):
     target = ReportFiles(tmp_path / "page.html", tmp_path / "cats")
     target.require_free()
     target.page.write_text("<p>of somebody", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"page\.html is there, and is not a report on"):
+    with pytest.raises(ConfigError, match=r"page\.html exists, and is not a report on"):
         target.require_free()
     target.data.write_text(json.dumps({"source": target.mark}), encoding="utf-8")
     target.require_free()
@@ -27,7 +27,7 @@ def test_only_an_earlier_report_on_the_same_folder_is_replaced(tmp_path):
         with pytest.raises(ConfigError):
             target.require_free()
     target.page.unlink()
-    with pytest.raises(ConfigError, match=r"page\.json is there"):
+    with pytest.raises(ConfigError, match=r"page\.json exists"):
         target.require_free()
 
 

@@ -150,7 +150,7 @@ def test_a_network_that_takes_no_such_images_is_refused_when_it_is_opened(dino, 
     prepared = json.loads(file.read_text(encoding="utf-8"))
     prepared |= {"size": {"shortest_edge": 9}, "crop_size": {"height": 9, "width": 9}}
     file.write_text(json.dumps(prepared), encoding="utf-8")
-    with pytest.raises(ModelError, match="does not take a plain image"):
+    with pytest.raises(ModelError, match="fails on a plain image"):
         opened(broken)
 
 
@@ -217,7 +217,7 @@ def test_missing_weights_are_not_made_up(dino, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     tensors.pop("layernorm.weight")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks layernorm\.weight"):
+    with pytest.raises(ModelError, match=r"lacks the weights layernorm\.weight"):
         opened(broken)
 
 

@@ -136,7 +136,7 @@ def test_a_strangers_trash_leads_nowhere(cats, tmp_path, studio):
     (outside / "20260101-000000-0" / "x.png").write_bytes(b"x")
     (cats / ".image-trash").symlink_to(outside, target_is_directory=True)
     assert trashed(cats) == []
-    with pytest.raises(DatasetError, match="is no folder"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         put_away(cats, [cats / "a.png"], studio.folders.data)
     (cats / ".image-trash").unlink()
     (cats / ".image-trash").mkdir()

@@ -211,7 +211,7 @@ def test_how_many_differences_were_judged_is_told():
     assert "3 differences were judged" in caution_text(values("better", None, *["worse"] * 2))
     assert "0.15 on average" in caution_text(values("better", None, *["worse"] * 2))
     assert "No difference is beyond noise. 2 " in caution_text(values(*["within noise"] * 2))
-    assert "that takes 10 prompts" in caution_text(values(None, None))
+    assert "a verdict requires 10 prompts" in caution_text(values(None, None))
     assert caution_text({"models": [{"measures": []}]}) == ""
 
 

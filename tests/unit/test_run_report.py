@@ -93,12 +93,12 @@ def test_the_best_model_is_what_to_use_after_over_fitting(run):
     [
         # better in the middle, and nobody knows at the end: the kept one is what there is to use
         ((1, 0.5, 1, 0.75), True, "Use dog-best.safetensors, the model of step 10, not the last"),
-        ((1, 0.5, 1, 0.75), False, "A next run may end after 10 steps"),
+        ((1, 0.5, 1, 0.75), False, "The next run can end after 10 steps"),
         # it has risen, and is far below the base model all the same
-        ((0.5, 0.2, 0.22, 0.25), False, "This model is better than the base model all the same"),
+        ((0.5, 0.2, 0.22, 0.25), False, "This model is still better than the base model"),
         ((0.5, 0.2, 0.6, 0.9), False, "Do not use this model"),
         ((1, 1, 1, 1), False, "Train longer"),
-        ((1, 0.9, 0.8, 0.7), False, "should hold more images out"),  # of four images
+        ((1, 0.9, 0.8, 0.7), False, "should hold out more images"),  # of four images
     ],
 )
 def test_the_next_step_is_what_the_claim_says(run, means, keeps_best, words):
@@ -127,12 +127,12 @@ def test_a_finished_run_that_was_stopped_while_made_longer_goes_on(run):
     record = {"written": ["export/dog.safetensors"]}
     (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
     run.write_status("finished", step=30, total_steps=30, model="export/dog.safetensors")
-    assert "Draw with the model and look" in page_of_text(run)
+    assert "Draw with the model and check the images" in page_of_text(run)
     run.write_status(
         "stopped", step=40, total_steps=60, finished_step=30, model="export/dog.safetensors"
     )
     text = page_of_text(run)
-    assert "Draw with the model and look" not in text
+    assert "Draw with the model and check the images" not in text
     assert "The run is not finished" in text
 
 

@@ -292,7 +292,7 @@ def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, f
     pages._news(watch, dog)
     moved = dog.path.rename(folder / "renamed-dog")
     told = pages._news(watch, dog).decode()
-    assert "not there any more: it was removed, renamed or moved" in told
+    assert "no longer exists here: it was removed, renamed or moved" in told
     assert "button" not in told
     assert pages._news(watch, dog) == b": still here\n\n"  # said once
     parts = ("", "/curves", "/learning", "/images", "/samples", "/stream", "/report")
@@ -308,7 +308,7 @@ def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, f
     dog.status_file.write_text("{", encoding="utf-8")  # which says nothing of its state
     assert "of unknown state" in pages._news(watch, dog).decode()
     dog.path.rename(moved)
-    assert "not there any more" in pages._news(watch, dog).decode()
+    assert "no longer exists here" in pages._news(watch, dog).decode()
 
 
 def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(studio, dog):
@@ -641,7 +641,7 @@ def test_a_clock_that_is_set_changes_no_state(client, studio, dog, folder, monke
 
 def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog):
     page = address(studio, dog)
-    assert "Begin again</button>" in client.get(page).text
+    assert "Start again</button>" in client.get(page).text
     with dog.held() as held:
         held.write_status("training", step=1, total_steps=9)
         assert "No state is saved yet: all steps will be lost. Stop now?" in client.get(page).text
@@ -651,16 +651,16 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
     assert "From the state of step 2." in client.get(page).text
     refused = client.post(f"{page}/ask/save", headers=FROM_HERE)
     assert refused.status_code == 409
-    assert "Nobody is training this run" in refused.text
+    assert "No process is training this run" in refused.text
     with dog.held() as held:
         held.write_status("training", step=4, total_steps=9)
         text = client.get(page).text
         assert "Save a state now" in text
-        assert "What came after step 2 will be lost. Stop now?" in text
+        assert "All training after step 2 will be lost. Stop now?" in text
         assert "Resume</button>" not in text
         asked = client.post(f"{page}/ask/save", headers=FROM_HERE)
         assert asked.status_code == 200
-        assert "Asked: Save a state now." in asked.text
+        assert "Requested: Save a state now." in asked.text
         assert client.post(f"{page}/ask/format", headers=FROM_HERE).status_code == 404
         assert [command.kind for command in waiting_commands(dog.commands)] == ["save"]
         assert client.post(f"{page}/resume", headers=FROM_HERE).status_code == 409
@@ -672,7 +672,7 @@ def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
     asked = f"{address(studio, dog)}/ask/save"
     part = client.post(asked, headers={**FROM_HERE, "hx-request": "true"})
     assert part.status_code == 409
-    assert "Not possible: Nobody is training this run" in part.text
+    assert "Not possible: No process is training this run" in part.text
     assert "<html" not in part.text
     assert "<html" in client.post(asked, headers=FROM_HERE).text
 
@@ -718,11 +718,11 @@ def test_a_run_without_samples_of_the_base_model_says_so(client, studio, folder)
     asked = '[previews]\nprompts = ["a cat"]\nevery_steps = 50\n'
     run.config_file.write_text(asked, encoding="utf-8")
     page = client.get(f"{address(studio, run)}/samples").text
-    assert "No previews yet. The run draws them as it goes: after every 50 steps" in page
+    assert "No previews yet. The run draws them every 50 steps" in page
     sampled(run, [50])
     sampled(run, [100], ["000.png", "001.png"])
     page = client.get(f"{address(studio, run)}/samples").text
-    assert "at step 50, the first that was drawn" in page
+    assert "at step 50, the first with samples" in page
     assert "previews.at_first = true" in page
     assert 'data-steps="50,100"' in page
     assert page.count('class="first"') == 1  # the second prompt was added later

@@ -86,7 +86,7 @@ def test_captions_are_shown_and_none_is_markup(client, here):
     assert EVIL not in page.text
     assert "&lt;script&gt;alert(1)" in page.text
     assert "4 of 4 images" in page.text
-    assert "No words in a .txt file." in page.text
+    assert "No caption in a .txt file." in page.text
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_one_caption_leads_to_the_next_of_the_filter(client, here, data, tasks):
     after = client.get(saved.headers["location"]).text
     assert f'rel="next" href="{here}?image={b}&amp;ending=.txt&amp;tag=cat"' in after
     last = client.get(f"{here}?image={b}&ending=.txt&tag=cat").text
-    assert "This is the last image of the filter." in last
+    assert "This is the last image that matches the filter." in last
 
 
 def mark_shown(client, here, data):
@@ -269,7 +269,7 @@ def test_a_caption_that_changed_after_its_page_was_opened_is_kept(client, here, 
         answer = send(client, f"{here}/set", **form, mark=given)
         assert answer.status_code == 409
         assert "somebody&#39;s, &lt;b&gt;meanwhile" in answer.text
-        assert "What you typed is: mine" in answer.text
+        assert "Your text is: mine" in answer.text
     assert tasks.words == []
     assert (
         send(client, f"{here}/set", **form, mark=mark_shown(client, here, data)).status_code == 303
@@ -346,7 +346,7 @@ def test_what_cannot_be_read_is_said_and_a_link_is_not_followed_out(data, folder
     assert "secret words" not in text
     assert "leads out of the dataset" in text
     assert "not UTF-8" in text
-    assert "over 1 MiB" in text
+    assert "larger than 1 MiB" in text
 
 
 def test_captions_are_read_in_every_encoding_of_a_scan(data):

@@ -53,7 +53,7 @@ def test_a_run_that_is_gone_is_said_and_the_others_are_shown(client, studio, pai
         file.rmdir() if file.is_dir() else file.unlink()
     page = client.get(f"/compare?{wanted}")
     assert page.status_code == 200
-    assert "One run that the address names is not there any more" in page.text
+    assert "One run in the address of this page no longer exists" in page.text
     assert client.get(f"/compare/numbers?{wanted}").status_code == 200
 
 

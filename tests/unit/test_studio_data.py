@@ -507,7 +507,7 @@ def test_reading_and_reporting_are_tasks(client, studio, cats, started):
     for value in ("x", "0", "-1", "99999", "1e3", "²"):
         answer = client.post(f"{page}/read", data={"step": value}, headers=FROM_HERE)
         assert answer.status_code == 400, value
-        assert "Step of sides" in answer.text
+        assert "Sides in steps of" in answer.text
     (cats / "config.toml").write_text("[dataset]\nimage_dir = '/'", encoding="utf-8")
     answer = client.post(f"{page}/read", headers=FROM_HERE)
     assert answer.status_code == 409  # a stranger's settings would name other folders
@@ -564,7 +564,7 @@ def test_a_dataset_that_is_removed_or_closed_is_named(client, studio, cats, data
     page = address(studio, cats)
     thumb = f"{page}/thumbnails/{address_of([cats], cats / '0.png')}"
     listed(studio, cats, [ListedImage("0.png"), ListedImage("gone.png")])
-    assert "not there any more" in client.get(page).text
+    assert "no longer exists" in client.get(page).text
     if os.name != "nt" and os.geteuid():
         cats.chmod(0)
         try:
@@ -622,7 +622,7 @@ def test_the_losses_of_a_run_are_ratios_to_all_at_the_same_noise(
     assert page.index(">2.png<") < page.index(">0.png<") < page.index(">1.png<")
     assert "0.86 × the usual loss, shown 1×" in page
     other = client.get(f"{address(studio, cats)}?run=0.x").text
-    assert "names no image" in other
+    assert "has no image of this dataset" in other
 
 
 def test_of_a_long_table_of_losses_the_newest_rows_count(folder, cats, monkeypatch):
@@ -920,14 +920,14 @@ def send(client, studio, dataset, *sent):
 def test_a_name_is_refused_as_it_is_on_the_disk(client, studio, cats):
     """Browsers write a quote in it as %22."""
     answer = send(client, studio, cats, ('we"ird.png', encoded()))
-    assert "<b>we&#34;ird.png</b>: a name has none of" in answer.text
+    assert "<b>we&#34;ird.png</b>: a name must not contain" in answer.text
     assert not [path for path in cats.iterdir() if "ird" in path.name]
 
 
 def test_a_dataset_without_a_name_is_refused_in_words(client):
     answer = client.post("/data", data={"name": ""}, headers=FROM_HERE)
     assert 'id="name-fault"' in answer.text
-    assert "A name is needed" in answer.text
+    assert "A name is required" in answer.text
     assert not re.search("<input id=.name.[^>]* required", answer.text)  # the browser would say it
 
 
@@ -943,7 +943,7 @@ def test_images_and_captions_are_added_and_nothing_else(client, studio, cats):
     )  # fmt: skip
     assert answer.status_code == 200
     assert answer.text.count('class="taken"') == 3
-    assert answer.text.count("is there already") == 2
+    assert answer.text.count("already exists") == 2
     assert "HTML page" in answer.text
     assert (cats / "new.png").read_bytes() == encoded()
     assert (cats / "new.txt").read_text(encoding="utf-8") == "a dög"
@@ -1016,7 +1016,7 @@ def test_a_file_that_is_too_large_is_refused_and_removed(cats):
 def test_a_name_that_is_taken_while_a_file_arrives_stays_what_it_is(cats):
     taken = receiver(cats, lambda path, name: (cats / name).write_bytes(b"mine") and "")
     taken.feed(body("a.png", b"theirs"))
-    assert "is there already" in taken.outcomes[0].reason
+    assert "already exists" in taken.outcomes[0].reason
     assert (cats / "a.png").read_bytes() == b"mine"
 
 
@@ -1030,7 +1030,7 @@ def test_a_file_gets_its_name_where_there_are_no_hard_links(cats, monkeypatch):
     assert give_name(cats / "part", cats / "a.png") == ""
     assert (cats / "a.png").read_bytes() == b"new"
     (cats / "part").write_bytes(b"newer")
-    assert "there already" in give_name(cats / "part", cats / "a.png")
+    assert "already exists" in give_name(cats / "part", cats / "a.png")
     assert (cats / "a.png").read_bytes() == b"new"
 
 
@@ -1060,7 +1060,7 @@ def test_what_is_no_form_is_refused(client, studio, cats):
     part = client.post(
         upload, files={"other": ("a.png", b"x")}, headers={**FROM_HERE, "hx-request": "true"}
     )
-    assert "No file was chosen" in part.text
+    assert "No file was selected" in part.text
     assert "<html" not in part.text
 
 

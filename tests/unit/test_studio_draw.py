@@ -135,7 +135,7 @@ def test_models_that_are_not_offered_are_no_secret(client, models, monkeypatch):
         assert "there are over 3 models, and no more are offered" in client.get("/draw").text
     with monkeypatch.context() as patched:
         patched.setattr(models_module, "MOST_SCANNED", 3)
-        assert f"folders and models are in {models}, and no more" in client.get("/draw").text
+        assert f"folders and models in {models}, where the search stops" in client.get("/draw").text
 
 
 def test_a_link_out_of_the_folders_is_no_model(studio, models, tmp_path):
@@ -176,8 +176,8 @@ def test_a_worker_at_work_is_not_started_again(client, models, drawings, started
     ("changes", "field", "words"),
     [
         ({"model": ""}, "model", "Choose a model to draw with"),
-        ({"model": "m0.Li4vLi4vZXRjL3Bhc3N3ZA"}, "model", "not there any more"),
-        ({"model": "/etc/passwd"}, "model", "not there any more"),
+        ({"model": "m0.Li4vLi4vZXRjL3Bhc3N3ZA"}, "model", "no longer exists"),
+        ({"model": "/etc/passwd"}, "model", "no longer exists"),
         ({"width": "100"}, "width", "multiple of 8, such as 96"),
         ({"width": "-8"}, "width", "from 8 to 8192"),
         ({"height": "9000"}, "height", "from 8 to 8192"),
@@ -200,7 +200,7 @@ def test_a_worker_at_work_is_not_started_again(client, models, drawings, started
         ({"x_kind": "model"}, "x", "Choose the models of the axis"),
         ({"x_kind": "seed", "x_values": "1", "count": "2"}, "count", "one image in each cell"),
         ({"x_kind": "strength", "x_values": "0,1"}, "hypernetworks", "choose at least one"),
-        ({"other_model": "="}, "other_model", "choose another"),
+        ({"other_model": "="}, "other_model", "choose a different model"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_field_and_what_was_typed_stays(
@@ -379,8 +379,8 @@ def test_images_are_served_as_images_and_nothing_else_is(client, drawings, tmp_p
 def test_how_a_drawing_stands_is_told_truly(client, drawings):
     drawing = drawings.ask(DrawRequest(ImageSettings("/m", "x"), count=4))
     part = f"/draw/{drawing.path.name}/part"
-    assert "Nobody draws it." in client.get(part).text
-    assert "Draw what waits" in client.get(part).text
+    assert "No worker is running." in client.get(part).text
+    assert "Draw the waiting images" in client.get(part).text
     status = {"phase": "drawing", "images": 4, "step": 5, "steps": 20, "done": []}
     living = {**status, "process": current_process().token}
     drawing.status_file.write_text(json.dumps(living), encoding="utf-8")
@@ -438,7 +438,7 @@ def test_the_worker_is_started_for_what_waits_and_asked_to_end(client, drawings,
     assert not drawings.stop_file.exists()
     drawings.path.mkdir(parents=True)
     with FolderLock(drawings.path, "drawing", lambda holder: None):
-        assert "End it now" in client.get("/draw").text
+        assert "Stop it now" in client.get("/draw").text
         ask(client, "/draw/worker/stop")
     assert drawings.stop_file.exists()
 
@@ -451,9 +451,9 @@ def test_a_worker_that_is_being_started_is_not_started_twice(client, studio, dra
     (task / "task.json").write_text(json.dumps(about), encoding="utf-8")
     post(client, model=address(models, "one.safetensors"))
     assert len(studio.tasks.all()) == 1
-    assert "when its turn comes" in client.get("/draw").text
+    assert "waiting for its turn" in client.get("/draw").text
     drawings.worker_file.write_text(json.dumps({"process": about["process"]}), encoding="utf-8")
-    assert "Nobody draws it" in client.get("/draw").text  # that worker is ending
+    assert "No worker is running" in client.get("/draw").text  # that worker is ending
 
 
 def test_a_run_in_training_is_told_before_drawing(client, studio, folder):

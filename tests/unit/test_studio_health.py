@@ -69,8 +69,10 @@ def test_the_page_says_what_the_report_says(client, studio, cats, written, addre
     for forbidden in ("<script>alert", "style=", "<style", 'src="data:', "onerror"):
         assert forbidden not in answer.text
     report = (written[0].parent / "report.html").read_text(encoding="utf-8")
-    main = report[report.index("<h2>What to look at") : report.index("</main>")]
-    main = main.replace("What is dark is cropped away.", "")  # of thumbnails of the report alone
+    main = report[report.index("<h2>Advice") : report.index("</main>")]
+    main = main.replace(
+        "The darkened areas are cropped away.", ""
+    )  # of thumbnails of the report alone
     assert text_of(main).strip() in text_of(answer.text)
     assert answer.text.count('<svg class="chart"') == report.count('<svg class="chart"') == 3
     assert SCRIPT in text_of(answer.text)
@@ -99,7 +101,7 @@ def test_a_report_of_a_stranger_leads_nowhere_outside(client, studio, cats, writ
     found["captions"]["missing"] = [*paths, "cats/.hidden.png", "cats/0.png"]
     put(studio, cats, found)
     page = client.get(f"{address}/health").text
-    section = page[page.index("images have no words</summary>") :].partition("</details>")[0]
+    section = page[page.index("images have no caption</summary>") :].partition("</details>")[0]
     assert re.findall(r'href="([^"]+)"', section) == [
         f"{address}/images/{address_of([cats], cats / '0.png')}"
     ]
@@ -122,8 +124,8 @@ def test_a_damaged_report_is_named(client, studio, cats, written, address, value
             answer = client.get(f"{address}/health")
         finally:
             inside[key] = kept
-        fine = answer.status_code == 200 and "What to look at" in answer.text
-        assert fine or "is damaged, or of another version" in answer.text, key
+        fine = answer.status_code == 200 and "<h2>Advice" in answer.text
+        assert fine or "is damaged, or was written by another version" in answer.text, key
     put(studio, cats, value)
     assert "is damaged" in client.get(f"{address}/health").text
 
@@ -133,7 +135,7 @@ def test_counts_that_add_up_by_one_below_nothing_are_damage(client, studio, cats
     found = copy.deepcopy(written[1])
     found["captions"]["token_lengths"] = {"5": 9000, "6": -9000}
     put(studio, cats, found)
-    assert "is damaged, or of another version" in client.get(f"{address}/health").text
+    assert "is damaged, or was written by another version" in client.get(f"{address}/health").text
 
 
 def test_what_a_list_leaves_out_is_counted_with_where_it_is(client, studio, cats, written, address):
@@ -162,5 +164,5 @@ def test_the_report_that_was_written_is_shown(client, studio, cats, address):
         process.wait()
     assert f'href="{address}/health"' in client.get(address).text
     page = client.get(f"{address}/health").text
-    assert "Write it anew" in page
+    assert "Write it again" in page
     assert "cannot be used; the reasons are below" in page

@@ -196,7 +196,7 @@ def test_what_strangers_wrote_is_no_html(client, studio, shelf):
 
 def test_a_model_is_inspected_by_a_task_and_its_result_is_kept(client, studio, base, asked):
     page = page_of(studio, base)
-    assert "has not been looked at" in client.get(page).text
+    assert "has not been inspected" in client.get(page).text
     answer = post(client, f"{page}/inspect")
     assert answer.status_code == 303
     (words,) = asked
@@ -207,7 +207,7 @@ def test_a_model_is_inspected_by_a_task_and_its_result_is_kept(client, studio, b
     out.write_text(json.dumps({"File": {"Kind": "<b>checkpoint"}, "odd": 3}), encoding="utf-8")
     assert "&lt;b&gt;checkpoint" in client.get(page).text
     base.write_bytes(b"another one")
-    assert "has not been looked at" in client.get(page).text
+    assert "has not been inspected" in client.get(page).text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"x"', '{"a": [1]}'])
@@ -217,7 +217,7 @@ def test_half_a_result_is_none(client, studio, base, asked, content):
     out = Path(asked[0][4])
     out.parent.mkdir(parents=True)
     out.write_text(content, encoding="utf-8")
-    assert "has not been looked at" in client.get(page).text
+    assert "has not been inspected" in client.get(page).text
 
 
 # convert, download
@@ -330,7 +330,7 @@ def test_what_would_be_sent_is_shown_before_anything_is(client, studio, base, as
     assert "could not be made" in client.get(page).text
     write_plan(folder)
     shown = client.get(page).text
-    for words in ("# A &lt;i&gt;card", "2.0 KiB", "nobody else would see", "Publish it now"):
+    for words in ("# A &lt;i&gt;card", "2.0 KiB", "only you would see", "Publish it now"):
         assert words in shown
     assert "<i>" not in shown
     sent = post(client, page)
@@ -421,7 +421,7 @@ def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, she
     assert not base.exists()
     (kept,) = (shelf / ".trash").rglob("base.safetensors")
     assert kept.read_bytes() == b"12345"
-    assert "still takes 5 bytes" in client.get("/models").text
+    assert "still take up 5 bytes" in client.get("/models").text
     assert post(client, "/models/empty-trash", deleted=listed_in_trash(client)).status_code == 400
     assert kept.is_file()
     form = {"sure": "yes", "deleted": listed_in_trash(client)}
@@ -430,9 +430,9 @@ def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, she
     assert list((shelf / ".trash").iterdir()) == []
     page = client.get(done.headers["location"]).text
     assert "1 model was removed for good. That freed 5 bytes." in page
-    assert "after the page was opened" not in page
+    assert "after this page was opened" not in page
     again = client.get(post(client, "/models/empty-trash", **form).headers["location"]).text
-    assert "Nothing was removed: none of it was in the trash any more." in again
+    assert "Nothing was removed: these items were no longer in the trash." in again
     assert "removed for good" not in client.get("/models?removed=1e9&freed=-1").text
 
 
@@ -467,7 +467,7 @@ def test_a_model_that_a_run_works_with_stays(client, studio, base, folder):
     with run.held():
         answer = post(client, f"{page_of(studio, base)}/delete", sure="yes")
     assert answer.status_code == 409
-    assert "dog works with it" in answer.text
+    assert "the model is used now by dog" in answer.text
     assert base.is_file()
 
 
@@ -478,7 +478,7 @@ def test_a_model_of_a_job_that_is_worked_on_stays(client, studio, base, folder, 
     monkeypatch.setattr(Queue, "jobs", lambda _: [replace(job, state="working")])
     answer = post(client, f"{page_of(studio, base)}/delete", sure="yes")
     assert answer.status_code == 409
-    assert "job 1 of the queue works with it" in answer.text
+    assert "the model is used now by job 1 of the queue" in answer.text
     assert base.is_file()
 
 
@@ -489,7 +489,7 @@ def test_a_model_of_a_run_that_is_being_prepared_stays(client, studio, base, fol
         assert all_models(studio.folders)
         answer = post(client, f"{page_of(studio, base)}/delete", sure="yes")
         assert answer.status_code == 409
-        assert "cat works with it" in answer.text
+        assert "the model is used now by cat" in answer.text
         forget_preparing(run.path)
         assert os.listdir(run.path) == [".lock"]
         note_preparing(run.path, {"model": {"path": "owner/name"}})

@@ -244,7 +244,7 @@ def test_datasets_and_models_go_by_the_names_that_pages_show(client, tasks, fold
     assert chosen(**listed, data="", model=" ") == (str(pictures), str(it))
     assert chosen(**listed, data="", model="owner/name@main") == (str(pictures), "owner/name@main")
     [several] = chosen(data="cats", model="same.ckpt")
-    assert "Several have this name" in several
+    assert "This name is ambiguous" in several
     page = client.get("/new").text
     assert f'<option value="{it}">it.safetensors</option>' in page
     assert f"same.ckpt, in {models / 'two'}</option>" in page
@@ -270,8 +270,8 @@ def test_what_is_not_listed_is_found_by_its_name(
     assert "The first 2 of 5 models are listed" in page
     assert "artist4" not in page
     form = client.get(draft).text
-    assert "The first 2 of the 6 that are here" in form
-    assert "The first 2 of the 5 that are here" in form
+    assert "The list offers the first 2 of 6" in form
+    assert "The list offers the first 2 of 5" in form
 
 
 def test_a_goal_that_fails_says_why_and_keeps_what_was_given(client, tasks, pictures):
@@ -338,7 +338,7 @@ def test_a_command_is_given_to_the_verb_as_one_word(client, tasks):
 def test_no_command_is_said_to_be_none(client, tasks, text):
     answer = post(client, "/new/command", {"command": text})
     assert answer.status_code == 422
-    assert "Paste a command here." in answer.text
+    assert "Paste a command." in answer.text
     assert tasks == []
 
 
@@ -572,7 +572,7 @@ def test_a_process_that_still_loads_libraries_takes_the_newest_settings(tmp_path
         assert [process.ended for process in planned] == [True, False]
         assert planned[1].settings == {"output_dir": "c"}
         planned[1].ended = True
-        assert plans.state_of(draft).failure == "The process that plans was ended."
+        assert plans.state_of(draft).failure == "The process that makes the plan was stopped."
     finally:
         Process.takes_up = True
 
@@ -613,7 +613,7 @@ def test_settings_are_saved_and_never_over_a_file(client, draft, good, folder):
     assert tomllib.loads(file.read_text())["training"] == {"max_steps": 5}
     before = file.read_text()
     again = post(client, f"{draft}/save", {**good, "training.max_steps": "6", "to.name": "mine"})
-    assert "was not touched" in again.text
+    assert "was not changed" in again.text
     assert file.read_text() == before
     assert "Not yet: training.max_steps" in post(
         client, f"{draft}/save", {**good, "training.max_steps": "x"}
@@ -635,7 +635,7 @@ def test_files_go_into_the_folders_of_runs_alone(client, draft, good, folder, ch
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "it.toml").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(Exception, match="already there"):
+    with pytest.raises(Exception, match="already exists"):
         write_settings(tmp_path / "it.toml", "x = 1\n", same_is_fine=True)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -677,12 +677,12 @@ def test_a_run_that_does_not_begin_says_why(client, draft, good, folder, tasks):
     end(tasks[0][1], 4, "No <such> model.")
     for address in (f"{draft}/started", f"{draft}/started/part"):
         text = client.get(address).text
-        assert "The run did not begin." in text
+        assert "The run did not start." in text
         assert "No &lt;such&gt; model." in text
     post(client, f"{draft}/start", good)  # the same settings file is as good as written
     assert len(tasks) == 2
     answer = post(client, f"{draft}/start", {**good, "training.max_steps": "7"})
-    assert "was not touched" in answer.text
+    assert "was not changed" in answer.text
     assert len(tasks) == 2
 
 
@@ -705,14 +705,14 @@ def test_what_cannot_be_started_is_not_saved_either(
     client, studio, draft, good, folder, tasks, typed, verb
 ):
     answer = post(client, f"{draft}/{verb}", {**good, "output_dir": typed, "to.name": "it"})
-    assert '<p class="fault">Not yet: output_dir is to be changed first.' in answer.text
+    assert '<p class="fault">Not yet: output_dir must be corrected first.' in answer.text
     assert not (folder / "it.toml").exists()
     assert tasks == Queue(studio.queue).jobs() == []
 
 
 def test_a_run_is_put_into_the_queue(client, studio, draft, good):
     answer = post(client, f"{draft}/queue", good)
-    assert "job 1 of the queue. No process works on the queue yet" in answer.text
+    assert "to the queue as job 1. No process works on the queue yet" in answer.text
     assert 'href="/queue"' in answer.text
     (job,) = Queue(studio.queue).jobs()
     assert job.run.path == Path(good["output_dir"])
@@ -726,14 +726,14 @@ def test_a_run_is_not_started_with_faults_or_over_another(
     client, draft, good, folder, tasks, planned
 ):
     make_run(folder / "it", phase="finished")
-    assert "Not yet: output_dir is" in post(client, f"{draft}/start", good).text
+    assert "Not yet: output_dir must" in post(client, f"{draft}/start", good).text
     taken = post(client, f"{draft}/check", good)
-    assert faults(taken) == {"output_dir": "There is a run of that name; choose another"}
+    assert faults(taken) == {"output_dir": "A run with this name exists; choose another name"}
     elsewhere = {**good, "output_dir": "/x"}
     assert "outside" in faults(post(client, f"{draft}/check", elsewhere))["output_dir"]
-    assert "Not yet: output_dir is" in post(client, f"{draft}/start", elsewhere).text
+    assert "Not yet: output_dir must" in post(client, f"{draft}/start", elsewhere).text
     two = {**good, "optimizer.lr": "x", "training.max_steps": "-1"}
-    assert "and 1 other setting are to be changed" in post(client, f"{draft}/start", two).text
+    assert "and 1 other setting must be corrected first" in post(client, f"{draft}/start", two).text
     assert "Not yet" in post(client, f"{draft}/start", {**good, "optimizer.lr": "x"}).text
     assert tasks == []
     assert client.get(f"{draft}/started").status_code == 404

@@ -68,7 +68,7 @@ def test_an_empty_queue_says_how_to_begin(client):
     page = client.get("/queue")
     assert page.status_code == 200
     assert "queue add --queue " in page.text
-    assert "being trained now" not in page.text
+    assert "training now, outside this queue" not in page.text
     assert 'href="/queue"' in client.get("/").text
     for policy in (" style=", "<style", "onclick"):
         assert policy not in page.text
@@ -126,9 +126,9 @@ def test_runs_that_the_queue_does_not_know_of_are_named_before_it_starts(client,
     with make_run(folder / "cat & mouse").held() as held:
         held.write_status("training", step=1, total_steps=9)
         page = client.get("/parts/queue").text
-    assert "cat &amp; mouse: being trained now, and not by this queue" in page
-    assert 'hx-confirm="cat &amp; mouse is being trained now' in page
-    assert "being trained now" not in client.get("/parts/queue").text
+    assert "cat &amp; mouse: training now, outside this queue. The queue does not wait" in page
+    assert 'hx-confirm="cat &amp; mouse is training now, outside this queue' in page
+    assert "training now, outside this queue" not in client.get("/parts/queue").text
 
 
 STRANGE = ["<script>alert(1)</script>", "a\"b'c", "two\nlines", "%2e%2e", "{{ 1 }}", "\udcff"]
@@ -179,7 +179,7 @@ def test_damaged_records_end_no_page(client, queue, content):
     page = client.get("/queue")
     assert page.status_code == 200
     assert "job.json" in page.text
-    assert "no output_dir" in page.text
+    assert "do not set output_dir" in page.text
 
 
 # adding
@@ -220,7 +220,7 @@ def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(client,
     for text, words in (
         ("x =", "not valid TOML"),
         (valid(folder / "a", sed=3), "unknown key sed"),
-        (valid(folder.parent / "outside"), "none of the folders of runs"),
+        (valid(folder.parent / "outside"), "outside the folders of runs"),
         (valid(taken), "already exists and is not empty"),
         ("a" + ".a" * 5000 + " = 1", "not valid TOML"),
         ('output_dir = "<i>"', "model"),
@@ -235,7 +235,7 @@ def test_what_is_wrong_stands_beside_its_field_and_nothing_typed_is_lost(client,
     for fields in ({}, {"file": "a.toml", "text": "x = 1"}, {"text": " "}):
         answer = post(client, "/queue/add", **fields)
         assert answer.status_code == 422
-        assert "one of both" in answer.text
+        assert "but not both" in answer.text
     assert queue.jobs() == []
     assert post(client, "/queue/add", text="x" * (2 << 20)).status_code == 413
 

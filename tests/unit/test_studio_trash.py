@@ -94,10 +94,10 @@ def test_what_has_its_name_meanwhile_is_never_replaced(client, folders, shelf):
     file = file_in(shelf)
     deleted = thrown_away(folders, file)
     file.write_bytes(b"another")
-    assert "Rename that first" in client.get(deleted.address).text
+    assert "Rename that one first" in client.get(deleted.address).text
     refused = post(client, f"{deleted.address}/restore")
     assert refused.status_code == 409
-    assert "already there" in refused.text
+    assert "already exists" in refused.text
     assert file.read_bytes() == b"another"
     assert deleted.path.read_bytes() == b"12345"
 
@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_replaced_either(
     file = file_in(shelf)
     deleted = thrown_away(folders, file)
     monkeypatch.setattr(trash, "_why_not_restored", lambda _: file.write_bytes(b"new") and "")
-    with pytest.raises(ModelError, match="already there"):
+    with pytest.raises(ModelError, match="already exists"):
         restore(deleted)
     assert file.read_bytes() == b"new"
     assert deleted.path.is_file()
@@ -184,7 +184,7 @@ def test_what_is_no_model_is_shown_and_stays_where_it_is(client, folders, shelf)
     assert "<i>.sh" not in client.get("/models").text
     refused = post(client, f"{deleted.address}/restore")
     assert refused.status_code == 409
-    assert "no model" in refused.text
+    assert "not a model" in refused.text
     assert file.is_file()
 
 
@@ -228,7 +228,7 @@ def test_a_trash_that_is_a_junction_is_neither_used_nor_emptied(
     model = file_in(shelf, "base.safetensors")
     make_junction(shelf / ".trash", tmp_path / "other", monkeypatch)
     assert all_deleted(folders) == []
-    with pytest.raises(StorageError, match="is no folder"):
+    with pytest.raises(StorageError, match="is not a folder"):
         delete(model_of(folders, model))
     assert precious.is_file()
 
@@ -258,8 +258,8 @@ def test_a_page_empties_no_more_than_it_lists(client, folders, shelf):
     done = post(client, "/models/empty-trash", sure="yes", deleted=names)
     assert not listed.path.exists()
     assert later.path.is_file()
-    assert "deleted after the page was opened" in client.get(done.headers["location"]).text
-    assert "after the page was opened" not in client.get("/models").text
+    assert "deleted after this page was opened" in client.get(done.headers["location"]).text
+    assert "after this page was opened" not in client.get("/models").text
     post(client, "/models/empty-trash", sure="yes", deleted=listed_in_trash(client))
     assert all_deleted(folders) == []
 
@@ -272,7 +272,7 @@ def test_an_export_whose_run_is_gone_is_not_restored_to_where_no_page_shows_it(
     shutil.rmtree(run.path)
     refused = post(client, f"{deleted.address}/restore")
     assert refused.status_code == 409
-    assert "no run that is there has exported it" in refused.text
+    assert "the run that exported it no longer exists" in refused.text
     assert "models restore" in refused.text
     assert deleted.path.is_file()
     assert restore(deleted).is_file()

@@ -198,9 +198,9 @@ def test_a_model_of_a_run_goes_into_the_trash_beside_the_run(place):
     assert f"models restore {moved}" in plain(done)
     assert not (run.path / ".trash").exists()
     for path, words in (
-        ("models/notes.txt", "is no model"),
-        ("models", "is no model"),
-        ("models/missing.ckpt", "is not there"),
+        ("models/notes.txt", "is not a model"),
+        ("models", "is not a model"),
+        ("models/missing.ckpt", "does not exist"),
     ):
         refused = impasto("models", "delete", path, "--yes")
         assert refused.returncode == 4, path

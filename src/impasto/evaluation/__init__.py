@@ -1,1 +1,1 @@
-"""What a model draws against real images: distances, similarities, copies, obedience to prompts."""
+"""Evaluates the images of models against real ones: distances, similarity, copies, prompt tags."""

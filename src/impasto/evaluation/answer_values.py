@@ -1,4 +1,4 @@
-"""Parts of an answer as JSON has them: images, networks, references, and pairs to look at."""
+"""Parts of an evaluation's JSON content: images, networks, references, and pairs to inspect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from impasto.evaluation.results import Outcome, number
 
 
 def image_values(images: RealImages, looks: Looks) -> dict[str, Any]:
-    """How many real or training images there are."""
+    """Return the counts of real or training images."""
     return {
         "place": images.source,
         "images": len(looks.images),
@@ -26,7 +26,7 @@ def image_values(images: RealImages, looks: Looks) -> dict[str, Any]:
 
 
 def network_values(network: Network, material: Material) -> dict[str, Any]:
-    """What a network is, and how many draws the interval of its Fréchet distance is made of."""
+    """Return the facts of a network, and the number of draws for its Fréchet distance."""
     features = material.real.features.get(network.facts.name)
     if features is None:
         return {**asdict(network.facts), "width": None, "frechet_draws": None}
@@ -39,7 +39,7 @@ def network_values(network: Network, material: Material) -> dict[str, Any]:
 
 
 def reference_values(material: Material) -> list[dict[str, Any]]:
-    """What the measures say of real images."""
+    """Return the measures of real images, as references for those of models."""
     return [
         {
             "name": name,
@@ -59,7 +59,7 @@ def pairs(
     files: Sequence[Sequence[Path]],
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Each prompt with its real image and its samples, and what is nearest to these."""
+    """Return each prompt with its real image, its samples, and their nearest training images."""
     found = []
     for index, (text, _) in enumerate(question.prompts):
         link = material.linked[index]

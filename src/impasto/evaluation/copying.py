@@ -1,4 +1,4 @@
-"""Which images are copies of training images, and what is nearest to them."""
+"""Finds copies of training images among samples, and the training image nearest to each."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from impasto.evaluation.neighbours import (
 
 @dataclass(frozen=True)
 class Copying:
-    """What is near to each sample among the training images.
+    """The nearest training image of each sample, and whether the sample is a copy.
 
     Attributes:
-        nearest: By pixels of a copy; of others by the first feature network, or by pixels where
-            there is none. Distances are of features where there are any.
+        nearest: The nearest training images: of copies by pixels or perceptual hash, of other
+            samples by the first feature network, or by pixels without a network. Distances are
+            those of features if there are any.
         is_copy: [N] whether a sample is a copy by its pixels or its perceptual hash.
     """
 
@@ -33,15 +34,16 @@ class Copying:
 
 
 def copies_of(looks: Looks, training: Looks, among: Mapping[str, Nearest]) -> Copying:
-    """What is near to each image among the training images, and whether it is a copy.
+    """Find the nearest training image of each image, and whether the image is a copy of one.
 
-    A copy stands out by its pixels, or its perceptual hash differs in at most so many bits as two
-    files of the same photograph do. Mirrored copies are copies: training may mirror its images.
+    An image is a copy if one training image is far nearer by pixels than the others, or if its
+    perceptual hash differs from that of a training image in at most `NEAR_DUPLICATE_BITS` bits, as
+    for two files of one photograph. Mirrored copies count too, since training may mirror images.
 
     Args:
         looks: The images.
         training: The training images, at least one.
-        among: Networks of which neighbours are known; the nearest is that of the first.
+        among: Names of networks -> neighbours among training images; the first one is used.
     """
     by_pixels, stands_out = _nearest_of_both(looks.squares, training.squares)
     by_hash, same = _same_hash(looks, training)
@@ -58,11 +60,14 @@ def copies_of(looks: Looks, training: Looks, among: Mapping[str, Nearest]) -> Co
 
 
 def _nearest_of_both(squares: np.ndarray, training: np.ndarray) -> tuple[Nearest, np.ndarray]:
-    """The nearest training image by pixels of each image or its mirror image, and which is a copy.
+    """Find the training image nearest by pixels to each image or its mirror image.
 
     Args:
         squares: [N, SIDE * SIDE * 3] small squares.
-        training: [M, SIDE * SIDE * 3] those of the training images.
+        training: [M, SIDE * SIDE * 3] small squares of the training images.
+
+    Returns:
+        The nearest training images, and [N] whether each image is a copy.
     """
     plain, is_copy = nearest_by_pixels(squares, training)
     turned, is_turned = nearest_by_pixels(mirrored(squares), training)
@@ -73,7 +78,7 @@ def _nearest_of_both(squares: np.ndarray, training: np.ndarray) -> tuple[Nearest
 
 
 def _same_hash(looks: Looks, training: Looks) -> tuple[np.ndarray, np.ndarray]:
-    """[N] the training image of the nearest perceptual hash, and [N] whether it is the same."""
+    """Return [N] the index of the nearest perceptual hash, and [N] whether the hashes match."""
     index, same = np.zeros(len(looks.hashes), np.int64), np.zeros(len(looks.hashes), np.bool_)
     for position, pair in enumerate(zip(looks.hashes, looks.mirrored_hashes, strict=True)):
         bits = np.minimum(*(np.bitwise_count(training.hashes ^ value) for value in pair))

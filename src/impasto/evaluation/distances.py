@@ -1,7 +1,7 @@
-"""Distances between two sets of images by their features: Fréchet, and by a kernel.
+"""Distances between two sets of images by their features: Fréchet distance and kernel distance.
 
-clean-fid and torch-fidelity compute the first two for Inception alone, at versions of PyTorch of
-years ago, and without weights, which the bootstrap needs; both formulas are a page.
+clean-fid and torch-fidelity compute both only for Inception, with PyTorch versions of years ago,
+and without the weights that the bootstrap needs; both formulas fit on a page.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import numpy as np
 
 from impasto.evaluation.resampling import Estimate
 
-_ROWS = 512  # images whose kernels with all others are in memory at once
-_FEWEST, _MOST = 20, 200  # draws for the Fréchet distance
-_WORK = 4e9  # what all draws of one model may cost, in cubes of the smaller side
+_ROWS = 512  # images whose kernels with all others are computed at once
+_FEWEST, _MOST = 20, 200  # bootstrap draws for the Fréchet distance
+_WORK = 4e9  # work limit for all draws of one model, in cubes of the smaller side
 
 
 def frechet_distance(
     x: np.ndarray, y: np.ndarray, w: np.ndarray | None = None, v: np.ndarray | None = None
 ) -> float:
-    """The squared Fréchet distance of two normal distributions that are fitted to features.
+    """Return the squared Fréchet distance of two normal distributions fitted to features.
 
     Heusel et al. 2017 (arXiv:1706.08500), eq. 6: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with
-    covariances over n - 1. Of factors C1 = A'A and C2 = B'B the last trace is the sum of singular
-    values of AB': no root of a matrix, no rounding below zero, and the smaller side decides the
-    work. "FID" is this with Inception's features, and nothing else is.
+    covariances over n - 1. With factors C1 = A'A and C2 = B'B, the last trace is the sum of the
+    singular values of AB': this needs no matrix root, cannot round below zero, and costs the cube
+    of the smaller side. Only this distance with Inception's features is called "FID".
 
     Args:
         x: [N, D] features, N at least 2.
-        y: [M, D] the others, M at least 2.
-        w: [N] how often each counts; None means once.
-        v: [M] the same of the others.
+        y: [M, D] features of the other set, M at least 2.
+        w: [N] weights, how often each row of `x` counts; None means once.
+        v: [M] weights of `y`; None means once.
     """
     mean_x, a = _factor(x, w)
     mean_y, b = _factor(y, v)
@@ -41,7 +41,7 @@ def frechet_distance(
 
 
 def _factor(x: np.ndarray, w: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The mean [D] of features and a factor A [min(N, D), D] of their covariance A'A."""
+    """Return the mean [D] of features and a factor A [min(N, D), D] of their covariance A'A."""
     weights = np.ones(len(x)) if w is None else w
     counted = x[weights > 0].astype(np.float64)
     weights = weights[weights > 0]
@@ -59,21 +59,23 @@ def frechet_estimate(
     draws_y: np.ndarray,
     told: Callable[[int], None],
 ) -> Estimate:
-    """The Fréchet distance with draws of prompts and of real images.
+    """Estimate the Fréchet distance, with bootstrap draws of prompts and of real images.
+
+    The value is NaN with fewer than two samples or real images.
 
     Args:
-        x: [N, D] features of what was drawn.
-        groups: [N] the prompt of each.
+        x: [N, D] features of samples.
+        groups: [N] the prompt of each sample.
         y: [M, D] features of real images.
         draws: [R, P] how often each prompt was drawn.
-        draws_y: [R, M] how often each real image was.
-        told: Is told of each draw that is done.
+        draws_y: [R, M] how often each real image was drawn.
+        told: Called with the number of completed draws, 1 each time.
     """
     if len(x) < 2 or len(y) < 2:
         return Estimate(float("nan"), np.empty(0))
     prompts, replicates = len(np.unique(groups)), []
     for w, v in zip(draws, draws_y, strict=True):
-        if prompts > 1:  # draws of a single prompt are all the same and say nothing of others
+        if prompts > 1:  # draws of a single prompt are all equal and carry no information
             replicates.append(frechet_distance(x, y, w[groups], v))
         told(1)
     drawn_from = min(prompts, len(y))
@@ -81,13 +83,13 @@ def frechet_estimate(
 
 
 def frechet_draws(samples: int, real: int, width: int, replicates: int) -> int:
-    """How many draws the Fréchet distance gets: each costs the cube of the smaller side."""
+    """Return the number of draws for the Fréchet distance, which cost the smaller side cubed."""
     side = max(1, min(samples, real, width))
     return int(min(replicates, max(_FEWEST, min(_MOST, _WORK / side**3))))
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[N, M] (x·y / D + 1)³; Bińkowski et al. 2018 (arXiv:1801.01401)."""
+    """Return [N, M] the kernel (x·y / D + 1)³; Bińkowski et al. 2018 (arXiv:1801.01401)."""
     return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
 
 
@@ -99,24 +101,24 @@ def kernel_estimate(
     draws_y: np.ndarray,
     linked: Sequence[int | None] = (),
 ) -> Estimate:
-    """The kernel distance: the unbiased squared maximum mean discrepancy of two sets.
+    """Estimate the kernel distance: the unbiased squared maximum mean discrepancy of two sets.
 
     Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3, with the kernel of Bińkowski et al.
-    2018. It is unbiased for any number of images, and may be below zero where two sets are alike.
-    Left out are all pairs that are not drawn independently of each other: an image and itself, two
-    images of one prompt, and an image with the real image whose caption is its prompt. With the
-    last, a model that follows captions would seem nearer than its distribution is, by an amount
-    that falls as slowly as the noise does. So a draw that has a prompt twice does not shift it
-    either.
+    2018. It is unbiased for any number of images, and may be below zero if two sets are alike. All
+    pairs of images that are not drawn independently are left out: an image and itself, two images
+    of one prompt, and an image with the real image whose caption is its prompt. Including the last,
+    a model that follows captions would seem nearer than its distribution is, by an amount that
+    falls only as slowly as the noise. As a result, a draw that contains a prompt twice does not
+    shift the distance either.
 
     Args:
-        x: [N, D] features of what was drawn.
-        groups: [N] the prompt of each, 0 to P - 1.
+        x: [N, D] features of samples.
+        groups: [N] the prompt of each sample, 0 to P - 1.
         y: [M, D] features of real images.
         draws: [R, P] how often each prompt was drawn.
-        draws_y: [R, M] how often each real image was.
-        linked: [P] the index in `y` of the image whose caption a prompt is, or None; nothing at all
-            where no prompt is a caption.
+        draws_y: [R, M] how often each real image was drawn.
+        linked: [P] the index in `y` of the image whose caption is the prompt, or None; empty if no
+            prompt is a caption.
     """
     prompts = len(np.unique(groups))
     if prompts < 2 or len(y) < 2:
@@ -136,12 +138,12 @@ def kernel_estimate(
 
 
 def _sizes(groups: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """[P] how many images each prompt has."""
+    """Return [P] the number of images of each prompt."""
     return np.bincount(groups, minlength=w.shape[1]).astype(np.float64)
 
 
 def _within(x: np.ndarray, groups: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """[R] the mean kernel of two images of different prompts, weighted by each draw."""
+    """Return [R] the mean kernel of two images of different prompts, weighted by each draw."""
     sizes, count = _sizes(groups, w), w.shape[1]
     total, own = np.zeros(len(w)), np.zeros(count)
     for start in range(0, len(x), _ROWS):
@@ -161,7 +163,7 @@ def _between(
     v: np.ndarray,
     linked: np.ndarray,
 ) -> np.ndarray:
-    """[R] the mean kernel between the two sets, without linked pairs, weighted by each draw."""
+    """Return [R] the mean kernel between the sets, without linked pairs, weighted by each draw."""
     total = np.zeros(len(w))
     for start in range(0, len(x), _ROWS):
         rows = groups[start : start + _ROWS]
@@ -179,7 +181,7 @@ def _between(
 
 
 def _by_group(kernels: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
-    """[rows, P] the sums of kernels [rows, N] over the images of each prompt."""
+    """Return [rows, P] the sums of kernels [rows, N] over the images of each prompt."""
     order = np.argsort(groups, kind="stable")
     there, starts = np.unique(groups[order], return_index=True)
     sums = np.zeros((kernels.shape[0], count))

@@ -1,4 +1,4 @@
-"""Measures several models in one go: draws, looks, compares, and says what it came to."""
+"""Evaluates several models: draws their samples, computes features, and compares them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluate(
     progress: Progress,
     release: Callable[[torch.device], None],
 ) -> Answer:
-    """Draw with models and measure what they drew, as `draw_all` and `measure_all`."""
+    """Draw samples with models and measure them, by `draw_all` and `measure_all`."""
     files = draw_all(question, models, settings, progress, release)
     return measure_all(question, models, files, settings.folder, progress)
 
@@ -58,14 +58,14 @@ def draw_all(
     progress: Progress,
     release: Callable[[torch.device], None],
 ) -> list[list[Path]]:
-    """The samples of each model, all of the same prompts and seeds.
+    """Draw the samples of each model, all with the same prompts and seeds, and return their files.
 
     Args:
-        question: What is measured.
+        question: The prompts, images and networks of the evaluation.
         models: The models.
-        settings: How and where samples are drawn.
-        progress: Shows how far the work is.
-        release: Gives memory that is not used any more back to the device.
+        settings: The folder, device and other settings for drawing.
+        progress: Reports progress.
+        release: Called with the device after each model, to free unused memory.
 
     Raises:
         ModelError: A model is damaged.
@@ -85,20 +85,20 @@ def measure_all(
     folder: Path,
     progress: Progress,
 ) -> Answer:
-    """Measure models by what they drew.
+    """Measure models by their samples.
 
     Args:
-        question: What is measured.
-        models: The models; differences are told against the first.
-        files: The samples of each.
-        folder: Where they all are.
-        progress: Shows how far the work is.
+        question: The prompts, images and networks of the evaluation.
+        models: The models; the others are compared with the first.
+        files: The sample files of each model.
+        folder: The folder of all samples.
+        progress: Reports progress.
 
     Raises:
-        DatasetError: Not one real image can be read.
-        ModelError: A model draws nothing but images of one colour.
-        OutOfMemoryError: Not even one image fits into a network's memory.
-        StorageError: A sample is gone.
+        DatasetError: None of the real images can be read.
+        ModelError: All samples of a model are images of a single colour.
+        OutOfMemoryError: Memory is too small for a single image in a network.
+        StorageError: A sample cannot be read.
     """
     material = _material(question, progress)
     outcomes = []
@@ -134,7 +134,7 @@ def _by_name(images: RealImages) -> dict[str, CaptionedImage]:
 
 
 def _material(question: Question, progress: Progress) -> Material:
-    """Look at the real images and those trained on."""
+    """Compute the features of the real images and the training images."""
     networks = question.networks
     real = look_at(question.images.entries, networks, "the real images", progress)
     _require_some(real, question.images, progress)
@@ -172,7 +172,7 @@ def _share_files(real: Looks, training: Looks | None) -> bool:
 
 
 def _sharing_runs(real: Looks, trained_on: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
-    """The runs that were trained on a real image."""
+    """Return the runs that were trained on one of the real images."""
     own = {image.path.resolve() for image in real.images}
     return tuple(
         run for run, paths in trained_on.items() if any(path.resolve() in own for path in paths)
@@ -180,10 +180,10 @@ def _sharing_runs(real: Looks, trained_on: Mapping[str, Sequence[Path]]) -> tupl
 
 
 def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
-    """Say which images could not be read.
+    """Report images that could not be read.
 
     Raises:
-        DatasetError: None could.
+        DatasetError: None of the images could be read.
     """
     if not looks.unread:
         return
@@ -194,32 +194,32 @@ def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
             f"{first.path.name}: {first.reason}."
         )
     progress.note(
-        f"{images.source}: {counted(len(looks.unread), 'images')} left out that cannot be read; "
-        f"the first is {first.path.name}: {first.reason}."
+        f"{images.source}: {counted(len(looks.unread), 'unreadable images')} left out; the first "
+        f"is {first.path.name}: {first.reason}."
     )
 
 
 def _look_at_samples(
     model: Contestant, files: Sequence[Path], networks: tuple[Network, ...], progress: Progress
 ) -> Looks:
-    """Look at what a model drew.
+    """Compute the features of a model's samples.
 
     Raises:
-        ModelError: It is all of one colour.
-        StorageError: An image is gone that was there.
+        ModelError: All samples are of a single colour.
+        StorageError: A sample cannot be read.
     """
     images = [CaptionedImage(file) for file in files]
     looks = look_at(images, networks, f"the images of {model.label}", progress)
     if looks.unread:
         first = looks.unread[0]
         raise StorageError(
-            f"The sample {first.path} cannot be read: {first.reason}. Remove it, and give the same "
-            f"command again: it is drawn anew."
+            f"The sample {first.path} cannot be read: {first.reason}. Remove it, and repeat the "
+            f"command: it will be drawn again."
         )
     if looks.flat.all() and len(files) > 1:
         raise ModelError(
-            f"{model.label} draws nothing but images of one colour: its numbers became NaN or "
-            f"infinite on the way, or its weights are ruined. Look at {files[0]}."
+            f"{model.label} draws only images of a single colour: values became NaN or infinite "
+            f"while drawing, or its weights are damaged. See {files[0]}."
         )
     return looks
 

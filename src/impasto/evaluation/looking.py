@@ -1,6 +1,6 @@
-"""Goes through images once and keeps what is compared: features, tags, small squares, hashes.
+"""Reads images once, and computes what is compared: features, tags, small squares, hashes.
 
-Images come and go in batches; what stays of each is its features and 3 KB of pixels.
+Images are processed in batches; only the features and 3 KB of pixels per image are retained.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from impasto.evaluation.networks import Network
 from impasto.progress import Progress
 
 BATCH = 8
-_AT_LEAST = Size(512, 512)  # of large JPEGs; no network here takes more than 896, 1.75 times this
+_AT_LEAST = Size(
+    512, 512
+)  # decoding size of large JPEGs; no network here takes more than 896, 1.75 times this
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image to look at: its file, its caption and its crop.
+    """An image to evaluate: its file, caption and crop.
 
     Attributes:
         path: Its file.
-        caption: What it shows; empty where nobody says.
-        cut: The part of it that is used.
+        caption: Its caption; empty if it has none.
+        cut: Its crop; None for the whole image.
     """
 
     path: Path
@@ -44,20 +46,20 @@ class CaptionedImage:
 
     @classmethod
     def of(cls, record: ImageRecord) -> CaptionedImage:
-        """An image of a dataset, with its caption without what varies."""
+        """Return an image of a dataset, with the fixed part of its caption."""
         return cls(record.path, record.fixed_caption.strip(), record.cut)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the networks take it, and what is kept of itself.
+    """An image prepared for the networks, with the data that is compared directly.
 
     Attributes:
-        inputs: For each network.
+        inputs: The input for each network.
         square: [SIDE * SIDE * 3] uint8 pixels of a small copy.
         look: Its perceptual hash.
-        mirrored_look: That of its mirror image.
-        is_flat: Whether it is of one colour all over.
+        mirrored_look: The perceptual hash of its mirror image.
+        is_flat: Whether the whole image has a single colour.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -69,17 +71,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Looks:
-    """What was seen of some images, in their order.
+    """The features and other data of a set of images, in their order.
 
     Attributes:
-        images: Those that could be read.
+        images: The images that could be read.
         features: Name of a network -> [N, D] float32.
-        squares: [N, SIDE * SIDE * 3] uint8.
+        squares: [N, SIDE * SIDE * 3] uint8 pixels of small copies.
         hashes: [N] uint64 perceptual hashes.
-        mirrored_hashes: [N] uint64 those of their mirror images.
-        flat: [N] whether an image is of one colour all over.
-        tags: Numbers of the tags that the tagger sees in each; None without one.
-        unread: Those that could not be read, with reasons.
+        mirrored_hashes: [N] uint64 perceptual hashes of their mirror images.
+        flat: [N] whether the whole image has a single colour.
+        tags: Numbers of the tags that the tagger finds in each image; None without a tagger.
+        unread: The images that could not be read, with reasons.
     """
 
     images: tuple[CaptionedImage, ...]
@@ -94,12 +96,12 @@ class Looks:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Stage: images -> what the networks take; what cannot be read is a failure."""
+    """Stage: images -> prepared images; an unreadable image gives a failure."""
 
     networks: tuple[Network, ...]
 
     def __call__(self, batch: Sequence[CaptionedImage]) -> list[Prepared | Failure]:
-        """Decode each once, for all networks."""
+        """Decode each image once and prepare it for all networks."""
         return [self._one(source) for source in batch]
 
     def _one(self, source: CaptionedImage) -> Prepared | Failure:
@@ -134,22 +136,22 @@ class _Kept:
 def look_at(
     images: Sequence[CaptionedImage], networks: Sequence[Network], what: str, progress: Progress
 ) -> Looks:
-    """Look at images with each network.
+    """Run all networks on images.
 
     Args:
-        images: What to look at.
-        networks: Of which at most one is a tagger that tells tags.
-        what: What they are, for people: `the real images`.
-        progress: Shows how far the work is.
+        images: The images.
+        networks: The networks, of which at most one is a tagger that reports tags.
+        what: A description of the images for the progress line: `the real images`.
+        progress: Reports progress.
 
     Raises:
         ModelError: A network gives NaN or infinity.
-        OutOfMemoryError: Not even one image fits.
+        OutOfMemoryError: Memory is too small for a single image.
     """
     kept = _Kept([[] for _ in networks])
     workers = max(1, default_workers())
     executor = LocalExecutor(Prepare(tuple(networks)), workers=workers)
-    with progress.stage(f"Looking at {what}", len(images), "images") as advance:
+    with progress.stage(f"Examining {what}", len(images), "images") as advance:
         for outcomes in executor.run(chunks(images, BATCH)):
             good = [(p, o) for p, o in outcomes if not isinstance(o, Failure)]
             kept.unread += [
@@ -171,7 +173,7 @@ def _look_at_batch(
                 raise ModelError(
                     f"The feature network {network.facts.name} gives NaN or infinity for an image "
                     f"among {batch[0][0].path.name} to {batch[-1][0].path.name}. Its weights are "
-                    f"damaged, or it is no network for images of that kind."
+                    f"damaged, or it is not made for such images."
                 )
             kept.features[number].append(looked.features.astype(np.float32))
         if looked.tags is not None:
@@ -181,7 +183,7 @@ def _look_at_batch(
 
 
 def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
-    """What a network makes of images; where memory runs out, half as many at once."""
+    """Run a network on prepared images; if memory runs out, on half as many at a time."""
     try:
         return network.look(inputs)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -189,7 +191,7 @@ def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
             torch.cuda.empty_cache()
         if len(inputs) == 1:
             raise OutOfMemoryError(
-                f"Memory ran out while {network.facts.name} looked at a single image. Take a "
+                f"Memory ran out while {network.facts.name} processed a single image. Use a "
                 f"smaller feature network."
             ) from error
     half = len(inputs) // 2

@@ -1,4 +1,4 @@
-"""What is measured of a model, and the numbers of each measure, with draws of the bootstrap."""
+"""The measures of a model's samples, computed with bootstrap draws."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Better = Literal["lower", "higher", "neither"]
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that is measured.
+    """A measure.
 
     Attributes:
         key: Its name in results.
         title: Its name for people.
-        better: Which way is better.
+        better: Whether lower or higher values are better.
     """
 
     key: str
@@ -48,32 +48,32 @@ KERNEL = Measure("kernel_distance", "kernel distance to the real images", "lower
 IMAGE = Measure("image_similarity", "similarity to the real image of the same caption", "higher")
 TEXT = Measure("text_similarity", "similarity of image and prompt", "higher")
 NEAREST = Measure("nearest_training", "similarity to the nearest training image", "neither")
-AUTHENTIC = Measure("authentic", "share of authentic images", "neither")
-COPIES = Measure("copies", "share of copies of training images", "lower")
-TAGS = Measure("prompt_tags", "share of the prompt's tags that are seen", "higher")
+AUTHENTIC = Measure("authentic", "fraction of authentic images", "neither")
+COPIES = Measure("copies", "fraction of copies of training images", "lower")
+TAGS = Measure("prompt_tags", "fraction of the prompt's tags found", "higher")
 OF_FEATURES = (FRECHET, KERNEL, IMAGE, TEXT, NEAREST, AUTHENTIC)
 OF_IMAGES = (COPIES, TAGS)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all models are measured against.
+    """The images, prompts and draws that all models are measured with.
 
     Attributes:
         real: The real images.
-        training: The training images; None where they are not known.
-        is_shared: Whether a real image is among them, or among those of a run.
+        training: The training images; None if they are unknown.
+        is_shared: Whether a real image is among the training images, or among those of a run.
         prompts: [P] texts.
-        linked: [P] the index in `real` of the image whose caption a prompt is; None for a prompt
-            that is no caption of theirs.
-        per_prompt: How many images each prompt has. Images come prompt by prompt.
-        networks: What looks at images.
-        prompt_tags: What finds tags in prompts; None without a tagger.
-        replicates: Draws of the bootstrap.
-        seed: Of the draws.
-        among_training: As `compare_training` gives it.
+        linked: [P] the index in `real` of the image whose caption is the prompt; None if there is
+            none.
+        per_prompt: Number of samples per prompt. Samples are ordered by prompt.
+        networks: The networks that compute features.
+        prompt_tags: Finds tags in prompts; None without a tagger.
+        replicates: Number of bootstrap draws.
+        seed: Seed of the draws.
+        among_training: The result of `compare_training`.
         shared_by: Runs that were trained on a real image.
-        emphasis: How brackets in prompts are read; of none but `off` they are words.
+        emphasis: The syntax of emphasis in prompts; with `off`, brackets are ordinary characters.
     """
 
     real: Looks
@@ -92,12 +92,12 @@ class Material:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """[N] the prompt of each sample."""
+        """[N] the index of each sample's prompt."""
         return np.repeat(np.arange(len(self.prompts)), self.per_prompt)
 
     @property
     def is_linked(self) -> bool:
-        """Whether a prompt is the caption of a real image that models are compared with."""
+        """Whether any prompt is the caption of a real image."""
         return any(index is not None for index in self.linked)
 
     @cached_property
@@ -112,20 +112,20 @@ class Material:
 
     @cached_property
     def plain_prompts(self) -> list[str]:
-        """[P] what prompts ask for, without what gives their words weights."""
+        """[P] the prompts without the syntax of emphasis."""
         if self.emphasis == "off":
             return list(self.prompts)
         return ["".join(piece for piece, _ in parse_emphasis(text)) for text in self.prompts]
 
     @cached_property
     def wanted_tags(self) -> list[frozenset[int]]:
-        """[P] the tags that each prompt names; none of them without a tagger."""
+        """[P] the numbers of the tags in each prompt; empty sets without a tagger."""
         finder = self.prompt_tags
         return [finder.of(text) if finder else frozenset() for text in self.plain_prompts]
 
     @cached_property
     def texts(self) -> dict[str, np.ndarray]:
-        """Name of a network that reads -> [P, D] features of the prompts, of length 1."""
+        """Name of a network with a text encoder -> [P, D] features of the prompts, of length 1."""
         found = {}
         for network in self.networks:
             features = [
@@ -139,9 +139,10 @@ class Material:
 
 
 def compare_training(training: Looks | None, progress: Progress) -> dict[str, Nearest]:
-    """Name of a network -> the nearest other training image of each training image.
+    """Find the nearest other training image of each training image, for each network.
 
-    Nothing where there are less than two.
+    Returns:
+        Name of a network -> the nearest images; empty with fewer than two training images.
     """
     if training is None or len(training.images) < 2:
         return {}
@@ -155,13 +156,13 @@ def compare_training(training: Looks | None, progress: Progress) -> dict[str, Ne
 
 @dataclass
 class Measured:
-    """The numbers of a model.
+    """The measures of a model.
 
     Attributes:
-        estimates: (Key of a measure, name of the network or nothing) -> its number.
-        copying: What is near to each sample; None where training images are not known.
-        similarity: [N] of each sample to the real image of its caption, by the first network;
-            None where a prompt is no caption.
+        estimates: (Key of a measure, name of the network or an empty text) -> its estimate.
+        copying: The nearest training image of each sample; None if training images are unknown.
+        similarity: [N] similarity of each sample to the real image with its caption, by the first
+            network; None if the prompt is not a caption.
     """
 
     estimates: dict[tuple[str, str], Estimate] = field(default_factory=dict)
@@ -170,12 +171,12 @@ class Measured:
 
 
 def measure(looks: Looks, material: Material, told: Callable[[int], None]) -> Measured:
-    """Measure a model by what it drew.
+    """Measure a model by its samples.
 
     Args:
-        looks: Its samples, prompt by prompt.
-        material: What they are measured against.
-        told: Is told of each draw of the bootstrap that takes time.
+        looks: Its samples, ordered by prompt.
+        material: The images, prompts and draws to measure with.
+        told: Called with 1 after each slow bootstrap draw.
     """
     found = Measured()
     for name in looks.features:
@@ -196,7 +197,7 @@ def measure(looks: Looks, material: Material, told: Callable[[int], None]) -> Me
 def _measure_features(
     name: str, looks: Looks, material: Material, found: Measured, told: Callable[[int], None]
 ) -> None:
-    """The measures of one network."""
+    """Add the measures of one network to `found`."""
     x, y, groups, draws = looks.features[name], material.real.features[name], material.groups, (
         material.draws
     )  # fmt: skip
@@ -225,12 +226,12 @@ def _measure_features(
 def similarity_to(
     unit: np.ndarray, real: np.ndarray, links: Sequence[int | None]
 ) -> list[float | None]:
-    """[N] the cosine of each sample and the real image of its caption; None without one.
+    """Return [N] the cosine of each sample and the real image with its caption; None without one.
 
     Args:
         unit: [N, D] features of samples, of length 1.
-        real: [M, D] those of real images.
-        links: [N] the index of that image in `real`.
+        real: [M, D] features of real images, of length 1.
+        links: [N] the index of that image in `real`, or None.
     """
     return [
         None if link is None else float(sample @ real[link])
@@ -239,10 +240,10 @@ def similarity_to(
 
 
 def real_measures(material: Material) -> dict[str, dict[tuple[str, str], float]]:
-    """What the same measures say of real images, to read the others by.
+    """Compute the same measures for real images, as references.
 
     Returns:
-        Whose they are -> measure and network -> the number.
+        Name of the reference -> (key of a measure, name of the network) -> value.
     """
     real, found = material.real, dict[tuple[str, str], float]()
     links = [(prompt, link) for prompt, link in enumerate(material.linked) if link is not None]
@@ -269,14 +270,14 @@ def real_measures(material: Material) -> dict[str, dict[tuple[str, str], float]]
 
 
 def mean_similarity(unit: np.ndarray) -> float:
-    """The mean cosine of two different rows of features of length 1: the sum is that of squares."""
+    """Return the mean cosine of two different rows of features of length 1, from their sum."""
     count = len(unit)
     whole = float((unit.astype(np.float64).sum(0) ** 2).sum())
     return (whole - count) / (count * (count - 1))
 
 
 def _real_against_training(material: Material) -> dict[tuple[str, str], float]:
-    """What measures of memory say of real images that were not trained on."""
+    """Compute the measures of memorisation for real images, if these were not trained on."""
     training, real = material.training, material.real
     if training is None or material.is_shared or not len(training.images):
         return {}
@@ -292,5 +293,5 @@ def _real_against_training(material: Material) -> dict[tuple[str, str], float]:
 
 
 def measures_of(names: Sequence[str]) -> list[tuple[Measure, str]]:
-    """All measures, those of each network first, in the order in which they are shown."""
+    """Return all measures with their networks in the order shown, those of networks first."""
     return [(m, name) for name in names for m in OF_FEATURES] + [(m, "") for m in OF_IMAGES]

@@ -1,4 +1,4 @@
-"""Whether a model repeats its training images: by features, and by pixels."""
+"""Nearest training images by features and by pixels, to find whether a model repeats them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from impasto.progress import Advance
 
 SIDE = 32
-"""Pixels of the small squares that are compared."""
+"""Width and height in pixels of the small squares that are compared."""
 
 NEIGHBOURS = 50
 CLOSER = 0.5
 FEWEST = 10
 _ROWS = 256
-"""Images that are compared with all others at once."""
+"""Number of images that are compared with all others at once."""
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest of other images, for each of some images.
+    """The nearest other image of each image.
 
     Attributes:
-        index: [N] which it is.
-        distance: [N] how far it is.
+        index: [N] its index.
+        distance: [N] its distance.
     """
 
     index: np.ndarray
@@ -32,11 +32,11 @@ class Nearest:
 
 
 def _unheard(_: int) -> None:
-    """Report no progress to anybody."""
+    """Ignore the progress."""
 
 
 def normalised(features: np.ndarray) -> np.ndarray:
-    """[N, D] features of length 1, float32."""
+    """Return [N, D] features scaled to length 1, as float32."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(lengths, 1e-12), dtype=np.float32)
 
@@ -44,15 +44,16 @@ def normalised(features: np.ndarray) -> np.ndarray:
 def nearest_by_features(
     x: np.ndarray, y: np.ndarray | None = None, told: Advance = _unheard
 ) -> Nearest:
-    """The nearest image by the angle between features.
+    """Find the nearest image by the angle between features.
 
     Args:
-        x: [N, D] of length 1.
-        y: [M, D] the others, of length 1; None means `x` itself, of which none is its own.
-        told: Is told how many images are done.
+        x: [N, D] features of length 1.
+        y: [M, D] features of the other images, of length 1; None compares `x` with itself, where no
+            image is its own neighbour.
+        told: Called with the number of images completed since the last call.
 
     Returns:
-        Distances are 1 less the cosine: 0 to 2.
+        The nearest images; distances are 1 minus the cosine, 0 to 2.
     """
     others = x if y is None else y
     index, distance = np.zeros(len(x), np.int64), np.zeros(len(x))
@@ -68,11 +69,11 @@ def nearest_by_features(
 
 
 def authentic(to_training: Nearest, among_training: Nearest) -> np.ndarray:
-    """[N] whether an image is farther from its nearest training image than that is from its own.
+    """Return [N] whether the nearest training image is farther away than that one's own neighbour.
 
-    The authenticity of Alaa et al. 2022 (arXiv:2102.08921): an image that is nearer
-    to a training image than any other training image is may be a copy with noise. What share of
-    images is authentic without any copying is told by real images that were not trained on.
+    This is the authenticity of Alaa et al. 2022 (arXiv:2102.08921): an image that is nearer to a
+    training image than any other training image may be a noisy copy. The fraction of authentic
+    images to expect without copying is that of real images that were not trained on.
 
     Args:
         to_training: The nearest training image of each image.
@@ -82,25 +83,25 @@ def authentic(to_training: Nearest, among_training: Nearest) -> np.ndarray:
 
 
 def mirrored(squares: np.ndarray) -> np.ndarray:
-    """[N, SIDE * SIDE * 3] small squares with left and right exchanged."""
+    """Return [N, SIDE * SIDE * 3] small squares, mirrored horizontally."""
     return squares.reshape(-1, SIDE, SIDE, 3)[:, :, ::-1].reshape(len(squares), -1)
 
 
 def nearest_by_pixels(x: np.ndarray, y: np.ndarray) -> tuple[Nearest, np.ndarray]:
-    """The nearest training image by pixels, and whether it stands out so far that it is a copy.
+    """Find the nearest training image by pixels, and whether the image is a copy of it.
 
-    Carlini et al. 2023 (arXiv:2301.13188), section 5.1: an image is a copy if it is nearer than
-    half (`CLOSER`) of its mean distance to its `NEIGHBOURS` nearest training images. A fixed
-    distance would call every image with a plain background a copy. Among `FEWEST` images or
-    fewer nothing stands out, and none is called a copy.
+    Carlini et al. 2023 (arXiv:2301.13188), section 5.1: an image is a copy if its nearest training
+    image is within half (`CLOSER`) of its mean distance to its `NEIGHBOURS` nearest ones. With a
+    fixed distance, every image with a plain background would count as a copy. With `FEWEST`
+    training images or fewer, the mean is meaningless, and no image counts as a copy.
 
     Args:
         x: [N, P] uint8 pixels of small squares.
-        y: [M, P] of training images.
+        y: [M, P] uint8 pixels of training images.
 
     Returns:
-        The nearest, by the root of the mean squared difference of pixels in [0, 1]; [N] whether
-        it is a copy.
+        The nearest images, by the root mean squared difference of pixels in [0, 1]; and [N] whether
+        each image is a copy.
     """
     kept = min(NEIGHBOURS, len(y))
     index, distance = np.zeros(len(x), np.int64), np.zeros(len(x))
@@ -117,7 +118,7 @@ def nearest_by_pixels(x: np.ndarray, y: np.ndarray) -> tuple[Nearest, np.ndarray
 
 
 def _root_mean_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[N, M] root mean squared differences of bytes as pixels in [0, 1]; `y` in parts."""
+    """Return [N, M] root mean squared differences of bytes as pixels in [0, 1], `y` in parts."""
     a = x.astype(np.float32) / 255
     found = np.empty((len(x), len(y)), np.float32)
     for start in range(0, len(y), 4096):

@@ -1,4 +1,4 @@
-"""What a network is called, and what it makes of images."""
+"""The identity of a feature network, and its output for images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What a network is, for results.
+    """The identity of a network, for results.
 
     Attributes:
-        name: As it is asked for, without folders.
-        kind: What its features are.
-        sha256: Of its weights; of a network of transformers also of how images are prepared for it.
+        name: The name by which it was requested, without folders.
+        kind: A description of its features.
+        sha256: The SHA-256 of its weights; for a transformers model, also of its preprocessing.
     """
 
     name: str
@@ -24,11 +24,11 @@ class NetworkFacts:
 
 @dataclass(frozen=True)
 class Looked:
-    """What a network makes of a few images.
+    """The output of a network for a few images.
 
     Attributes:
-        features: [N, D] float32; None for a tagger that was loaded for its tags alone.
-        tags: Numbers of the tags that it sees in each; None for a network that knows none.
+        features: [N, D] float32; None for a tagger that was loaded only for its tags.
+        tags: Numbers of the tags that it finds in each image; None for a network without tags.
     """
 
     features: np.ndarray | None

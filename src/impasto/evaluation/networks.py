@@ -1,7 +1,7 @@
-"""Networks that make features of images: taggers, and models of transformers (CLIP, DINOv2, ...).
+"""Feature networks for images: taggers, and transformers models (CLIP, DINOv2, ...).
 
-Each is named by what it is and by a hash of its weights: numbers of two networks are not to be
-compared, nor those of the same network in another version.
+Results name a network together with a hash of its weights, since values from two networks, or from
+two versions of one network, must not be compared.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ KNOWN: Mapping[str, str] = {
     "clip": "openai/clip-vit-large-patch14",
     "dinov2": "facebook/dinov2-base",
 }
-"""Short names of models on the Hub: one that knows words, one that tells images apart."""
+"""Short names of models on the Hub: one for images and texts, one for distinguishing images."""
 
 
 class Network(Protocol):
-    """Makes features of images."""
+    """A network that computes features of images."""
 
     facts: NetworkFacts
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An RGB image as the network takes it; called in threads."""
+        """Convert an RGB image to the network's input; called in threads."""
 
     def look(self, prepared: Sequence[np.ndarray]) -> Looked:
-        """Run the network on a few prepared images."""
+        """Compute features, tags or both of a few prepared images."""
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray | None:
-        """[N, D] features of texts, to be compared with those of images; None if it reads none."""
+        """Return [N, D] features of texts, comparable with those of images; None if it has none."""
 
 
 class TaggerNetwork:
-    """A tagger: its tags, and what its last layer makes them of.
+    """A tagger, used for its tags and for the input of its last layer as features.
 
     Attributes:
-        facts: What it is.
+        facts: Its identity.
         table: The tags that it knows.
-        tells_tags: Whether its tags are told: those of one tagger are, where there are several.
+        tells_tags: Whether it reports tags; with several taggers, only one does.
 
     Args:
-        name: What it is called in results.
-        folder: Where it is.
-        with_features: Whether its features are wanted besides its tags.
-        progress: Is told when memory makes batches smaller.
-        provider: What ONNX Runtime computes with, as of `OnnxTagger`; None is the best there is.
+        name: Its name in results.
+        folder: Its folder.
+        with_features: Whether to compute features in addition to tags.
+        progress: Receives a note when batches are made smaller because memory ran out.
+        provider: The execution provider of ONNX Runtime, as for `OnnxTagger`; None for the best one
+            available.
     """
 
     def __init__(
@@ -79,24 +80,24 @@ class TaggerNetwork:
         self.table = self._tagger.table
         profile = self._tagger.profile
         self._selection = Selection(by_category=dict(profile.thresholds))
-        kind = "the layer before the last of a tagger" if with_features else "tags"
+        kind = "the penultimate layer of a tagger" if with_features else "tags"
         self.facts = NetworkFacts(name, kind, files.sha256_of(self._tagger.file))
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An RGB image as a square, as taggers of this kind want it."""
+        """Convert an RGB image to the square that this kind of tagger expects."""
         profile = self._tagger.profile
         return fit_square(image, profile.side, profile.fit)
 
     def look(self, prepared: Sequence[np.ndarray]) -> Looked:
-        """Features and tags of a few prepared images."""
+        """Compute features and tags of a few prepared images."""
         if self._with_features:
             scores, features = self._tagger.scores_and_features(prepared)
         else:
             scores, features = self._tagger.scores(prepared), None
         return Looked(features, [self._seen(row) for row in scores] if self.tells_tags else None)
 
-    def of_texts(self, texts: Sequence[str]) -> None:  # noqa: ARG002 - a tagger reads none
-        """Return no features: a tagger has none of texts."""
+    def of_texts(self, texts: Sequence[str]) -> None:  # noqa: ARG002 - a tagger has no text features
+        """Return None, since a tagger has no features of texts."""
         return
 
     def _seen(self, scores: np.ndarray) -> frozenset[int]:
@@ -111,21 +112,22 @@ def load_network(
     shipped: Mapping[str, Path],
     provider: str | None = None,
 ) -> Network:
-    """A network by a path, a short name or a Hub id.
+    """Load a network by a path, a short name or a Hub id.
 
     Args:
-        name: A short name of `shipped`, of `KNOWN` or of a tagger; the folder or `.onnx` file of a
-            tagger; a folder of transformers; or an id on the Hub. A folder that is called as a
-            short name is meant by `./name`.
-        device: Where it computes.
-        progress: Is told of downloads.
-        shipped: Short names of taggers that come with the program, with their folders.
-        provider: What ONNX Runtime computes with, for a tagger; None is the best there is.
+        name: A short name in `shipped` or `KNOWN` or of a tagger; the folder or `.onnx` file of a
+            tagger; the folder of a transformers model; or an id on the Hub. A folder with the name
+            of a short name must be given as `./name`.
+        device: The device that a transformers model runs on.
+        progress: Reports downloads.
+        shipped: Short names of taggers included in Impasto, with their folders.
+        provider: The execution provider of ONNX Runtime for a tagger; None for the best one
+            available.
 
     Raises:
-        ConfigError: There is no such name.
-        MissingDependencyError: A package that it needs is not there.
-        ModelError: It is missing, damaged, or makes no features.
+        ConfigError: There is no network with this name.
+        MissingDependencyError: A package that it needs is not installed.
+        ModelError: The network is missing or damaged, or has no features.
     """
     path = Path(name)
     if name in shipped:
@@ -145,11 +147,11 @@ def load_network(
 
 
 def load_tagger(name: str, progress: Progress, shipped: Mapping[str, Path]) -> TaggerNetwork:
-    """A tagger for its tags alone, by a path, a short name or a Hub id.
+    """Load a tagger only for its tags, by a path, a short name or a Hub id.
 
     Raises:
-        ConfigError: There is no such name.
-        ModelError: It is missing, damaged, or could not be downloaded.
+        ConfigError: There is no tagger with this name.
+        ModelError: The tagger is missing or damaged, or cannot be downloaded.
     """
     folder = shipped[name] if name in shipped else locate_tagger(name, progress)
     label = name if name in shipped else _short(name)
@@ -162,6 +164,6 @@ def _is_tagger(path: Path) -> bool:
 
 
 def _short(name: str) -> str:
-    """A name without the folders of this machine; a Hub id stays whole."""
+    """Return a name without the folders of this machine; a Hub id is unchanged."""
     path = Path(name)
     return path.resolve().name if presence.exists(path) else name

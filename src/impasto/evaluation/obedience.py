@@ -1,4 +1,4 @@
-"""Whether a tagger sees in an image what its prompt asks for."""
+"""Measures whether a tagger finds the tags of the prompt in an image."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from impasto.annotate.tags import ONE_OF, TagTable
 
-_LONGEST = 6  # words of a tag that are looked for within a sentence
+_LONGEST = 6  # maximum number of words of a tag that is searched for within a sentence
 _WORD = re.compile(r"[^\s.;:!?\"]+")
 
 
 class PromptTags:
     """Finds the tags of a tagger in prompts.
 
-    A prompt is split at commas, as tags are. A part that is a tag is that tag; in any other part
-    the longest runs of words that are tags are looked for, as in `a tomato and a frog`. Tags of one
-    letter are skipped, and ratings and qualities.
+    A prompt is split at commas. A part that equals a tag is that tag; in any other part, such as
+    `a tomato and a frog`, the longest runs of words that are tags are found. Tags of one letter,
+    ratings and qualities are skipped.
 
     Args:
         table: The tags that the tagger knows.
@@ -30,7 +30,7 @@ class PromptTags:
         }
 
     def of(self, prompt: str) -> frozenset[int]:
-        """The numbers of the tags that a prompt names."""
+        """Return the numbers of the tags in a prompt."""
         found: set[int] = set()
         for piece in prompt.split(","):
             whole = self._numbers.get(_plain(piece))
@@ -57,7 +57,7 @@ class PromptTags:
 def seen_shares(
     wanted: Sequence[frozenset[int]], seen: Sequence[frozenset[int]]
 ) -> list[float | None]:
-    """The share of the wanted tags that are seen in each image; None where none is wanted."""
+    """Return the fraction of each prompt's tags found in its image; None if it has no tags."""
     return [
         len(tags & found) / len(tags) if tags else None
         for tags, found in zip(wanted, seen, strict=True)
@@ -65,5 +65,5 @@ def seen_shares(
 
 
 def _plain(text: str) -> str:
-    """A tag or words in small letters, with spaces for underscores, without backslashes."""
+    """Normalise a tag or text: lower case, spaces for underscores, no backslashes."""
     return " ".join(text.replace("\\", "").replace("_", " ").casefold().split())

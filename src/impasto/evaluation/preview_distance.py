@@ -1,7 +1,7 @@
-"""How far the previews of a run are from real images, by what `impasto evaluate` measures with.
+"""Measures the distance of a run's previews to real images, as `impasto evaluate` does.
 
-A run draws few images with the same prompts and seeds each time. The kernel distance is right on
-average for any number of them, and comparable from step to step; the Fréchet distance is neither.
+A run draws few previews, with the same prompts and seeds each time. The kernel distance is unbiased
+for any number of them, and comparable between steps; the Fréchet distance is neither.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from impasto.evaluation.resampling import FEW, Estimate, draw_real, draw_weights
 from impasto.progress import Progress
 
 MOST_REAL = 1000
-"""Real images that previews are compared with: more say little more than few previews can."""
+"""Maximum number of real images to compare with: with few previews, more would not help."""
 
 _REPLICATES, _SEED = 200, 20180105
 
@@ -35,10 +35,10 @@ class PreviewDistance:
     """Compares the previews of a step with real images.
 
     Attributes:
-        network: What looks at images.
-        real: The real images: all, or some that are spread over them.
-        source: What they are: `held out` or `trained on`.
-        prompts: What each preview shows, in words.
+        network: The feature network.
+        real: The real images: all of them, or an evenly spread selection.
+        source: Their description: `held out` or `trained on`.
+        prompts: The prompt of each preview.
     """
 
     network: Network
@@ -49,22 +49,22 @@ class PreviewDistance:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """[N] the number of each preview's prompt: those of the same words are alike."""
+        """[N] the number of each preview's prompt; equal prompts have the same number."""
         numbers: dict[str, int] = {}
         return np.array([numbers.setdefault(text, len(numbers)) for text in self.prompts], np.int64)
 
     def measure(self, previews: Sequence[Path], progress: Progress) -> dict[str, Any]:
-        """The numbers of a line of metrics; real images are read the first time only.
+        """Compute the entries for a line of metrics; real images are read only the first time.
 
         Args:
-            previews: The image of each prompt.
-            progress: Shows how far the work is.
+            previews: The preview file of each prompt.
+            progress: Reports progress.
 
         Raises:
-            DatasetError: No real image can be read.
+            DatasetError: None of the real images can be read.
             ModelError: The network gives NaN or infinity.
-            OutOfMemoryError: Not even one image fits.
-            StorageError: A preview is gone or cannot be read.
+            OutOfMemoryError: Memory is too small for a single image.
+            StorageError: A preview is missing or cannot be read.
         """
         real = self._looks_of_real(progress)
         images = [CaptionedImage(file) for file in previews]
@@ -111,11 +111,11 @@ class PreviewDistance:
 
 
 def chosen_real(images: Sequence[CaptionedImage], prompts: Sequence[str]) -> list[CaptionedImage]:
-    """All images, or as many as are compared with: those of the prompts' captions, and others.
+    """Select at most `MOST_REAL` images: those captioned as a prompt, and evenly spread others.
 
     Args:
-        images: The images.
-        prompts: What is drawn.
+        images: The real images.
+        prompts: The prompts of the previews.
     """
     if len(images) <= MOST_REAL:
         return list(images)
@@ -131,7 +131,7 @@ def chosen_real(images: Sequence[CaptionedImage], prompts: Sequence[str]) -> lis
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    """A number and its standard error, each where there is one."""
+    """Return the value of an estimate and its standard error, each only if it is known."""
     if not math.isfinite(estimate.value):
         return {}
     found = {name: estimate.value}

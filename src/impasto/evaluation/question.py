@@ -1,4 +1,4 @@
-"""What an evaluation is asked, and what it answers."""
+"""The input and the result of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from impasto.sampling.prompts import Prompt
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images that models are measured by.
+    """Real images that models are compared with.
 
     Attributes:
-        source: What they are called in results.
+        source: Their name in results.
         entries: The images.
-        name_of: The name of an image in results.
+        name_of: Returns the name of an image in results.
     """
 
     source: str
@@ -31,22 +31,23 @@ class RealImages:
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be measured.
+    """The input of an evaluation.
 
     Attributes:
         images: The real images.
-        training: The training images; None where they are not known. Where they are the same as
-            `images`, it is the same object.
-        prompts: What is drawn, with the index of the image in `images` whose caption it is.
-        per_prompt: Images of each prompt.
-        prompts_of: The prompts of a model, with seeds and sizes: `per_prompt` for each of
-            `prompts`, one prompt after the other.
-        networks: What looks at images; the first that is a tagger tells tags.
-        replicates: Draws of the bootstrap.
-        seed: Of those draws.
-        trained_on: Run -> the files that it was trained on, as far as they are known: a real image
-            among them is told.
-        emphasis: How brackets in the prompts are read.
+        training: The training images; None if they are unknown. If they are the same as `images`,
+            it is the same object.
+        prompts: The prompts, each with the index in `images` of the image whose caption it is, or
+            None.
+        per_prompt: Number of samples per prompt.
+        prompts_of: Returns the prompts of a model, with seeds and sizes: `per_prompt` for each of
+            `prompts`, in their order.
+        networks: The feature networks; the first tagger among them reports tags.
+        replicates: Number of bootstrap draws.
+        seed: Seed of these draws.
+        trained_on: Run -> the files that it was trained on, as far as known; a note reports real
+            images among them.
+        emphasis: The syntax of emphasis in the prompts.
     """
 
     images: RealImages
@@ -63,10 +64,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an evaluation came to.
+    """The result of an evaluation.
 
     Attributes:
-        values: All of it as JSON has it.
+        values: The content of its JSON file.
         real: Name in `values` -> the real image.
         training: Name in `values` -> the training image.
     """

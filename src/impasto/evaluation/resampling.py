@@ -1,8 +1,8 @@
-"""Bootstrap over prompts: how sure a number is, and whether two models differ beyond noise.
+"""Bootstrap over prompts: intervals of measures, and whether two models differ beyond noise.
 
-Several images of one prompt are alike, so prompts are drawn anew and not images; all models have
-the same prompts and seeds and get the same draws, so their difference is measured in pairs (Efron
-and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13). Draws are weights: how
+Images of one prompt are alike, so prompts are resampled and not images. All models have the same
+prompts and seeds and get the same draws, so their differences are paired (Efron and Tibshirani
+1993, "An Introduction to the Bootstrap", chapters 8 and 13). A draw is a vector of weights: how
 often each prompt was drawn. A statistic is a function of weights.
 """
 
@@ -20,27 +20,27 @@ import numpy as np
 LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2
 FEW = 20
-"""Below so many prompts an interval is rough: what was drawn says little of what was not."""
+"""With fewer prompts, an interval is rough, since they represent other prompts poorly."""
 
 FEWEST = 10
-"""Below so many prompts or real images no verdict is told: too many would be wrong."""
+"""With fewer prompts or real images, no verdict is given, since too many would be wrong."""
 
 Spread = Literal["percentile", "normal"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with what it came to in each draw of the bootstrap.
+    """A statistic with its values in the bootstrap draws.
 
     Attributes:
-        value: Of the prompts as they are.
-        replicates: [R] the same of each draw; empty where it has no meaning.
-        spread: How an interval is made of the draws. `normal` is for statistics that draws shift,
-            such as the Fréchet distance: what is drawn twice lowers the rank of a covariance.
-        drawn_from: How many independent things it is of: prompts, or real images if they are fewer;
-            None means so many that their number does not matter.
-        is_dependent: Whether what was drawn depends on what it is compared with, so that a model is
-            better by following captions alone: differences are then told without a verdict.
+        value: The statistic of the original prompts.
+        replicates: [R] the statistic of each draw; empty if it is undefined.
+        spread: The method for the interval. `normal` is for statistics that resampling shifts, such
+            as the Fréchet distance: repeated rows lower the rank of a covariance.
+        drawn_from: Number of independent units: prompts, or real images if these are fewer; None
+            if it is so large that it does not matter.
+        is_dependent: Whether the samples depend on the real images, so that a model improves merely
+            by following captions; differences then have no verdict.
     """
 
     value: float
@@ -50,11 +50,11 @@ class Estimate:
     is_dependent: bool = False
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval; None where it cannot be told."""
+        """Return the 95 % interval, or None if it is undefined."""
         return interval_of(self.value, self.replicates, self.spread, self.drawn_from)
 
     def less(self, other: Estimate) -> Estimate:
-        """The difference to another estimate that was resampled by the same draws."""
+        """Return the difference from another estimate that was resampled with the same draws."""
         length = min(len(self.replicates), len(other.replicates))
         return Estimate(
             self.value - other.value,
@@ -68,18 +68,19 @@ class Estimate:
 def interval_of(
     value: float, replicates: np.ndarray, spread: Spread, drawn_from: int | None = None
 ) -> tuple[float, float] | None:
-    """The 95 % interval of a statistic by its draws; those without a number are left out.
+    """Return the 95 % interval of a statistic from its draws, or None if it is undefined.
 
-    Percentiles of few prompts lie too close together: a draw of n varies less than n things do, by
-    the root of (n - 1)/n, and has the tails of a normal distribution instead of Student's. So they
-    are taken farther out: Hesterberg's expanded percentile interval ("What Teachers Should Know
-    about the Bootstrap", arXiv:1411.5279).
+    Draws that are not finite are left out. With few prompts, percentile intervals are too narrow:
+    the variance of a draw of n is smaller by the factor (n - 1)/n, and its tails are those of a
+    normal distribution and not of Student's. So wider percentiles are taken: Hesterberg's expanded
+    percentile interval ("What Teachers Should Know about the Bootstrap", arXiv:1411.5279).
 
     Args:
         value: The statistic.
-        replicates: [R] of each draw.
-        spread: By the draws' own percentiles, or by their standard deviation around the value.
-        drawn_from: As of an `Estimate`.
+        replicates: [R] the statistic of each draw.
+        spread: `percentile` takes percentiles of the draws, `normal` their standard deviation
+            around the value.
+        drawn_from: As in `Estimate`.
     """
     known = replicates[np.isfinite(replicates)]
     if len(known) < 2 or (drawn_from is not None and drawn_from < 2):
@@ -94,14 +95,14 @@ def interval_of(
 
 @cache
 def _expanded_tail(count: int) -> float:
-    """The fraction of draws of so many things that is beyond each end of an interval."""
+    """Return the fraction of draws beyond each end of the interval, for `count` units."""
     farther = math.sqrt(count / (count - 1)) * student_quantile(count - 1)
     return NormalDist().cdf(-farther)
 
 
 @cache
 def student_quantile(freedom: int) -> float:
-    """How far from zero 95 % of Student's t distribution reach, with so many degrees of freedom."""
+    """Return t such that 95 % of Student's distribution with this freedom is between -t and t."""
     low, high = 1.0, 13.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -110,7 +111,7 @@ def student_quantile(freedom: int) -> float:
 
 
 def _central_share(t: float, freedom: int) -> float:
-    """The probability of Student's t between -t and t.
+    """Return the probability of Student's t distribution between -t and t.
 
     Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4.
     """
@@ -126,12 +127,12 @@ def _central_share(t: float, freedom: int) -> float:
 
 
 def draw_weights(count: int, replicates: int, seed: int) -> np.ndarray:
-    """[R, count] how often each of so many things was drawn, in draws of `count` with putting back.
+    """Return [R, count] how often each unit was drawn, in draws of `count` with replacement.
 
     Args:
-        count: How many things there are.
+        count: Number of units.
         replicates: R, the number of draws.
-        seed: Of the draws: the same seed and numbers give the same weights.
+        seed: Seed of the draws; equal arguments give equal weights.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     chances = np.full(count, 1 / count)
@@ -142,16 +143,16 @@ def draw_weights(count: int, replicates: int, seed: int) -> np.ndarray:
 
 
 def draw_real(count: int, linked: Sequence[int | None], draws: np.ndarray, seed: int) -> np.ndarray:
-    """[R, count] how often each real image was drawn.
+    """Return [R, count] how often each real image was drawn.
 
-    A real image and the prompt that is its caption are one thing, of which an image of that prompt
-    depends, so they are drawn together; the others are drawn by themselves.
+    A real image and the prompt that is its caption are one unit, since samples of the prompt depend
+    on both, so they are drawn together; the other real images are drawn separately.
 
     Args:
-        count: How many real images there are.
-        linked: [P] the index of the image whose caption a prompt is, or None.
+        count: Number of real images.
+        linked: [P] the index of the image whose caption is the prompt, or None.
         draws: [R, P] how often each prompt was drawn.
-        seed: Of the draws of the others.
+        seed: Seed of the draws of the other images.
     """
     prompts = {index: prompt for prompt, index in enumerate(linked) if index is not None}
     others = [index for index in range(count) if index not in prompts]
@@ -165,10 +166,10 @@ def draw_real(count: int, linked: Sequence[int | None], draws: np.ndarray, seed:
 def mean_estimate(
     values: Sequence[float | None], groups: np.ndarray, draws: np.ndarray
 ) -> Estimate:
-    """The mean over images.
+    """Estimate the mean over images; its value is NaN if no image has one.
 
     Args:
-        values: Of each image; None where an image has none.
+        values: The value of each image, or None.
         groups: [N] the prompt of each image.
         draws: [R, P] how often each prompt was drawn.
     """

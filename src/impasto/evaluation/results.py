@@ -1,4 +1,4 @@
-"""What an evaluation came to: plain values for JSON, and sentences for people."""
+"""Results of an evaluation as plain values for JSON, and as sentences for people."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BETTER, WORSE, DIFFERENT, NOISE = "better", "worse", "different", "within noise"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model with its numbers.
+    """A model with its measures.
 
     Attributes:
         model: The model.
-        size: Width and height of its samples in pixels; None where prompts differ in it.
-        flat: Samples of one colour all over.
-        measured: Its numbers.
+        size: Width and height of its samples in pixels; None if they differ between prompts.
+        flat: Number of samples of a single colour.
+        measured: Its measures.
     """
 
     model: Contestant
@@ -39,12 +39,12 @@ class Outcome:
 
 
 def number(value: float) -> float | None:
-    """A number for JSON: None where there is none, six digits where there is one."""
+    """Round a number to six digits for JSON; return None if it is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def model_values(outcome: Outcome, first: Outcome) -> dict[str, Any]:
-    """A model's numbers as JSON has them, with how they differ from those of the first model."""
+    """Return a model's results for JSON, with the differences from those of the first model."""
     model, names = outcome.model, list(outcome.measured.estimates)
     return {
         "name": model.label,
@@ -61,7 +61,7 @@ def model_values(outcome: Outcome, first: Outcome) -> dict[str, Any]:
 
 
 def _opening_values(model: Contestant) -> dict[str, Any]:
-    """What decides a model's images besides its bytes; without folders of this machine."""
+    """Return the options that affect a model's images besides its files, without local folders."""
     vae = model.options.vae
     return {
         "weights": model.options.weights,
@@ -76,7 +76,7 @@ def _opening_values(model: Contestant) -> dict[str, Any]:
 def _measure_values(
     key: tuple[str, str], outcome: Outcome, first: Outcome | None
 ) -> dict[str, Any]:
-    """One number with its interval, and against the first model's."""
+    """Return one measure with its interval, and its difference from the first model's."""
     estimate = outcome.measured.estimates[key]
     values = {"measure": key[0], "features": key[1] or None, **_estimate_values(estimate)}
     before = first.measured.estimates.get(key) if first is not None else None
@@ -101,10 +101,11 @@ def _measure(key: tuple[str, str]) -> Measure:
 
 
 def verdict_of(measure: Measure, difference: Estimate) -> str | None:
-    """What a difference means: better or worse beyond noise, or within it; None if unknown.
+    """Return the verdict on a difference: better or worse, different, or within noise.
 
-    Beyond noise is a difference whose 95 % interval does not hold zero. None is told of fewer than
-    `FEWEST` prompts or real images, and of what follows from following captions.
+    A difference is beyond noise if its 95 % interval does not contain zero. The verdict is None
+    with fewer than `FEWEST` prompts or real images, if the difference may come from following
+    captions alone, or if it is undefined.
     """
     bounds = difference.interval()
     is_few = difference.drawn_from is not None and difference.drawn_from < FEWEST
@@ -120,7 +121,7 @@ def verdict_of(measure: Measure, difference: Estimate) -> str | None:
 
 
 def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
-    """What has to be known to read the numbers: too few images, models that differ in kind."""
+    """Return notes for interpreting the results: too few images, models of different kinds."""
     samples, real = len(material.groups), len(material.real.images)
     notes = []
     for name, features in material.real.features.items():
@@ -128,15 +129,15 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
         if min(samples, real) <= width:
             notes.append(
                 f"{FRECHET.title}, {name}: {counted(samples, 'samples')} and "
-                f"{counted(real, 'real images')} are too few for {width} features: the number is "
-                f"too high, and can only be compared with one of as many images. Take more images "
-                f"than features at least, better ten times as many. The kernel "
-                f"distance is right on average for any number."
+                f"{counted(real, 'real images')} are too few for {width} features: the distance is "
+                f"too high, and comparable only for equal numbers of images. Use at least more "
+                f"images than features, or better ten times as many. The kernel "
+                f"distance is unbiased for any number of images."
             )
     if material.is_linked and len(outcomes) > 1 and material.real.features:
         notes.append(
-            f"{FRECHET.title}: the prompts are captions of these very images, and a model that "
-            f"follows captions gets a lower number for that alone, so its differences have no "
+            f"{FRECHET.title}: the prompts are captions of the same real images, and a model gets "
+            f"a lower distance merely by following captions, so its differences have no "
             f"verdict. The kernel distance leaves such pairs out."
         )
     notes += _few_notes(len(material.prompts), real)
@@ -144,19 +145,19 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
         runs = " and ".join(material.shared_by)
         by = f"{runs} was trained on" if runs else "were trained on"
         notes.append(
-            f"Real images are among those that {by}, so a model that repeats them looks good. Give "
-            f"--images a folder that was not trained on."
+            f"Some real images are among those that {by}, so a model that repeats them looks "
+            f"good. Give --images a folder that was not trained on."
         )
     families = dict.fromkeys(outcome.model.family for outcome in outcomes)
     sizes = {outcome.size for outcome in outcomes}
     if len(families) > 1 or len(sizes) > 1:
         notes.append(
-            "The models differ in family or in the size of their images, so the same seed is not "
-            "the same noise for them, and differences are less certain."
+            "The models differ in family or in the size of their images, so the same seed gives "
+            "them different noise, and differences are less certain."
         )
     notes += [
-        f"{outcome.model.label}: {outcome.flat} of its {samples} images are of one colour all "
-        f"over, as after numbers that became NaN."
+        f"{outcome.model.label}: {outcome.flat} of its {samples} images are of a single "
+        f"colour, as when values have become NaN."
         for outcome in outcomes
         if outcome.flat
     ]
@@ -164,7 +165,7 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _few_notes(prompts: int, real: int) -> list[str]:
-    """What is to be known of few prompts and few real images."""
+    """Return notes on too few prompts and too few real images."""
     notes = []
     if prompts < FEW:
         notes.append(
@@ -180,7 +181,7 @@ def _few_notes(prompts: int, real: int) -> list[str]:
 
 
 def caution_text(values: Mapping[str, Any]) -> str:
-    """How many differences were judged, and how many of so many are chance; empty for one model."""
+    """Return a sentence on how many verdicts are expected by chance; empty for one model."""
     if len(values["models"]) < 2:
         return ""
     rows = [row for model in values["models"][1:] for row in model["measures"]]
@@ -188,18 +189,18 @@ def caution_text(values: Mapping[str, Any]) -> str:
     judged = [verdict for verdict in verdicts if verdict is not None]
     if not judged:
         return (
-            f"No difference was judged: that takes {FEWEST} prompts, and for distances as many "
-            f"real images."
+            f"No difference was judged: a verdict requires {FEWEST} prompts, and for distances as "
+            f"many real images."
         )
     nothing = "No difference is beyond noise. " if set(judged) == {NOISE} else ""
     return (
-        f"{nothing}{counted(len(judged), 'differences were')} judged. Of those that are nothing, "
-        f"about one in twenty looks like something: of so many, {len(judged) / 20:.2g} on average."
+        f"{nothing}{counted(len(judged), 'differences were')} judged. Without any real difference, "
+        f"about one in twenty would seem to be one: of these, {len(judged) / 20:.2g} on average."
     )
 
 
 def difference_texts(values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each difference from the first model that is beyond noise."""
+    """Return a sentence on each difference from the first model that is beyond noise."""
     titles = {m["key"]: m["title"] for m in values["measures"]}
     first, *others = values["models"]
     found = []
@@ -224,7 +225,7 @@ def _sentence(
 
 
 def estimate_text(row: Mapping[str, Any], sign: str = "") -> str:
-    """A number with its interval: `0.52 (0.41 to 0.63)`; a dash where there is none."""
+    """Format a value with its interval: `0.52 (0.41 to 0.63)`; a dash if there is none."""
     if row["value"] is None:
         return "–"
     shown = _shown(row["value"], sign)
@@ -234,12 +235,12 @@ def estimate_text(row: Mapping[str, Any], sign: str = "") -> str:
 
 
 def _shown(value: float, sign: str) -> str:
-    """A number in three digits, or whole: `0.0123`, `1,070`, `+0.5`; zero has no sign."""
+    """Format a number in three digits, or whole from 1,000 on: `0.0123`, `+0.5`; 0 has no sign."""
     if value == 0:
         return "0"
     return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
 
 
 def unusable(estimates: Mapping[tuple[str, str], Estimate]) -> list[tuple[str, str]]:
-    """Measures that came to nothing: a mean of no image, a distance of one."""
+    """Return the measures that are not finite: a mean of no images, a distance of one image."""
     return [key for key, estimate in estimates.items() if not np.isfinite(estimate.value)]

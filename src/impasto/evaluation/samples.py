@@ -1,8 +1,8 @@
-"""Draws the images that models are measured by, and keeps them: what was drawn is not drawn again.
+"""Draws the samples that models are measured by, and stores them, so that none is drawn twice.
 
-Each model has a folder whose name ends in a hash of its weights and of all that decides its images
-but prompts, seeds and settings of the sampler, which the names of files are a hash of. So what was
-stopped goes on where it was, and whatever is drawn otherwise has another name.
+The name of a model's folder ends in a hash of its weights and of all that affects its images,
+except prompts, seeds and sampler settings, whose hash is in the names of files. So an interrupted
+evaluation continues where it stopped, and samples with other settings have other names.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from impasto.sampling.drawing import cut_warning, prepare_sampler
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import rescale_advice, save_png
 
-_DRAWING = 3  # raise it when the same model, prompt and seed give another image
+_DRAWING = 3  # increment when the same model, prompt and seed give a different image
 _WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json")
-_LONGEST_LABEL = 50  # characters: systems have names of 255 bytes
+_LONGEST_LABEL = 50  # characters; file names are limited to 255 bytes
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model that is measured.
+    """A model to evaluate.
 
     Attributes:
-        label: What it is called in results; each has another.
-        source: What the user named: a file, a folder, a run, a Hub id.
-        sha256: Of its files.
-        family: What it is, for people.
-        size: Width and height in pixels that it was trained at, as far as its files tell.
-        options: What the user, or the run that it is the base model of, said of it.
-        resolution: Pixels per side that the originals of its family were trained at.
-        made_of: What decides its images besides its bytes: what it was identified as, its noise
-            schedule, and the SHA-256 of another VAE than its own.
-        clip_skip: CLIP's layer from the end that its run trains with; None means what its file
-            says, or the last.
+        label: Its unique name in results.
+        source: The file, folder, run or Hub id that the user named.
+        sha256: The SHA-256 of its files.
+        family: Its family and prediction type, for people.
+        size: Native width and height in pixels, as far as its files state them.
+        options: The options for opening it, from the user or from the run whose base model it is.
+        resolution: Pixels per side at which the original models of its family were trained.
+        made_of: Properties that affect its images besides its files: its identified family and
+            prediction type, its noise schedule, and the SHA-256 of a replacement VAE.
+        clip_skip: CLIP's layer, counted from the end, that its run trains with; None for the one
+            stated in its file, or the last.
     """
 
     label: str
@@ -63,19 +63,20 @@ class Contestant:
     clip_skip: int | None = None
 
     def layer(self, settings: DrawSettings) -> int | None:
-        """CLIP's layer from the end that it draws with; None means what its file says."""
+        """Return CLIP's layer, counted from the end, to draw with; None for the one in its file."""
         return settings.clip_skip or self.clip_skip
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How samples are drawn, besides their prompts.
+    """The settings for drawing samples, besides their prompts.
 
     Attributes:
-        folder: Where they are kept, each model's in a separate folder.
-        clip_skip: CLIP's layer from the end, of all models; None means what each says of itself.
-        device: Where they are drawn.
-        emphasis: What `(cat:1.2)` in a prompt does.
+        folder: The folder of all samples, with a subfolder per model.
+        clip_skip: CLIP's layer, counted from the end, for all models; None for the one that each
+            states.
+        device: The device to draw on.
+        emphasis: The syntax of emphasis in prompts, such as `(cat:1.2)`.
     """
 
     folder: Path
@@ -91,17 +92,17 @@ def open_contestant(
     progress: Progress,
     clip_skip: int | None = None,
 ) -> Contestant:
-    """A model by its name, with what identifies it; its weights are read for their hash alone.
+    """Identify a model for evaluation; its weights are read only to compute their hash.
 
     Args:
-        source: A file, a folder, a run, a Hub id.
-        label: What it is called in results.
-        options: How the model is opened.
-        progress: Shows how far the work is.
-        clip_skip: CLIP's layer from the end, where a run says so of its base model.
+        source: A file, folder, run or Hub id.
+        label: Its name in results.
+        options: The options for opening the model.
+        progress: Reports progress.
+        clip_skip: CLIP's layer, counted from the end, if a run sets it for its base model.
 
     Raises:
-        ModelError: It is missing, damaged, or no base model.
+        ModelError: The model is missing, damaged, or not a base model.
     """
     contents = open_model(source, options, progress)
     identity = contents.identity
@@ -124,7 +125,7 @@ def open_contestant(
 
 
 def _hash_of(path: Path, label: str, progress: Progress) -> str:
-    """The SHA-256 of a model's file, or of the names and hashes of those in its folder."""
+    """Return the SHA-256 of a model's file, or of the names and hashes of its folder's files."""
     of_folder = [path] if presence.is_file(path) else _weights_in(path)
     size = sum(file.stat().st_size for file in of_folder)
     found = hashlib.sha256()
@@ -146,9 +147,9 @@ def _weights_in(folder: Path) -> list[Path]:
 def draw_samples(
     model: Contestant, prompts: Sequence[Prompt], settings: DrawSettings, progress: Progress
 ) -> list[Path]:
-    """The files of a model's samples, one for each prompt; drawn as far as they are not there.
+    """Return the files of a model's samples, one per prompt, after drawing the missing ones.
 
-    The model is loaded only if something is to be drawn, and released afterwards.
+    The model is loaded only if a sample is missing, and released afterwards.
 
     Raises:
         ConfigError: A sampler cannot be used with the model.
@@ -161,13 +162,13 @@ def draw_samples(
     missing = [(prompt, file) for file, prompt in wanted.items() if not _is_drawn(file, prompt)]
     if missing:
         if len(missing) < len(wanted):
-            progress.note(f"{model.label}: {len(wanted) - len(missing):,} images are there.")
+            progress.note(f"{model.label}: {len(wanted) - len(missing):,} images exist already.")
         _draw(model, missing, settings, progress)
     return paths
 
 
 def _folder_of(model: Contestant, settings: DrawSettings) -> Path:
-    """The folder of what a model draws, there or not: found again under whatever label it had."""
+    """Return the folder of a model's samples, which need not exist; an earlier label is ignored."""
     key: dict[str, Any] = {
         "version": _DRAWING,
         "model": model.sha256,
@@ -186,7 +187,7 @@ def _folder_of(model: Contestant, settings: DrawSettings) -> Path:
 
 
 def _file_name(prompt: Prompt) -> str:
-    """The name of a sample: other words, sizes, steps or guidance have another one."""
+    """Return the file name of a sample, which differs for other prompts, sizes or settings."""
     return f"{_hash_of_values(asdict(prompt))}-{prompt.seed}.png"
 
 
@@ -196,9 +197,10 @@ def _hash_of_values(values: Mapping[str, Any]) -> str:
 
 
 def _is_drawn(file: Path, prompt: Prompt) -> bool:
-    """Whether a file is a whole image of this prompt, seed and settings.
+    """Return whether a file is an undamaged sample of this prompt, seed and settings.
 
-    How text is read stands after them, in files of this version; the folder's name says it too.
+    The parameters in the file may be followed by settings of the text encoder, which the name of
+    the folder covers too.
     """
     if not presence.is_file(file):
         return False

@@ -1,4 +1,4 @@
-"""Features of images and texts by models of transformers: CLIP, DINOv2, SigLIP, ViT."""
+"""Features of images and texts from transformers models: CLIP, DINOv2, SigLIP, ViT."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from impasto.invocation import install_packages
 
 
 class TransformersNetwork:
-    """A model of transformers that looks at images, and perhaps reads.
+    """A transformers model with an image encoder, and possibly a text encoder.
 
     Attributes:
-        facts: What it is.
+        facts: Its identity.
 
     Args:
-        name: What it is called in results.
+        name: Its name in results.
         source: Its folder, or its id on the Hub.
-        device: Where it computes, in float32. It comes there when it is first shown an image, so
-            that it takes no memory from models that draw.
+        device: The device that it runs on, in float32. It is moved there on first use, so that it
+            takes no memory from the models that draw before.
 
     Raises:
-        ModelError: It cannot be loaded, or does not take an image or a text.
+        ModelError: The model cannot be loaded, or fails on an image or a text.
     """
 
     def __init__(self, name: str, source: str, device: torch.device) -> None:
@@ -45,13 +45,13 @@ class TransformersNetwork:
         self._require_works(source)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An RGB image in the size and range that the model was trained with."""
+        """Convert an RGB image to the size and value range that the model was trained with."""
         inputs = self._processor(images=image, return_tensors="pt")
         return np.asarray(inputs["pixel_values"][0].numpy())
 
     @torch.no_grad()
     def look(self, prepared: Sequence[np.ndarray]) -> Looked:
-        """Features of a few prepared images."""
+        """Compute features of a few prepared images."""
         self._model.to(self._device)
         return Looked(self._features_of(prepared))
 
@@ -65,7 +65,7 @@ class TransformersNetwork:
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[str]) -> np.ndarray | None:
-        """Features of texts, cut where the model stops reading; None where it reads none."""
+        """Return features of texts, truncated to the model's limit; None without a text encoder."""
         if self._tokenizer is None:
             return None
         self._model.to(self._device)
@@ -84,10 +84,10 @@ class TransformersNetwork:
 
     @torch.no_grad()
     def _require_works(self, source: str) -> None:
-        """Show it a grey image and a long text, before hours are spent on drawing for it.
+        """Try the model on a grey image and a long text, before hours are spent on drawing.
 
         Raises:
-            ModelError: It does not take them.
+            ModelError: The model fails on them.
         """
         try:
             found = self._features_of([self.prepare(Image.new("RGB", (64, 64), (128, 128, 128)))])
@@ -95,17 +95,17 @@ class TransformersNetwork:
                 self._features_of_texts(["a cat", "a cat " * self._longest])
         except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
             raise ModelError(
-                f"The feature network {source} does not take a plain image and a text "
+                f"The feature network {source} fails on a plain image or a text "
                 f"({_first_line(error)}). Give another one, such as clip or dinov2."
             ) from error
         if found.ndim != 2:
             raise ModelError(
-                f"The feature network {source} gives {list(found.shape[1:])} of an image; expected "
-                f"a list of numbers. Give another one, such as clip or dinov2."
+                f"The feature network {source} gives an output of shape {list(found.shape[1:])} "
+                f"per image; expected a vector. Give another one, such as clip or dinov2."
             )
 
     def _of_output(self, output: Any) -> Tensor:
-        """One list of numbers for each image, of whatever a vision model gives."""
+        """Return one feature vector per image from the output of a vision model."""
         if self._has_pool and getattr(output, "pooler_output", None) is not None:
             return torch.flatten(output.pooler_output, 1)
         states: Tensor = output.last_hidden_state
@@ -113,17 +113,21 @@ class TransformersNetwork:
 
 
 def _pooled(found: Any) -> Tensor:
-    """The features in what a model with two towers gives, by any version of transformers."""
+    """Return the features in the output of a two-tower model, for any version of transformers."""
     pooled: Tensor = found if isinstance(found, Tensor) else found.pooler_output
     return pooled
 
 
 def _load(source: str) -> tuple[Any, Any, Any, bool]:
-    """A model, what prepares images, what reads texts or None, and whether its pooling is its own.
+    """Load a model.
+
+    Returns:
+        The model, its image processor, its tokenizer or None, and whether its pooling layer is in
+        its weights.
 
     Raises:
-        MissingDependencyError: transformers lacks something that it needs.
-        ModelError: It cannot be loaded, or its weights are not whole.
+        MissingDependencyError: A package that the model needs is not installed.
+        ModelError: The model cannot be loaded, or weights are missing.
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -153,17 +157,17 @@ def _load(source: str) -> tuple[Any, Any, Any, bool]:
     missing = [key for key in said["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise ModelError(
-            f"The feature network {source} lacks {missing[0]} and perhaps more of its weights; "
-            f"they would be random. Take a whole copy of it."
+            f"The feature network {source} lacks the weights {missing[0]} and perhaps others, "
+            f"which would be random. Use a complete copy of it."
         )
     return model, processor, tokenizer, not said["missing_keys"]
 
 
 def _longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """How many tokens a model reads; 0 of one that does not read.
+    """Return the maximum number of tokens of a model's texts; 0 without a text encoder.
 
-    Files of tokenizers may say nothing of it, in whose place transformers has a number of 31
-    digits, so the configuration of the network is asked too.
+    The limit may be missing in the tokenizer's files, for which transformers uses a number of 31
+    digits, so the configuration of the network is considered too.
     """
     if tokenizer is None:
         return 0
@@ -174,7 +178,7 @@ def _longest_text(model: nn.Module, tokenizer: Any) -> int:
 
 
 def _hash_of(model: nn.Module, processor: Any) -> str:
-    """The SHA-256 of a model's tensors, in the order of their names, and of its preprocessing."""
+    """Return the SHA-256 of a model's preprocessing and of its tensors in the order of names."""
     found = hashlib.sha256(processor.to_json_string().encode("utf-8"))
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,1 +1,1 @@
-"""One self-contained HTML page per run."""
+"""Self-contained HTML reports on runs, datasets, comparisons and evaluations, and model cards."""

@@ -26,11 +26,11 @@ from impasto.report.svg import (
 
 Points = Sequence[tuple[float, float]]
 
-MOST_POINTS = 600  # of a curve; a longer run is thinned out
+MOST_POINTS = 600  # maximum per curve; a longer run is thinned out
 MOST_DOTS = 120
 MOST_BARS = 60
 FEWEST_BARS = 8
-_MOST_MARKED = 12  # points of a curve that are marked
+_MOST_MARKED = 12  # a curve with more points has no dots
 _RIGHT, _TOP, _BOTTOM = WIDTH - 30, 34, 48
 _LEGEND_ROW = 20
 
@@ -40,11 +40,11 @@ class Line:
     """A curve of a chart.
 
     Attributes:
-        kind: The class of its line.
-        name: What it is called in the legend.
-        points: Its points; those that are not finite are left out.
-        is_marked: Whether each point has a dot, where there are not too many.
-        errors: The standard error of each value that has one, by its place on the axis.
+        kind: The CSS class of its line.
+        name: Its name in the legend.
+        points: Its points; those with values that are not finite are left out.
+        is_marked: Whether each point has a dot, unless there are more than `MOST_DOTS`.
+        errors: Standard errors of values, by their position on the horizontal axis.
     """
 
     kind: str
@@ -60,15 +60,15 @@ def loss_chart(
     errors: Mapping[float, float] | None = None,
     width: float = WIDTH,
 ) -> str:
-    """Training loss as measured and smoothed, and validation loss, over steps.
+    """Draw the training loss, as measured and smoothed, and the validation loss over steps.
 
     Losses that are not finite are left out.
 
     Args:
-        training: The loss of steps.
-        validation: That of held-out images.
-        errors: Step -> the standard error of its validation loss, where it is known.
-        width: Of the drawing.
+        training: Steps with their training loss.
+        validation: Steps with the loss of held-out images.
+        errors: Step -> the standard error of its validation loss, if known.
+        width: Width of the drawing.
     """
     training = _finite(training)
     lines = [Line("second", "validation", validation, is_marked=True, errors=errors or {})]
@@ -90,15 +90,15 @@ def line_chart(
     height: float = 330,
     with_zero: bool = False,
 ) -> str:
-    """Curves over steps with a legend; empty where none of them has a point.
+    """Draw curves over steps with a legend; return an empty text if no curve has a point.
 
     Args:
-        title: What is drawn, for screen readers.
-        label: What the vertical axis measures.
+        title: A description for screen readers.
+        label: The label of the vertical axis.
         lines: The curves.
-        width: Of the drawing; a narrow one has its legend in rows.
-        height: Of the drawing, without those rows.
-        with_zero: Whether the axis goes down to 0.
+        width: Width of the drawing; a narrow one has its legend in several rows.
+        height: Height of the drawing, without additional rows of the legend.
+        with_zero: Whether the vertical axis includes 0.
     """
     known = [(one, points) for one in lines if (points := _finite(one.points))]
     everything = [point for _, points in known for point in points]
@@ -126,7 +126,7 @@ def line_chart(
 
 
 def _drawn(one: Line, points: Points, x_axis: Axis, y_axis: Axis) -> list[str]:
-    """A curve, its dots, and the standard errors as far as they are within the chart."""
+    """Return the elements of a curve, its dots, and its error bars, clipped to the chart."""
     elements = [curve([(x_axis.at(x), y_axis.at(y)) for x, y in points], one.kind)]
     if not one.is_marked or len(points) > MOST_DOTS:
         return elements
@@ -141,7 +141,7 @@ def _drawn(one: Line, points: Points, x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def legend_rows(width: float, names: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """The entries of a legend in as many rows as the width needs."""
+    """Distribute the entries of a legend to as many rows as the width requires."""
     rows: list[list[tuple[str, str]]] = [[]]
     room = width - 60
     for entry in names:
@@ -155,14 +155,14 @@ def legend_rows(width: float, names: Sequence[tuple[str, str]]) -> list[list[tup
 
 
 def curves_chart(title: str, curves: Sequence[tuple[str, str, Points]], *, smooth: bool) -> str:
-    """A chart of one value over steps, with a curve for each run.
+    """Draw one value over steps, with one curve per run; return an empty text if there is no point.
 
-    Values that are not finite are left out. A curve of one value is a dot.
+    Values that are not finite are left out. A curve with a single value is a dot.
 
     Args:
-        title: What is measured.
-        curves: Of each run the class of its line, its name, and the points.
-        smooth: Whether a mean over about a twentieth of each curve is drawn in its place.
+        title: The name of the value.
+        curves: For each run, the CSS class of its line, its name, and its points.
+        smooth: Whether to draw a running mean over about a twentieth of each curve instead.
     """
     known = [(kind, name, _finite(points)) for kind, name, points in curves]
     known = [
@@ -198,13 +198,13 @@ def curves_chart(title: str, curves: Sequence[tuple[str, str, Points]], *, smoot
 def histogram_chart(
     values: Sequence[float], label: str, marks: Sequence[float] = (), *, whole: bool = False
 ) -> str:
-    """How many images have which value, with dashed lines where something begins.
+    """Draw a histogram of a value over images; return an empty text if there are no images.
 
     Args:
-        values: A value of each image.
-        label: What is counted, with its unit.
-        marks: Values to mark.
-        whole: Whether only whole numbers occur.
+        values: The value of each image.
+        label: The name of the value, with its unit.
+        marks: Values at which to draw dashed vertical lines.
+        whole: Whether the values are whole numbers.
     """
     if not values:
         return ""
@@ -236,7 +236,7 @@ def histogram_chart(
 
 
 def _edges(values: Sequence[float], *, whole: bool) -> list[float]:
-    """Round values between the bars of a histogram; the last bar begins below the largest."""
+    """Return round values as edges of a histogram's bars; the last bar has the largest value."""
     low, high = min(values), max(values)
     edges = round_ticks(low, high, MOST_BARS // 2, whole=whole)
     width = edges[1] - edges[0]
@@ -248,7 +248,7 @@ def _edges(values: Sequence[float], *, whole: bool) -> list[float]:
 
 
 def bucket_chart(buckets: Mapping[str, int], width: float = WIDTH) -> str:
-    """Images per bucket, as bars with their numbers, in a drawing of some width."""
+    """Draw the numbers of images per bucket as horizontal bars; empty without buckets."""
     if not buckets:
         return ""
     row, top = 26, 6
@@ -274,9 +274,10 @@ def _finite(points: Points) -> list[tuple[float, float]]:
 
 
 def _smoothed(points: Points) -> list[tuple[float, float]]:
-    """An exponential mean over about a twentieth of the curve, thinned out.
+    """Return an exponential mean over about a twentieth of the curve, thinned out.
 
-    Its beginning is the mean of what there is so far, not the first value, which may be far off.
+    It starts with the mean of all values so far, and not with the first value, which may be an
+    outlier.
     """
     window = max(1.0, len(points) / 20)
     smooth, mean = [], 0.0
@@ -288,7 +289,7 @@ def _smoothed(points: Points) -> list[tuple[float, float]]:
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:
-    """The least and the largest of each stretch, in their order, so that no peak is lost."""
+    """Return the smallest and the largest value of each stretch, so that no peak is lost."""
     each = math.ceil(2 * len(points) / MOST_POINTS)
     if each <= 2:
         return list(points)

@@ -1,4 +1,4 @@
-"""Makes a page that compares runs: one file that needs nothing else to be looked at."""
+"""Makes the page that compares runs, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from impasto.report.previews import preview_names, read_preview
 from impasto.runs import step_name
 
 HUES, DASHES = 6, 4
-"""How many colours and kinds of line there are: together they tell that many runs apart."""
+"""Numbers of colours and dash patterns; their combinations distinguish 24 runs."""
 
 _CHARTS = (
     ("Loss, smoothed", "loss", True),
@@ -37,12 +37,12 @@ def write_comparison(
 ) -> None:
     """Write the self-contained page that compares runs.
 
-    What of settings and prompts is shown is what each run's `saving.publish` allows.
+    Settings and prompts are shown as far as each run's `saving.publish` allows.
 
     Args:
-        file: Where to write it.
-        runs: What is compared.
-        settings: The settings that differ: path, what it is, and the value in each run.
+        file: The path of the page.
+        runs: The runs to compare.
+        settings: The settings that differ: path, description, and the value in each run.
 
     Raises:
         StorageError: The page could not be written.
@@ -68,7 +68,7 @@ def write_comparison(
 
 
 def rows_by_name(columns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """The rows of a table that compares runs, of the entries of each run by name."""
+    """Return the rows of a table that compares runs, from the named entries of each run."""
     names = dict.fromkeys(name for column in columns for name in column)
     return [
         {"name": name, "about": "", "cells": [column.get(name, "–") for column in columns]}
@@ -77,12 +77,12 @@ def rows_by_name(columns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
 
 
 def line_class(number: int) -> str:
-    """The classes of a run's line: a colour, and dashes from the seventh run on."""
+    """Return the CSS classes of a run's line: a colour and, from the seventh run on, dashes."""
     return f"run hue-{number % HUES} dash-{number // HUES % DASHES}"
 
 
 def value_text(value: Any) -> str:
-    """A setting's value as a person reads it."""
+    """Format the value of a setting for people."""
     if value is None:
         return "off"
     if isinstance(value, bool):
@@ -124,7 +124,7 @@ def _shown(path: str, values: Sequence[Any], publish: Sequence[tuple[str, ...]])
 
 
 def _allowed(keys: Sequence[str], value: Any, publish: tuple[str, ...]) -> Any:
-    """A value as `saving.publish` lets it be shown."""
+    """Return a setting's value as far as `saving.publish` allows it, or else `_WITHHELD`."""
     tree: Any = value
     for key in reversed(keys):
         tree = {key: tree}
@@ -137,12 +137,12 @@ def _allowed(keys: Sequence[str], value: Any, publish: tuple[str, ...]) -> Any:
 
 
 def _samples(runs: Sequence[RunFigures], publish: Sequence[tuple[str, ...]]) -> list[Any]:
-    """Rows of prompts, each at the last step that all runs have reached, and at their last."""
+    """Return rows of prompts at the last step that all runs have reached, and at their own last."""
     steps = [[s for s in f.run.sampled_steps() if preview_names(f.run, s)] for f in runs]
     reached = min((of[-1] for of in steps if of), default=0)
     moments = [("at the same step", [nearest(of, reached) for of in steps])]
     if any(of and of[-1] != reached for of in steps):
-        moments.append(("at their last", [of[-1] if of else None for of in steps]))
+        moments.append(("at their last steps", [of[-1] if of else None for of in steps]))
     found = []
     for number, row in enumerate(matching_samples([f.run for f in runs])):
         allowed = ["prompts" in may for may, name in zip(publish, row.files, strict=True) if name]

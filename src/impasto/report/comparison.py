@@ -1,4 +1,4 @@
-"""Numbers and previews of several runs, side by side; also of unfinished and damaged ones."""
+"""Figures of runs for comparison, including unfinished and damaged runs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from impasto.errors import RunError
 from impasto.parsing import printable, read_text
 from impasto.runs import RunDirectory
 
-_LARGEST = 1e30  # what is larger, or no number at all, has no place in a chart
+_LARGEST = 1e30  # larger values, infinities and NaN cannot be drawn in a chart
 
 Points = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Trend:
-    """A value over steps, in short.
+    """A summary of a value over steps.
 
     Attributes:
-        last: The value that was measured last.
-        last_step: The step of it.
-        best: The least value.
-        best_step: The first step that had it.
+        last: The last value.
+        last_step: The step of the last value.
+        best: The lowest value.
+        best_step: The first step with the lowest value.
     """
 
     last: float
@@ -36,7 +36,7 @@ class Trend:
     best_step: int
 
     def as_json(self) -> dict[str, float]:
-        """These numbers as plain values, for JSON."""
+        """Return the summary as plain values for JSON."""
         return {
             "last": self.last,
             "last_step": self.last_step,
@@ -45,29 +45,29 @@ class Trend:
         }
 
     def text(self) -> str:
-        """These numbers in a sentence for people."""
-        return f"{self.best:.4f} at step {self.best_step:,}; {self.last:.4f} at last"
+        """Return the summary as a text for people."""
+        return f"{self.best:.4f} at step {self.best_step:,}; last {self.last:.4f}"
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """What a run came to.
+    """The state, losses, speed and memory of a run.
 
     Attributes:
         run: Its directory.
         title: Its name.
-        state: How it stands, in one word.
-        step: Optimizer steps that are done.
-        total_steps: Those of the whole run; None where that is not known.
-        loss: Its training loss, as it was measured; None where there is none.
-        validation_loss: Its validation loss; None where there is none.
-        images_per_s: Images per second, the median of all lines; None where there is none.
-        memory_mib: The most memory in any line, in MiB; None where there is none.
-        samples_seen: Images that were trained on; None where it is not known.
-        model: The trained model; None before the end.
-        config: The text of its settings; empty where they cannot be read.
-        faults: What of the run could not be read.
-        curves: Losses and speeds over steps, by the names that metrics have.
+        state: Its state, in one word.
+        step: Number of completed optimizer steps.
+        total_steps: Number of steps of the whole run; None if unknown.
+        loss: Its training loss, unsmoothed; None if not measured.
+        validation_loss: Its validation loss; None if not measured.
+        images_per_s: Images per second, the median over all lines of metrics; None if not measured.
+        memory_mib: The largest memory use in any line of metrics, in MiB; None if not measured.
+        samples_seen: Number of images trained on, counting repeats; None if unknown.
+        model: The exported model; None before the end.
+        config: The text of its settings; empty if they cannot be read.
+        faults: Descriptions of the files that could not be read.
+        curves: Losses, learning rate, speed and memory over steps, by the names of metrics.
     """
 
     run: RunDirectory
@@ -86,7 +86,7 @@ class RunFigures:
     curves: Mapping[str, Points] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """These figures as JSON has them: plain values, None for what is not known; no curves."""
+        """Return the figures as plain values for JSON, None if unknown, without the curves."""
         return {
             "path": printable(self.run.address),
             "state": self.state,
@@ -102,7 +102,7 @@ class RunFigures:
         }
 
     def rows(self) -> dict[str, str]:
-        """What is known of these figures in words, by what each number is."""
+        """Return the known figures as texts, by their names."""
         of = "" if self.total_steps is None else f" of {self.total_steps:,}"
         found = {
             "state": self.state,
@@ -119,17 +119,17 @@ class RunFigures:
 
 
 def figures_of(run: RunDirectory) -> RunFigures:
-    """What a run came to, as far as its files tell; reads all of its metrics.
+    """Read the figures of a run from its files, including all of its metrics.
 
     Raises:
-        RunError: It is no run directory at all.
+        RunError: The path is not a run directory.
     """
     faults: list[str] = []
     try:
         config = read_text(run.config_file, "replace")
     except OSError as error:
         if not presence.exists(run.status_file) and not presence.exists(run.metrics_file):
-            RunDirectory.open(run.path)  # says what is wrong
+            RunDirectory.open(run.path)  # raises an error that says what is wrong
             raise
         config = ""
         faults.append(f"config.toml: {error.strerror or error}")
@@ -161,12 +161,12 @@ def figures_of(run: RunDirectory) -> RunFigures:
 
 
 def nearest(steps: Sequence[int], wanted: int) -> int | None:
-    """The step nearest to a wanted one, the earlier of two; None of none."""
+    """Return the step nearest to a wanted one, of two equally near the earlier; None if empty."""
     return min(steps, key=lambda step: (abs(step - wanted), step), default=None)
 
 
 def _curves(run: RunDirectory) -> tuple[dict[str, Points], int | None]:
-    """Losses, speeds and memory over steps, and the images seen."""
+    """Read losses, learning rate, speed and memory over steps, and the number of images seen."""
     found: dict[str, Points] = {}
     seen = None
     try:
@@ -176,7 +176,7 @@ def _curves(run: RunDirectory) -> tuple[dict[str, Points], int | None]:
                 value = record.get(name)
                 if value is not None and _is_plottable(value):
                     found.setdefault(name, []).append((record["step"], value))
-    except OSError:  # removed while it was read
+    except OSError:  # removed while being read
         return found, seen
     return found, seen
 

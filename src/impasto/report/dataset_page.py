@@ -1,4 +1,4 @@
-"""Makes the page of a dataset from its health: one file that needs nothing else."""
+"""Makes the health report of a dataset, as one self-contained HTML file and as JSON."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ THUMBNAIL = 96
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report on a dataset is written.
+    """The output files of a report on a dataset.
 
     Attributes:
-        page: The HTML file; the same as JSON is beside it.
-        source: What is reported on: a folder or file.
+        page: The HTML file; a JSON file with the same content is written beside it.
+        source: The folder or file that the report is on.
     """
 
     page: Path
     source: Path
 
     def __post_init__(self) -> None:
-        """Make sure that page and data are two files.
+        """Check that the page and the JSON file have different names.
 
         Raises:
-            ConfigError: The page would be written over the data.
+            ConfigError: The page has the name of the JSON file.
         """
         if self.page.suffix.lower() == ".json":
             raise ConfigError(
-                f"--out is {self.page}, which is the name of the data beside the page. Name the "
-                f"page, such as {self.page.with_suffix('.html')}; the JSON file is written with it."
+                f"--out is {self.page}, which is the name of the JSON file beside the page. Name "
+                f"the page instead, such as {self.page.with_suffix('.html')}; the JSON file is "
+                f"written with it."
             )
 
     @property
@@ -58,25 +59,25 @@ class ReportFiles:
 
     @property
     def mark(self) -> str:
-        """Names the source without telling its path."""
+        """A hash that identifies the source without revealing its path."""
         return hashlib.sha256(os.path.abspath(self.source).encode("utf-8", "replace")).hexdigest()  # noqa: PTH100
 
     def require_free(self) -> None:
-        """Make sure that nothing is replaced but an earlier report on the same dataset.
+        """Check that only an earlier report on the same dataset would be replaced.
 
         Raises:
-            ConfigError: Another file is there.
+            ConfigError: Another file exists at one of the paths.
         """
         there = [path for path in (self.page, self.data) if os.path.lexists(path)]
         if there and _mark_in(self.data) != self.mark:
             raise ConfigError(
-                f"{there[0]} is there, and is not a report on {self.source}. Give another name "
+                f"{there[0]} exists, and is not a report on {self.source}. Give another name "
                 f"with --out, or --overwrite to replace it."
             )
 
 
 def _mark_in(data: Path) -> str:
-    """The mark of the dataset that a report is on; empty if that is no report."""
+    """Return the mark of the dataset in a report's JSON file; empty if it is not a report."""
     try:
         content = parse_json(read_text(data))
     except (OSError, ValueError):
@@ -90,7 +91,7 @@ _MARK = "source"
 def write_dataset_report(
     health: Health, target: ReportFiles, progress: Progress, publish: Collection[str] = ()
 ) -> None:
-    """Write the page and the same as JSON, with whole paths only if `publish` names `paths`.
+    """Write the page and its JSON file, with full paths only if `publish` contains `paths`.
 
     Raises:
         StorageError: A file could not be written.
@@ -110,7 +111,10 @@ def write_dataset_report(
 
 
 def _data_url(path: Path, bucket: str) -> str:
-    """A small JPEG; with a bucket, what its crop loses is darkened. Empty if it has vanished."""
+    """Return a thumbnail as a data URL, empty if the image is unreadable.
+
+    With a bucket, the area that its crop removes is darkened.
+    """
     try:
         cut = cut_beside(path)
         least = None if cut else Size(THUMBNAIL, THUMBNAIL)

@@ -1,4 +1,4 @@
-"""Makes the page of an evaluation: one file that needs nothing else to be looked at."""
+"""Makes the page of an evaluation, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from impasto.evaluation.results import (
 from impasto.report.page import rendered
 
 MOST_ROWS = 48
-"""Prompts that are shown at most; all are in the JSON file."""
+"""Maximum number of prompts that are shown; all are in the JSON file."""
 
 THUMBNAIL = 160
 _MOODS = {BETTER: "good", WORSE: "bad", NOISE: "dim"}
@@ -39,16 +39,16 @@ def write_evaluation(
     real: Mapping[str, CaptionedImage],
     training: Mapping[str, CaptionedImage],
 ) -> None:
-    """Write the page: numbers, what differs, and rows of images.
+    """Write the page: measures, differences between models, and rows of images.
 
     Args:
-        page: The file; paths of samples in `values` are below its folder.
-        values: The evaluation as JSON has it.
+        page: The path of the page; paths of samples in `values` are relative to its folder.
+        values: The content of the evaluation's JSON file.
         real: Name of a real image -> the image.
         training: Name of a training image -> the image.
 
     Raises:
-        StorageError: It could not be written.
+        StorageError: The page could not be written.
     """
     shown = shown_rows(values["pairs"], MOST_ROWS)
     content = {
@@ -71,7 +71,7 @@ def write_evaluation(
 
 
 def shown_rows(pairs: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    """The prompts to show: those with a copy first, then others evenly spread, in their order."""
+    """Select the prompts to show: those with a copy first, then others, evenly spread, in order."""
     if len(pairs) <= most:
         return list(pairs)
     has_copy = [any(sample.get("is_copy") for sample in pair["samples"]) for pair in pairs]
@@ -95,7 +95,7 @@ def _facts(values: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _tables(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A table for each network, and one of what needs none."""
+    """Yield one table per network, and one of the measures that need no network."""
     columns = [*values["models"], *values["references"]]
     for network in [*values["features"], None]:
         name = None if network is None else network["name"]
@@ -108,7 +108,7 @@ def _tables(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if rows:
             used = [n for n in range(len(columns)) if any(row["cells"][n] for row in rows)]
             yield {
-                "title": "By the images themselves" if name is None else f"Features: {name}",
+                "title": "From the images alone" if name is None else f"Features: {name}",
                 "columns": [columns[n]["name"] for n in used],
                 "rows": [{**row, "cells": [row["cells"][n] for n in used]} for row in rows],
             }
@@ -134,7 +134,7 @@ def _row(
     real: Mapping[str, CaptionedImage],
     training: Mapping[str, CaptionedImage],
 ) -> dict[str, Any]:
-    """A prompt with its real image, and of each model one sample with its nearest image."""
+    """Return a prompt with its real image, and one sample per model with its nearest image."""
     couples = []
     if pair["image"] is not None:
         couples.append([_shot(real[pair["image"]], "real image", pair["image"])])
@@ -148,11 +148,11 @@ def _row(
             )
             couple[0]["is_copy"] = sample["is_copy"]
         couples.append(couple)
-    return {"prompt": pair["prompt"] or "(no words)", "couples": couples}
+    return {"prompt": pair["prompt"] or "(empty prompt)", "couples": couples}
 
 
 def _one_of_each(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One sample of each model: a copy if there is one, else the first."""
+    """Return one sample per model: a copy if there is one, or else the first."""
     found: dict[str, Mapping[str, Any]] = {}
     for sample in samples:
         known = found.setdefault(sample["model"], sample)
@@ -174,7 +174,7 @@ def _shot(
 
 
 def _data_url(source: CaptionedImage) -> str:
-    """A small JPEG; empty if the image has vanished."""
+    """Return a thumbnail as a data URL, empty if the image is unreadable."""
     least = None if source.cut else Size(THUMBNAIL, THUMBNAIL)
     try:
         image = cut_out(images.read_rgb(source.path, at_least=least), source.cut)

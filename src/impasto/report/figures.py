@@ -1,6 +1,6 @@
-"""The charts of a run's page, each drawn twice: wide, also for when it is opened, and narrow.
+"""The charts of a run's page, each drawn twice: wide and narrow.
 
-The page shows the one that fits and opens the wide one over the whole window, by styles alone.
+The page shows the one that fits, and can open the wide one over the whole window, by CSS alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from impasto.report.svg import WIDTH
 from impasto.runs.validations import Validation
 
 NARROW = 440
-"""The width of a chart for phones, and for two side by side."""
+"""The width of charts on phones, and of charts that stand side by side."""
 
 _LARGEST = 1e30
 _LEVELS = "loss_t"
 _KINDS = ("first", "second", "third", "fourth")
-_CURVES = 4  # curves of one chart: more colours could not be told apart
+_CURVES = 4  # maximum per chart; more colours cannot be distinguished
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -33,12 +33,12 @@ class Figure:
     """A chart on a page.
 
     Attributes:
-        id: Its name in addresses of the page.
-        title: What stands above it.
+        id: Its HTML id, for links within the page.
+        title: Its heading.
         wide: The drawing for wide windows.
-        narrow: That for narrow ones.
-        is_small: Whether two stand side by side.
-        note: What it shows, in a sentence.
+        narrow: The drawing for narrow windows.
+        is_small: Whether it shares a row with another figure.
+        note: A sentence that explains it; may be empty.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Figure:
 
 
 def figures_of_run(metrics: Metrics, validations: Sequence[Validation]) -> list[Figure]:
-    """All charts of a run that there is something to draw of."""
+    """Return the charts of a run for which it has measured values."""
     training = points_of(metrics, "loss")
     held_out = [(one.step, one.loss) for one in validations]
     errors: dict[float, float] = {
@@ -62,11 +62,11 @@ def figures_of_run(metrics: Metrics, validations: Sequence[Validation]) -> list[
             is_small=False,
         ),
         _figure("gap", "Held-out and training images", _gap(validations, errors), note=(
-            "At noise levels that are spread alike. Where the second falls and the first does not, "
-            "images are learnt by heart."
+            "Both are measured at the same distribution of noise levels. If only the loss of "
+            "training images falls, the model is over-fitting."
         )),
         _figure("levels", "Loss by noise level", _curves("loss", _levels(metrics)), note=(
-            "Means over the training steps; 0 is the least noise."
+            "Means over the training steps; 0 is the lowest noise level."
         )),
         *_of_previews(metrics),
         _figure("lr", "Learning rate", _curves("learning rate", _rates(metrics))),
@@ -78,17 +78,17 @@ def figures_of_run(metrics: Metrics, validations: Sequence[Validation]) -> list[
 
 
 def bucket_figure(buckets: Mapping[str, int]) -> Figure:
-    """How many images are in each bucket."""
+    """Return the chart of the number of images per bucket."""
     return _figure("buckets", "Buckets", lambda width: bucket_chart(buckets, width), is_small=False)
 
 
 def points_of(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """The steps and values of a number in lines of metrics; those that a chart has a place for."""
+    """Return the steps and values of a metric, without values that cannot be drawn."""
     return [(line["step"], line[name]) for line in metrics if is_plottable(line.get(name))]
 
 
 def is_plottable(value: object) -> bool:
-    """Whether a chart has a place for it; what became NaN or infinite has none."""
+    """Return whether a value can be drawn: a finite number of moderate size."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return math.isfinite(value) and abs(value) < _LARGEST
@@ -102,7 +102,7 @@ def _figure(
 
 
 def _gap(validations: Sequence[Validation], errors: Mapping[float, float]) -> Callable[..., str]:
-    """The loss of held-out images and that of the sample of training images."""
+    """Return a function that draws the losses of held-out images and of sampled training images."""
     training = [(v.step, v.training) for v in validations if v.training is not None]
     if not training:
         return lambda _: ""
@@ -115,14 +115,14 @@ def _gap(validations: Sequence[Validation], errors: Mapping[float, float]) -> Ca
 
 
 def _of_previews(metrics: Metrics) -> list[Figure]:
-    """How far previews are from real images, where a run compared them."""
+    """Return the charts of the distance of previews to real images; empty ones if not measured."""
     network = next((line["preview_features"] for line in reversed(metrics)
                     if isinstance(line.get("preview_features"), str)), "")  # fmt: skip
     return [
         _figure(
             key.replace("_", "-"), title, partial(_with_errors, metrics, f"preview_{key}", label),
             note=f"{note} By the features of {network.partition(' ')[0]}, with standard errors "
-            f"where prompts are enough.",
+            f"if there are enough prompts.",
         )
         for key, title, label, note in (
             ("kernel_distance", "Kernel distance of previews to real images", "kernel distance",
@@ -158,7 +158,7 @@ def _curves(
 
 
 def _levels(metrics: Metrics) -> list[tuple[str, list[tuple[int, float]]]]:
-    """The losses by ranges of timesteps, as `loss_t0_249`."""
+    """Return the losses by range of timesteps, from metrics such as `loss_t0_249`."""
     names = dict.fromkeys(name for line in metrics for name in line if name.startswith(_LEVELS))
     return [
         (name.removeprefix(_LEVELS).replace("_", " to "), _smoothed(points_of(metrics, name)))
@@ -179,7 +179,7 @@ def _rates(metrics: Metrics) -> list[tuple[str, list[tuple[int, float]]]]:
 
 
 def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Means of stretches, a fiftieth of the run each: single values vary too much to compare."""
+    """Return means over fiftieths of the run, since single values vary too much to compare."""
     size = max(1, math.ceil(len(points) / 50))
     pieces = [points[start : start + size] for start in range(0, len(points), size)]
     return [(piece[-1][0], sum(y for _, y in piece) / len(piece)) for piece in pieces]

@@ -1,7 +1,8 @@
-"""What pages show of the health of a dataset: plain values and charts, made from its JSON.
+"""The health of a dataset as plain values and charts for pages, made from its JSON form.
 
-The report is made of it as the dataset was examined; the studio makes the same of the JSON file
-that `impasto dataset report` wrote, which reads no image. Thumbnails are the page's own.
+The report is made from it directly after the examination of the dataset. The studio makes the same
+view from the JSON file that `impasto dataset report` wrote, without reading images. Each page
+supplies its own thumbnails.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ LARGE_CROP = 0.15
 
 Content = Mapping[str, Any]
 Drawn = Callable[[str, str], Mapping[str, str]]
-"""The path of an image, and the bucket that crops it or nothing -> what the page shows of it:
-`image`, the address of a small one, and `address`, where it leads; empty for none."""
+"""Path of an image, and its bucket or an empty text -> `image`, the address of its thumbnail, and
+`address`, the target of its link; each may be empty."""
 
 
 def health_view(health: Content, drawn: Drawn) -> dict[str, Any]:
-    """The values that `health.html.j2` shows.
+    """Return the variables of `health.html.j2`.
 
     Args:
-        health: As `Health.as_json` has it.
+        health: The result of `Health.as_json`.
         drawn: Makes the thumbnails.
 
     Raises:
-        KeyError, TypeError, ValueError, ArithmeticError: It is not what a report writes.
+        KeyError, TypeError, ValueError, ArithmeticError: `health` is invalid.
     """
     captions, thumbs = health["captions"], _Thumbs(drawn)
     return {
@@ -73,7 +74,7 @@ def _passed_over(items: Sequence[Content]) -> list[dict[str, str]]:
 
 
 class _Thumbs:
-    """Images as a page shows them, each with its name and what there is to say of it."""
+    """Makes the thumbnails of images, each with its name and a note."""
 
     def __init__(self, drawn: Drawn) -> None:
         self._drawn = drawn
@@ -129,7 +130,7 @@ def _geometry(health: Content, thumbs: _Thumbs) -> dict[str, Any]:
 def _token_chart(health: Content) -> Markup:
     lengths = {int(length): count for length, count in health["captions"]["token_lengths"].items()}
     if min(lengths.values(), default=0) < 0 or sum(lengths.values()) > len(health["aspects"]):
-        raise ValueError("fewer captions than none, or more than images")
+        raise ValueError("a negative number of captions, or more captions than images")
     values = [length for length, count in lengths.items() for _ in range(count)]
     marks = [limit for limit in TOKEN_LIMITS if limit <= max(values, default=0)]
     return Markup(histogram_chart(values, "tokens in the caption", marks, whole=True))
@@ -143,12 +144,12 @@ def _facts(health: Content) -> list[dict[str, str]]:
         _fact("usable images", tally["usable"]),
         _fact("showings per epoch", health["showings"]),
         *_regularisation_facts(health["balance"]),
-        *([_fact("with crops of their own", tally["cut"])] if tally["cut"] else []),
+        *([_fact("with a crop file", tally["cut"])] if tally["cut"] else []),
         _fact("skipped", tally["set_aside"], bad=tally["set_aside"] > 0),
         _fact("also found", tally["also_found"], bad=tally["also_found"] > 0),
-        _fact("without words", tally["without_words"], bad=tally["without_words"] > 0),
-        _fact("the same twice", twice, bad=twice > 0),
-        _fact("nearly the same", alike, bad=alike > 0),
+        _fact("without a caption", tally["without_words"], bad=tally["without_words"] > 0),
+        _fact("copies", twice, bad=twice > 0),
+        _fact("near copies", alike, bad=alike > 0),
         _fact("too small", small, bad=small > 0),
         _fact("over 75 tokens", health["captions"]["over"]["75"]),
     ]
@@ -159,8 +160,10 @@ def _regularisation_facts(balance: Content | None) -> list[dict[str, str]]:
         return []
     return [
         _fact("regularisation images", balance["images"]),
-        _fact("of them used", balance["used"], bad=balance["used"] < balance["images"]),
-        _fact("showings of them", balance["showings"]),
+        _fact(
+            "regularisation images used", balance["used"], bad=balance["used"] < balance["images"]
+        ),
+        _fact("regularisation showings", balance["showings"]),
     ]
 
 
@@ -169,7 +172,7 @@ def _fact(name: str, value: int, *, bad: bool = False) -> dict[str, str]:
 
 
 def _advice(health: Content) -> list[str]:
-    """What a person would do something about, in the order of what it costs."""
+    """Return sentences of advice, the most important first."""
     captions = health["captions"]
     much = sum(item["lost"] > LARGE_CROP for item in health["cropped"])
     sides = len(captions["naming_sides"]) if health["flips"] else 0
@@ -177,22 +180,25 @@ def _advice(health: Content) -> list[str]:
         (len(health["set_aside"]), "{files} cannot be used; the reasons are below."),
         (
             len(captions["missing"]),
-            "{images have} no words, and so nothing that a prompt can name.",
+            "{images have} no caption, so that no prompt can refer to their content.",
         ),
         (
             len(health["equal"]),
-            "{files are} there more than once, and count so: delete the copies.",
+            "{files occur} more than once, and count more than once: delete the copies.",
         ),
-        (len(health["near"]), "{groups of images are} nearly the same: such are learnt best."),
+        (
+            len(health["near"]),
+            "{groups of images are} nearly the same, and will be learnt most strongly.",
+        ),
         (
             len(health["too_small"]),
-            "{images are} enlarged by more than half, which teaches blur: leave them out, or "
+            "{images are} enlarged by more than half, which teaches blur: remove them, or "
             "set bucket_no_upscale.",
         ),
         (
             much,
-            f"{{images lose}} over {100 * LARGE_CROP:.0f} % to cropping: a smaller "
-            f"bucket_reso_steps, or a larger max_bucket_reso, loses less.",
+            f"{{images lose}} over {100 * LARGE_CROP:.0f} % to cropping: set a smaller "
+            f"bucket_reso_steps, or a larger max_bucket_reso.",
         ),
         (
             len(captions["several_lines"]),
@@ -201,29 +207,29 @@ def _advice(health: Content) -> list[str]:
         ),
         (
             captions["over"]["75"],
-            "{captions have} over 75 tokens: what is beyond model.max_tokens is ignored.",
+            "{captions have} over 75 tokens: tokens beyond model.max_tokens are ignored.",
         ),
         (
             sides,
-            f"{{captions}} with {' or '.join(SIDES)} in the words, while images are mirrored: "
-            f"flip_safe keeps those as they are.",
+            f"{{captions}} with {' or '.join(SIDES)} in the text, while images are mirrored: set "
+            f"flip_safe, which does not mirror these images.",
         ),
         (
             len(health["same_stem"]),
-            "{caption files are} shared by images of which only the endings differ.",
+            "{caption files are} shared by images that differ only in their file extensions.",
         ),
     ]
     return [_with_count(text, count) for count, text in rows if count]
 
 
 def _with_count(text: str, count: int) -> str:
-    """A sentence that begins with what is counted, in braces, with the number in its place."""
+    """Replace the leading plural noun in braces in a sentence by the count and the noun."""
     plural, _, rest = text.removeprefix("{").partition("}")
     return counted(count, plural) + rest
 
 
 def _clipped(aspects: Sequence[float]) -> list[float]:
-    """Aspects as far as a chart can show them: strips beyond 8 to 1 stand at its ends."""
+    """Clip aspect ratios to the range of the chart, 1/8 to 8."""
     return [min(max(aspect, 1 / 8), 8.0) for aspect in aspects]
 
 

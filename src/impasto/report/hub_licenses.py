@@ -1,7 +1,7 @@
-"""The licences that the Hugging Face Hub knows by an identifier.
+"""The licences that have an identifier on the Hugging Face Hub.
 
-huggingface/hub-docs, `docs/hub/repositories-licenses.md`. `unknown` is left out: who publishes
-states a licence. Any other is `other`, with a name and an address of its own.
+Source: huggingface/hub-docs, `docs/hub/repositories-licenses.md`. `unknown` is left out, since a
+publisher must state a licence. Any other licence is `other`, with a name and a link.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from impasto.errors import ConfigError
 OTHER = "other"
 
 COMMON = ("creativeml-openrail-m", "openrail++", "openrail", "cc-by-4.0", "cc0-1.0", "apache-2.0")
-"""What models of this kind mostly have: shown first."""
+"""The most common licences of such models, shown first."""
 
 LICENSES = (
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m",
@@ -29,35 +29,35 @@ LICENSES = (
     "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
     "deepfloyd-if-license", "llama2", "gemma", OTHER,
 )  # fmt: skip
-"""Identifiers for the card of a repository."""
+"""All licence identifiers that a repository's card can have."""
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"]+|LICENSE(\.\w+)?")
 
 
 def require_license(license_id: str | None, name: str | None, link: str | None) -> str:
-    """The licence of a model, if the Hub knows it or it is named.
+    """Return the licence identifier after checking it.
 
     Raises:
-        ConfigError: There is none, it is not known, or `other` has no name or address.
+        ConfigError: It is missing or unknown, or `other` has no name or no valid link.
     """
     if not license_id:
         raise ConfigError(
-            "A model is published under a licence. Give one with --license, or as license in "
-            "[saving.metadata] of the run's settings. What is made from a model keeps to that "
-            "model's licence: Stable Diffusion 1.x is creativeml-openrail-m, 2.x openrail++."
+            "A licence is required to publish a model. Give it with --license, or as license in "
+            "[saving.metadata] of the run's settings. A fine-tuned model must respect the licence "
+            "of its base model: Stable Diffusion 1.x is creativeml-openrail-m, 2.x openrail++."
         )
     if license_id not in LICENSES:
         near = difflib.get_close_matches(license_id.lower(), LICENSES, n=3)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"The Hugging Face Hub knows no licence {license_id!r}.{meant} For any other give "
-            f"--license other with --license-name and --license-link."
+            f"The Hugging Face Hub knows no licence {license_id!r}.{meant} For another licence, "
+            f"give --license other with --license-name and --license-link."
         )
     if license_id == OTHER and not (name and link):
         raise ConfigError(
-            "--license other needs --license-name, what it is called, and --license-link, the "
-            "address where it can be read."
+            "--license other needs --license-name, its name, and --license-link, the URL of its "
+            "text."
         )
     if link and not _ADDRESS.fullmatch(link):
-        raise ConfigError(f"--license-link {link!r} is no address of the form https://...")
+        raise ConfigError(f"--license-link {link!r} is not a URL of the form https://...")
     return license_id

@@ -1,4 +1,4 @@
-"""The page of a learning-rate range test: the loss by rate, and what follows from it."""
+"""Makes the page of a learning-rate range test: the loss by learning rate, and a suggestion."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def write_lr_page(path: Path, title: str, measured: LrCurve, suggestion: Suggest
     """Write the page of a learning-rate range test.
 
     Args:
-        path: Where to.
-        title: What was tested.
-        measured: The losses.
-        suggestion: What follows.
+        path: The path of the page.
+        title: The title, which names the tested model or settings.
+        measured: The losses by learning rate.
+        suggestion: The suggested learning rate, with the reason.
 
     Raises:
-        StorageError: It could not be written.
+        StorageError: The page could not be written.
     """
     rows = [
         {"rate": f"{rate:.3g}", "loss": f"{loss:.4f}" if math.isfinite(loss) else "not finite"}
@@ -59,9 +59,9 @@ def write_lr_page(path: Path, title: str, measured: LrCurve, suggestion: Suggest
 
 
 def lr_chart(measured: LrCurve, suggestion: Suggestion) -> str:
-    """The loss over the rate, on a logarithmic axis; empty where no loss is of use.
+    """Draw the loss over the learning rate on a logarithmic axis; empty if no loss is usable.
 
-    A loss that diverged is left out: it would flatten all others.
+    Losses that diverged are left out, since they would flatten the rest of the curve.
     """
     exponents = [math.log10(rate) for rate in measured.rates]
     known = list(zip(exponents, measured.losses, strict=True))[: measured.known]
@@ -92,14 +92,14 @@ def lr_chart(measured: LrCurve, suggestion: Suggestion) -> str:
 
 
 def _ends(exponents: Sequence[float], suggestion: Suggestion) -> tuple[float, float]:
-    """Where the axis begins and ends; a suggestion has a place on it even below the rates."""
+    """Return the bounds of the axis, which include the suggestion even if it is below all rates."""
     shown = [*exponents, *([] if suggestion.lr is None else [math.log10(suggestion.lr)])]
     low, high = min(shown), max(shown)
     return low, max(high, low + 1e-3)
 
 
 def _decades(axis: Axis) -> Iterator[str]:
-    """The axis with powers of ten, and 2 and 5 times these where there is room."""
+    """Yield the axis with labels at powers of ten and, on a short axis, at 2 and 5 times these."""
     yield line(axis.start, _HEIGHT - _BOTTOM, axis.end, _HEIGHT - _BOTTOM, "axis")
     several = axis.high - axis.low > 4
     for power in range(math.floor(axis.low), math.ceil(axis.high) + 1):

@@ -1,4 +1,4 @@
-"""Which previews of several runs belong side by side: those of one prompt, seed and size."""
+"""Matches previews of several runs by prompt, seed and size, to show them side by side."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MATCHED = ("Seed", "Size")
 
 @dataclass(frozen=True)
 class SampleRow:
-    """A prompt with its seed, and the files that show it.
+    """A prompt with its seed, and the previews of it in several runs.
 
     Attributes:
-        parameters: Prompt and settings of the first, as A1111 writes them; the file's name where
-            it has none.
-        files: The name of the file in each run, in their order; None where it has none.
-        differing: The settings of each that are not the same in all, as `Sampler: Euler`; empty
-            where there are none or no file.
+        parameters: Prompt and settings of the first preview, in the format of A1111; the file name
+            if it has none.
+        files: The name of the preview in each run, in their order; None if the run has none.
+        differing: For each run, the settings that are not equal in all runs, as `Sampler: Euler`;
+            empty if there are none or the run has no preview.
     """
 
     parameters: str
@@ -33,15 +33,15 @@ class SampleRow:
 
     @property
     def prompt(self) -> str:
-        """The prompt of a sample, without the seed and the other settings it was drawn with."""
+        """The prompt, without the seed and the other settings."""
         return self.parameters.partition("\n")[0]
 
 
 def matching_samples(runs: Sequence[RunDirectory]) -> list[SampleRow]:
-    """The previews that several runs have of the same prompt, seed and size.
+    """Match the newest previews of runs by prompt, seed and size.
 
-    Those that most runs have come first. What runs draw is told by their newest previews. Where a
-    run draws the same several times, such as with several samplers, they are matched in order.
+    Rows that most runs have come first. If a run draws the same prompt several times, such as with
+    several samplers, these previews are matched in their order.
     """
     found: dict[tuple[str, ...], dict[int, tuple[str, str]]] = {}
     for number, run in enumerate(runs):
@@ -70,27 +70,27 @@ def _row(of: Mapping[int, tuple[str, str]], runs: int) -> SampleRow:
 
 
 def _newest_samples(run: RunDirectory) -> list[tuple[str, str]]:
-    """The names of a run's newest previews, and the parameters in them."""
+    """Return the names of a run's newest previews, and the parameters stored in them."""
     step, names = newest_previews(run) or (0, [])
     folder = run.samples / step_name(step)
     return [(name, parameters_of(folder / name)) for name in names]
 
 
 def _key(parameters: str) -> tuple[str, ...]:
-    """The prompt, seed and size of parameters."""
+    """Return the prompt, seed and size in parameters."""
     settings = _settings(parameters)
     return (_texts(parameters)[0], *(settings.get(name, "") for name in _MATCHED))
 
 
 def _texts(parameters: str) -> tuple[str, str, str]:
-    """The prompt, the negative prompt and the line of settings, as A1111 writes them."""
+    """Split parameters in the format of A1111 into prompt, negative prompt and line of settings."""
     texts, _, settings = parameters.rpartition("\n")
     prompt, _, negative = texts.partition(f"\n{_NEGATIVE}: ")
     return prompt, negative, settings
 
 
 def _settings(parameters: str) -> dict[str, str]:
-    """All settings, and the negative prompt where there is one."""
+    """Return all settings by name, including the negative prompt if there is one."""
     _, negative, line = _texts(parameters)
     found = dict(_SETTING.findall(line))
     return {_NEGATIVE: negative, **found} if negative else found

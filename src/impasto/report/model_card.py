@@ -1,7 +1,7 @@
-"""The card of a model on the Hugging Face Hub: a README.md made from its run.
+"""Makes the card of a model for the Hugging Face Hub: a README.md, from the data of its run.
 
-What of settings, paths and prompts stands in it is what the run's `saving.publish` allows, as in
-exported files and the report.
+Settings, paths and prompts are included as far as the run's `saving.publish` allows, as in exported
+files and the report.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from impasto.runs.mixture import mixture_of
 
 CARD = "README.md"
 SAMPLES, CURVES = "samples", "curves"
-"""The folders beside the card with the images that it shows."""
+"""The folders beside the card for the images that it shows."""
 
 _LOSS_CURVES = f"{CURVES}/loss.svg"
 _CURVES_SHOWN = f"![Training and validation loss over steps]({_LOSS_CURVES})"
 _SAMPLES = 8
 OWN_IMAGES = frozenset({_LOSS_CURVES, *(f"{SAMPLES}/{n:03d}.png" for n in range(1, _SAMPLES + 1))})
-"""The names of all images that a card from here may show."""
+"""The names of all images that a card made by this module may show."""
 
-_ROWS = 10  # of the table of losses
+_ROWS = 10  # rows of the table of losses
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _AT_START = re.compile(r"^([#+=-]|\d+[.)](?=\s))")
 _ONE_LINE = 1 << 30
@@ -47,12 +47,12 @@ _ONE_LINE = 1 << 30
 
 @dataclass(frozen=True)
 class License:
-    """Under what a model is published.
+    """The licence under which a model is published.
 
     Attributes:
-        id: An identifier of `hub_licenses.LICENSES`.
-        name: What it is called, where that is `other`.
-        link: Where it can be read.
+        id: An identifier in `hub_licenses.LICENSES`.
+        name: Its name if the id is `other`.
+        link: The URL of its text if the id is `other`.
     """
 
     id: str
@@ -62,11 +62,11 @@ class License:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What stands beside a published model.
+    """The card of a published model, with its images.
 
     Attributes:
         text: The card, in Markdown.
-        images: What it shows: name in the repository -> bytes of a PNG or SVG file.
+        images: The images that it shows: name in the repository -> bytes of a PNG or SVG file.
     """
 
     text: str
@@ -74,21 +74,21 @@ class ModelCard:
 
 
 def license_of(run: RunDirectory) -> str | None:
-    """The licence that a run's settings name in `[saving.metadata]`; None where they do not."""
+    """Return the licence in `[saving.metadata]` of a run's settings, or None if there is none."""
     found = _metadata(_settings(figures_of(run).config)).get("license")
     return str(found) if found else None
 
 
 def make_card(model: Path, run: RunDirectory | None, license_: License) -> ModelCard:
-    """The card of a model, from its run where it has one.
+    """Make the card of a model, with the data of its run if it has one.
 
     Args:
-        model: The file or Diffusers folder that is published.
-        run: The run that trained it.
-        license_: Under what it is published.
+        model: The file or Diffusers folder to publish.
+        run: The run that trained it; None if it was not trained here.
+        license_: The licence under which it is published.
 
     Raises:
-        RunError: The run directory is none.
+        RunError: The path of the run is not a run directory.
     """
     figures = None if run is None else figures_of(run)
     settings = {} if figures is None else _settings(figures.config)
@@ -119,14 +119,14 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
 
 
 def plain(text: str) -> str:
-    """Text of anybody as Markdown that shows just that, in one line."""
+    """Escape any text as Markdown that shows it literally, in one line."""
     escaped = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _AT_START.sub(lambda found: f"{found[1][:-1]}&#{ord(found[1][-1])};", escaped)
 
 
 def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -> str:
-    """What the Hub reads, as YAML."""
+    """Return the YAML front matter, which the Hub reads."""
     base, metadata = base_of(settings), _metadata(settings)
     is_hypernetwork = _section_of(settings, "method").get("kind") == "hypernetwork"
     entries = {
@@ -151,7 +151,7 @@ def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -
 
 
 def _name_id(name: str) -> str:
-    """A licence's name as the Hub wants it: `my-license-1.0`."""
+    """Convert the name of a licence to the form that the Hub expects: `my-license-1.0`."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "custom"
 
 
@@ -176,16 +176,16 @@ def _training(figures: RunFigures) -> str:
 
 
 def _curves(figures: RunFigures | None) -> dict[str, bytes]:
-    """The curves of the losses as a file; nothing of a run that has measured none."""
+    """Return the file with the loss curves; empty if the run has measured no loss."""
     known = {} if figures is None else figures.curves
     drawn = loss_chart(known.get("loss", []), known.get("validation_loss", []))
     return {_LOSS_CURVES: standalone(drawn).encode("utf-8")} if drawn else {}
 
 
 def _losses(figures: RunFigures, curves: str) -> str:
-    """The curves, then the training loss, as a mean since the row before, and the validation loss.
+    """Return the section on losses: the curves, and a table if there are training losses.
 
-    Without training losses there is no table.
+    The table has the training loss, as the mean since the previous row, and the validation loss.
     """
     training = figures.curves.get("loss", [])
     validation = figures.curves.get("validation_loss", [])
@@ -198,7 +198,7 @@ def _losses(figures: RunFigures, curves: str) -> str:
         losses = [loss for at, loss in training if before < at <= step]
         mean = f"{sum(losses) / len(losses):.4f}" if losses else ""
         measured = _between(validation, before, step)
-        if mean or measured:  # a short run writes fewer numbers than there are rows
+        if mean or measured:  # a short run has fewer values than rows
             rows.append((f"{step:,}", mean, measured))
             before = step
     head = ("step", "training loss", "validation loss")
@@ -207,9 +207,9 @@ def _losses(figures: RunFigures, curves: str) -> str:
 
 
 def _learnt(run: RunDirectory, model: Path) -> str:
-    """What the validation loss says of the model, and how sure that is.
+    """Return a text on the validation loss of the model, and how certain it is.
 
-    Of another model than that of the end: what its own validation says, if it had one.
+    For a model other than the final one, it is about that model's own validation, if it had one.
     """
     learning, last, mixture = read_learning(run), run.exported_model(), mixture_of(run, model)
     is_last = last is not None and last.resolve() == model.resolve()
@@ -232,7 +232,7 @@ def _between(points: Points, before: int, step: int) -> str:
 
 
 def _dataset(run: RunDirectory) -> str:
-    """The dataset in numbers: no names of files, no words."""
+    """Return a table of counts over the dataset, without file names or captions."""
     try:
         found = run.read_json("dataset.json")
     except RunError:
@@ -241,7 +241,7 @@ def _dataset(run: RunDirectory) -> str:
         (name, f"{found[key]:,}")
         for name, key in (
             ("images trained on", "pictures"),
-            ("of them regularisation images", "regularisation"),
+            ("regularisation images among them", "regularisation"),
             ("images held out for validation", "held_out"),
             ("images without captions", "uncaptioned"),
         )
@@ -264,7 +264,7 @@ def _config(figures: RunFigures, publish: tuple[str, ...]) -> str:
 
 
 def _samples(figures: RunFigures | None, publish: tuple[str, ...]) -> tuple[dict[str, bytes], str]:
-    """The newest previews; their prompts only where they may be told."""
+    """Return the newest previews and their Markdown, with prompts only if they may be published."""
     images: dict[str, bytes] = {}
     lines: list[str] = []
     if figures is None:

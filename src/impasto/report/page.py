@@ -1,4 +1,4 @@
-"""Makes `report.html` from a run directory: one file that needs nothing else to be looked at."""
+"""Makes `report.html` from a run directory, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from impasto.runs.validation_groups import last_groups
 from impasto.runs.validations import validations_of
 
 MAX_SAMPLE_COLUMNS = 6
-_WORST = 12  # images with the highest loss that are named
+_WORST = 12  # number of images with the highest loss to list
 
 
 def write_report(run: RunDirectory | str | Path) -> Path:
-    """Write the page for a run, also for one that is not finished, and return its path.
+    """Write the report of a run, finished or not, and return its path.
 
     Raises:
-        RunError: There is no run, or its directory is damaged.
+        RunError: The run does not exist, or its directory is damaged.
         StorageError: The page could not be written.
     """
     if not isinstance(run, RunDirectory):
@@ -51,13 +51,13 @@ def write_report(run: RunDirectory | str | Path) -> Path:
 
 
 def rendered(template: str, content: Mapping[str, Any]) -> str:
-    """A page made from one of the templates."""
+    """Render a template to a page."""
     return templates().get_template(template).render(content)
 
 
 @cache
 def templates() -> Environment:
-    """The templates of all pages, each of which a process compiles once."""
+    """Return the template environment of all reports; a process compiles each template once."""
     return Environment(
         loader=ChoiceLoader(
             [PackageLoader("impasto.report"), PackageLoader("impasto.report", "static")]
@@ -97,7 +97,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
 
 
 def allowed_by(config: str) -> tuple[str, ...]:
-    """What `saving.publish` of a run's settings names; nothing where they cannot be read."""
+    """Return the entries of `saving.publish` in a run's settings; empty if these are invalid."""
     try:
         named = parse_toml(config).get("saving", {}).get("publish", [])
     except (ValueError, AttributeError, RecursionError):
@@ -106,7 +106,7 @@ def allowed_by(config: str) -> tuple[str, ...]:
 
 
 def redacted_config(config: str, publish: tuple[str, ...]) -> str:
-    """The settings as the page shows them."""
+    """Return the text of the settings as far as `publish` allows."""
     try:
         return tomli_w.dumps(redact_settings(parse_toml(config), publish))
     except (ValueError, TypeError, RecursionError):
@@ -114,14 +114,14 @@ def redacted_config(config: str, publish: tuple[str, ...]) -> str:
 
 
 def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
-    """A file that was skipped, by its name and that of its folder."""
+    """Return a skipped file with its path cut to folder and name, unless paths may be published."""
     path, reason = str(item.get("path", "")), str(item.get("reason", ""))
     short = path if "paths" in publish else short_path(path)
     return {**item, "path": short, "reason": redact_text(reason, publish)}
 
 
 def _tree_of(config: str) -> dict[str, Any]:
-    """The settings as a tree; an empty one where they cannot be read."""
+    """Parse the settings; return an empty tree if they are invalid."""
     try:
         return parse_toml(config)
     except (ValueError, RecursionError):
@@ -131,7 +131,7 @@ def _tree_of(config: str) -> dict[str, Any]:
 def _changed_settings(
     run: RunDirectory, settings: Mapping[str, Any], publish: tuple[str, ...]
 ) -> list[tuple[str, str]]:
-    """The settings that are not as usual; none where the run did not write down which."""
+    """Return the settings that differ from the defaults; empty if the run has not recorded them."""
     try:
         paths = set(run.read_json(CHANGED_SETTINGS).get("paths", []))
     except RunError:
@@ -145,7 +145,7 @@ def _changed_settings(
 
 
 def _groups(metrics: list[dict[str, Any]], publish: tuple[str, ...]) -> dict[str, Any] | None:
-    """Losses by what held-out images share; tags are words of captions, told as prompts are."""
+    """Return losses by group of held-out images; tags only if prompts may be published."""
     found = last_groups(metrics)
     if found is None:
         return None
@@ -154,9 +154,9 @@ def _groups(metrics: list[dict[str, Any]], publish: tuple[str, ...]) -> dict[str
 
 
 def _worst_images(run: RunDirectory, publish: tuple[str, ...]) -> list[dict[str, str]]:
-    """The images with the highest loss, as far as the run wrote the losses of images down."""
+    """Return the images with the highest loss; empty if the run has recorded fewer than two."""
     found = read_image_losses(run.image_losses_file, NEWEST_BYTES)
-    if len(found) < 2:  # the only one is compared with itself
+    if len(found) < 2:  # a single image would be compared with itself
         return []
     return [
         {
@@ -194,7 +194,7 @@ def _fact(name: str, value: str, mood: str = "") -> dict[str, str]:
 
 
 def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:
-    """Rows of prompts by columns of steps, images as data URLs; prompts may be left out."""
+    """Return rows of prompts by columns of steps, images as data URLs, with or without prompts."""
     steps = run.sampled_steps()
     if len(steps) > MAX_SAMPLE_COLUMNS:
         last = len(steps) - 1
@@ -233,14 +233,14 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
         f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
         "% of the area "
         f"is cropped away on average, {counted(dataset['enlarged'], 'images are')} enlarged, "
-        f"{counted(dataset['uncaptioned'], 'images have')} no words, "
+        f"{counted(dataset['uncaptioned'], 'images have')} no caption, "
         f"{counted(dataset['too_long'], 'images have')} captions of over "
-        f"{dataset['max_tokens']} tokens, whose ends are ignored."
+        f"{dataset['max_tokens']} tokens, which are cut off."
     )
 
 
 def _regularisation_text(dataset: Mapping[str, Any]) -> str:
-    used = dataset.get("regularisation", 0)  # a run of an earlier version has none
+    used = dataset.get("regularisation", 0)  # missing in runs of earlier versions
     return f" ({used} of them for regularisation)" if used else ""
 
 
@@ -259,6 +259,6 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _timing_rows(status: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where the time of the last session of a run went."""
+    """Return the durations of the parts of a run's last session."""
     timings: dict[str, float] = status.get("timings_s", {})  # numbers, as `RunDirectory` checks
     return [(name, f"{seconds:.1f} s") for name, seconds in timings.items()]

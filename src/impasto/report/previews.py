@@ -1,4 +1,4 @@
-"""The previews of a run as pages show them: whole or not at all."""
+"""Reads the previews of a run for pages; damaged files are left out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombEr
 
 @dataclass(frozen=True)
 class Preview:
-    """A preview as it stands in a page.
+    """A preview for a page.
 
     Attributes:
-        width: Pixels.
-        prompt: The prompt in its file; empty where it has none.
+        width: Its width in pixels.
+        prompt: The prompt stored in its file; empty if there is none.
         content: The bytes of a PNG file.
     """
 
@@ -38,8 +38,8 @@ class Preview:
 
 
 def read_preview(path: Path, *, with_texts: bool) -> Preview | None:
-    """A preview, without the prompt in its file unless `with_texts`; None if it is not whole."""
-    if not presence.is_file(path):  # a FIFO would wait for ever
+    """Read a preview; None if it is damaged. Without `with_texts`, its file has no prompt."""
+    if not presence.is_file(path):  # reading a FIFO would block for ever
         return None
     try:
         content = path.read_bytes()
@@ -56,9 +56,9 @@ def read_preview(path: Path, *, with_texts: bool) -> Preview | None:
 
 
 def parameters_of(path: Path) -> str:
-    """What A1111 calls `parameters` in a PNG file: prompt, seed, size; empty where there is none.
+    """Read the text `parameters` of A1111 in a PNG file: prompt, seed, size; empty if missing.
 
-    The same text means the same prompt and seed. Only the head of the file is read.
+    Equal texts mean equal prompts and seeds. Only the head of the file is read.
     """
     if not presence.is_file(path):
         return ""
@@ -72,11 +72,11 @@ def parameters_of(path: Path) -> str:
 def newest_previews(
     run: RunDirectory, steps: Sequence[int] | None = None
 ) -> tuple[int, list[str]] | None:
-    """The newest step that has previews, and their files; None where no step has any.
+    """Return the newest step that has previews, and their file names; None if no step has any.
 
     Args:
         run: The run that drew them.
-        steps: The steps to look at, in their order; without them all that the run has drawn at.
+        steps: The steps to search, in ascending order; None for all sampled steps of the run.
     """
     for step in reversed(run.sampled_steps() if steps is None else steps):
         if names := preview_names(run, step):
@@ -85,7 +85,7 @@ def newest_previews(
 
 
 def preview_names(run: RunDirectory, step: int) -> list[str]:
-    """The files of previews that a run drew at a step."""
+    """Return the names of a run's preview files at a step."""
     try:
         names = sorted(path.name for path in (run.samples / step_name(step)).glob("*.png"))
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run came to, in words, for the head of its page: base model, result, next step."""
+"""The result of a run as text for the head of its report: base model, verdict, next step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from impasto.runs.mixture import Mixture, mixture_of, named
 
 @dataclass(frozen=True)
 class Result:
-    """The head of a run's page.
+    """The head of a run's report.
 
     Attributes:
         base: The base model.
-        model: The name of the exported model, and what it is a mixture of; empty where there is
-            none yet.
-        best: The name of the best one with its step, where it is another.
-        sentence: What the validation loss says.
-        mood: What that is coloured by: `good`, `bad` or nothing.
-        evidence: What it rests on, in sentences.
-        next_step: What to do now.
-        command: The command for it; empty where there is none.
+        model: The name of the exported model and, for a mixture, its parts; empty if there is none
+            yet.
+        best: The name of the best model with its step; empty if it is the exported one.
+        sentence: The verdict by the validation loss.
+        mood: The colour of the verdict: `good`, `bad` or empty.
+        evidence: Sentences with the evidence for the verdict.
+        next_step: Advice on what to do next.
+        command: The command for the next step; empty if there is none.
     """
 
     base: str
@@ -44,12 +44,12 @@ class Result:
 
 
 def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning | None) -> Result:
-    """What a run came to; of files only the names are told.
+    """Return the result of a run; of paths, only file names are included.
 
     Args:
         run: The run.
         settings: Its settings, as a tree.
-        learning: The course of its validation loss; None where too little was measured.
+        learning: Its validation loss over time; None if too little was measured.
     """
     name = run.path.resolve().name
     model, best = run.exported_model(), None
@@ -75,7 +75,7 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
 
 
 def base_of(settings: Mapping[str, Any]) -> str:
-    """The base model: a Hub id without its revision, or the last part of a path."""
+    """Return the base model: a Hub id without its revision, or the last part of a path."""
     section = settings.get("model")
     path = str((section.get("path") if isinstance(section, Mapping) else "") or "")
     name = path.partition("@")[0]
@@ -95,35 +95,35 @@ def _evidence(learning: Learning | None, mixture: Mixture | None) -> tuple[str, 
 def _next_step(
     run: RunDirectory, name: str, learning: Learning | None, best: tuple[Path, int] | None
 ) -> tuple[str, str]:
-    """What to do now, and the command for it, which names no folder: pages are given away."""
+    """Return advice on the next step, and a command without folders, since reports are shared."""
     drawing = f"impasto sample {quoted(name)} 'a prompt'"
     state = run.state()
-    is_cut_short = state.can_go_on and state.state != "finished"  # perhaps while made longer
+    is_cut_short = state.can_go_on and state.state != "finished"  # perhaps while being extended
     if run.exported_model() is None or is_cut_short:
-        return "The run is not finished. Go on with it, if it does not train just now:", (
+        return "The run is not finished. If it is not training now, resume it:", (
             f"impasto resume {quoted(name)}"
         )
     if learning is None:
         return (
-            "Draw with the model and look. With held-out images (validation.split) the next run "
-            "can say when it was best:"
+            "Draw with the model and check the images. With held-out images (validation.split), "
+            "the next run can report which step was best:"
         ), drawing
     if learning.verdict != "better" and best is not None and learning.is_best_better:
         step = f"Use {path_basename(str(best[0]))}, the model of step {best[1]:,}, not the last"
-        return f"{step}; a next run may end there.", ""
+        return f"{step}. The next run can end there.", ""
     if learning.verdict == "worse":
         return (
-            "Do not use this model. Begin again with a lower learning rate, or look at the images "
+            "Do not use this model. Start again with a lower learning rate, or check the images "
             "with the highest loss.", ""
         )  # fmt: skip
     if learning.verdict == "over-fitting" or (
         learning.verdict == "unclear" and learning.is_best_better
     ):
-        sooner = f"A next run may end after {counted(learning.best.step, 'steps')}"
+        sooner = f"The next run can end after {counted(learning.best.step, 'steps')}"
         sooner += ", where the loss was lowest."
         if learning.is_last_better:
-            return f"{sooner} This model is better than the base model all the same:", drawing
-        kept = " With saving.best_model = true that model is kept." if best is None else ""
+            return f"{sooner} This model is still better than the base model:", drawing
+        kept = " With saving.best_model = true, that model is saved." if best is None else ""
         return f"{sooner}{kept}", ""
     if learning.verdict == "unclear":
         return _when_unclear(learning), ""
@@ -132,7 +132,7 @@ def _next_step(
             "Draw with the model. The loss was still at its lowest, so a longer run may do better:"
         ), drawing
     return (
-        "Draw with the last model and with the best one, which the loss does not tell apart:"
+        "Draw with the last model and with the best one, which the loss cannot distinguish:"
         if best is not None
         else "Draw with the model:"
     ), drawing
@@ -141,10 +141,10 @@ def _next_step(
 def _when_unclear(learning: Learning) -> str:
     if learning.is_clear_on_these:
         return (
-            "Compare the samples with the base model's. A next run should hold more images out: "
-            "the loss of these changed, and says too little of others."
+            "Compare the samples with the base model's. The next run should hold out more images: "
+            "the loss of these images changed, but says too little about others."
         )
     return (
-        "Compare the samples with the base model's: the loss does not tell them apart. Train "
-        "longer, with a higher learning rate, or hold more images out."
+        "Compare the samples with the base model's: the loss cannot distinguish the models. Train "
+        "longer, with a higher learning rate, or hold out more images."
     )

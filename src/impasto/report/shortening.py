@@ -1,4 +1,4 @@
-"""Cuts the folders of this machine out of what a report shows; pages are made to be given away."""
+"""Removes the folders of this machine from the content of reports, since reports are shared."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from impasto.member_paths import plain
 from impasto.publishing import redact_text, redact_unknown_paths
 
 FREE_TEXT = frozenset({"pairs", "same", "tag_pairs", "tags"})
-"""Entries with words of captions: what looks like a path there, such as the tag `:/`, is none."""
+"""Entries with captions and tags, in which path-like text, such as the tag `:/`, is not a path."""
 
 
 def shortened(content: Any, folder_names: str, publish: Collection[str]) -> Any:
-    """Shorten paths below the folders of a dataset to begin with the folder's name.
+    """Shorten paths in the folders of a dataset so that they start with the folder's name.
 
     Other absolute paths are cut to their last part, also within sentences.
 
     Args:
-        content: Values as a page or a JSON file has them, nested as they are.
-        folder_names: What was looked at: folders or files, separated by commas.
-        publish: What may be told; with `paths` among it nothing is changed.
+        content: The nested values of a page or a JSON file.
+        folder_names: The examined folders or files, separated by commas.
+        publish: The kinds of content that may be published; with `paths`, no path is shortened.
     """
     content = _as_known(content)
     if "paths" in publish:
@@ -35,7 +35,7 @@ def shortened(content: Any, folder_names: str, publish: Collection[str]) -> Any:
 
 
 def _as_known(value: Any) -> Any:
-    """Write paths into tars and tables as a person knows them, within nested values."""
+    """Convert paths into tars and tables to their readable form, within nested values."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, str):

@@ -14,9 +14,9 @@ from importlib import resources
 from markupsafe import escape
 
 WIDTH = 920
-_LEAST_SPAN = 1e-300  # what lies below it are numbers of fewer digits, which step unevenly
-_LEAST_FRACTION = 1e-9  # of the values: finer ticks would fall together
-CHARACTER = 7.2  # about the width of one at the charts' font size, 13
+_LEAST_SPAN = 1e-300  # smaller (subnormal) numbers have fewer digits and uneven steps
+_LEAST_FRACTION = 1e-9  # of the values; finer ticks would coincide
+CHARACTER = 7.2  # approximate width of a character at the charts' font size, 13
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Axis:
             unless `low` and `high` say otherwise.
         start: Position of `low`.
         end: Position of `high`.
-        low: The value where the axis begins.
-        high: The value where it ends.
+        low: The value at the start of the axis.
+        high: The value at its end.
     """
 
     ticks: Sequence[float]
@@ -39,18 +39,18 @@ class Axis:
     high: float
 
     def at(self, value: float) -> float:
-        """The position of a value on the axis, in pixels."""
+        """Return the position of a value on the axis, in units of the drawing."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def round_ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten that enclose a range, about `most` of them.
+    """Return evenly spaced ticks that enclose a range, in steps of 1, 2 or 5 times a power of ten.
 
     Args:
-        low: The least value.
-        high: The largest value.
-        most: How many steps there may be between the first and the last.
-        whole: Whether only whole numbers make sense.
+        low: The lowest value.
+        high: The highest value.
+        most: Approximate maximum number of steps between the first and the last tick.
+        whole: Whether only whole numbers are allowed.
     """
     least = max(_LEAST_SPAN, _LEAST_FRACTION * max(abs(low), abs(high)))
     span = max(high - low or abs(high) or 1.0, least)
@@ -63,13 +63,13 @@ def round_ticks(low: float, high: float, most: int, *, whole: bool = False) -> l
 
 
 def _round_up(value: float) -> float:
-    """The least of 1, 2, 5, 10 times a power of ten that is not below a value."""
+    """Return the smallest of 1, 2, 5 or 10 times a power of ten that is not below a value."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Tick labels with as many decimals as the distance between ticks needs."""
+    """Format ticks with as many decimals as the distance between them requires."""
     step = abs(ticks[1] - ticks[0])
     if step >= 1e6 or step < 1e-4:
         return [f"{tick:.3g}" for tick in ticks]
@@ -78,41 +78,41 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def text_width(texts: Iterable[str]) -> float:
-    """About the width of the longest of some labels."""
+    """Return the approximate width of the longest of some labels."""
     return CHARACTER * max((len(one) for one in texts), default=0)
 
 
 def text(x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> str:
-    """A label whose middle, start or end is at x; `name` is a class."""
+    """Return a label whose middle, start or end is at x; `name` is its CSS class."""
     kind = f' class="{name}"' if name else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(content)}</text>'
 
 
 def error_bar(x: float, low: float, high: float, name: str) -> str:
-    """A vertical line of a class with short ends, from one position to another."""
+    """Return a vertical error bar with short end lines; `name` is its CSS class."""
     ends = (line(x - 3, y, x + 3, y, name) for y in (low, high))
     return "".join((line(x, low, x, high, name), *ends))
 
 
 def line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
-    """A straight line of a class."""
+    """Return a straight line; `name` is its CSS class."""
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def bar(x: float, y: float, width: float, height: float, title: str) -> str:
-    """A filled rectangle that names itself when pointed at."""
+    """Return a filled rectangle with a title as its tooltip."""
     shape = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5"'
     return f'<rect class="bar" {shape}><title>{escape(title)}</title></rect>'
 
 
 def curve(points: Iterable[tuple[float, float]], name: str) -> str:
-    """A line through points."""
+    """Return a line through points; `name` is its CSS class."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline class="{name}" points="{path}"/>'
 
 
 def dot(x: float, y: float, name: str, title: str) -> str:
-    """A marked point that names itself when pointed at."""
+    """Return a dot with a title as its tooltip; `name` is its CSS class."""
     return (
         f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(title)}</title>'
         f"</circle>"
@@ -120,7 +120,7 @@ def dot(x: float, y: float, name: str, title: str) -> str:
 
 
 def bottom_axis(axis: Axis, y: float, label: str) -> list[str]:
-    """A horizontal axis at y with short ticks, numbers, and what they count; no gridlines."""
+    """Return a horizontal axis at y with short ticks, numbers and a label, without gridlines."""
     elements = [line(axis.start, y, axis.end, y, "axis")]
     for tick, number in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
         if axis.low <= tick <= axis.high:
@@ -131,7 +131,7 @@ def bottom_axis(axis: Axis, y: float, label: str) -> list[str]:
 
 
 def left_axis(axis: Axis, x: float, right: float, label: str) -> list[str]:
-    """A vertical axis at x: numbers with gridlines to the right, and what they measure."""
+    """Return a vertical axis at x: numbers with gridlines to the right, and a label."""
     elements = []
     for tick, number in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
         y = axis.at(tick)
@@ -145,7 +145,7 @@ def left_axis(axis: Axis, x: float, right: float, label: str) -> list[str]:
 
 
 def legend(right: float, y: float, entries: Sequence[tuple[str, str]]) -> list[str]:
-    """Samples of lines with their names in a row that ends at `right`: (class, words)."""
+    """Return a row of legend entries that ends at `right`; entries are CSS class and name."""
     elements, x = [], right
     for name, title in reversed(entries):
         x -= text_width([title])
@@ -155,7 +155,7 @@ def legend(right: float, y: float, entries: Sequence[tuple[str, str]]) -> list[s
 
 
 def svg(height: float, title: str, elements: Iterable[str], width: float = WIDTH) -> str:
-    """An <svg> element that is as wide as the page, with a name for screen readers."""
+    """Return an <svg> element as wide as the page, with a title for screen readers."""
     return (
         f'<svg class="chart" role="img" aria-label="{escape(title)}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">'
@@ -165,10 +165,10 @@ def svg(height: float, title: str, elements: Iterable[str], width: float = WIDTH
 
 
 def standalone(drawn: str) -> str:
-    """A chart as a file of its own: with its styles, and a ground that any page may lie behind.
+    """Return a chart as a standalone SVG file with its styles and an opaque background.
 
     Args:
-        drawn: What `svg` made.
+        drawn: The result of `svg`.
     """
     static = resources.files("impasto.report") / "static"
     styles = "".join(

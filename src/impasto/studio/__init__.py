@@ -1,10 +1,11 @@
 """The studio: Impasto in a browser.
 
 A small web server over run directories (`app.py`), which computes nothing and imports no torch.
-What computes is a process of its own, started as `python -m impasto ...` (`run_processes.py`);
-ending the studio ends none of them, and starting it again finds them all, because everything that
-it shows is read from run directories. Who may ask, and for which files, is decided in `guard.py`
-and `folders.py`; pages are templates rendered by the server, with htmx for what changes in place.
+Computation runs in separate processes, started as `python -m impasto ...` (`run_processes.py`);
+stopping the studio stops none of them, and restarting it finds them all, because everything that it
+shows is read from run directories. `guard.py` decides which requests are allowed, and `folders.py`
+which files can be shown. Pages are templates rendered by the server, with htmx for parts that
+change in place.
 
 Needs the extra `studio`.
 """

@@ -34,15 +34,15 @@ PAGES = (
     start, runs, new_start, new_run, data, images, image_trash, captions, trying, queue, compare,
     draw, deleted, models, tasks, static,
 )  # fmt: skip
-"""The modules that have the routes."""
+"""The modules that define the routes."""
 
 
 def create_app(studio: Studio, access: Access) -> Starlette:
-    """The studio as an ASGI application: all pages, behind the guard of its address and cookie.
+    """Return the studio as an ASGI application: all pages, behind a guard of host and cookie.
 
     Args:
-        studio: What the routes work with.
-        access: What requests have to bring.
+        studio: The folders, processes and templates that the routes use.
+        access: The host names, token and cookie that requests must have.
     """
 
     async def refused(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Edits of captions as pages ask for them: from a form to a command, kept until it is applied."""
+"""Caption edits requested on a page: parsed from a form into a command, stored until applied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from impasto.errors import RunError
 from impasto.parsing import read_object
 
 SHOWN = 200
-"""Changes that a preview shows."""
+"""Maximum number of changes that a preview shows."""
 
 _PREVIEWED, _APPLIED = "previewed.json", "applied.json"
 _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -27,14 +27,14 @@ _LONGEST_SHOWN = 2000
 
 @dataclass(frozen=True)
 class PreparedEdit:
-    """An edit that was asked for and not made yet.
+    """A caption edit that has been requested and previewed, and may have been applied.
 
     Attributes:
-        token: What the page calls it.
-        arguments: The command, without what makes it write.
-        title: What it does.
-        previewed: The file in which its preview notes the captions that it would change.
-        task: The task that made it; empty as long as it was not made.
+        token: The id of the edit on the page, 32 hexadecimal digits.
+        arguments: The arguments of `impasto`, without the option that makes it write.
+        title: A short description of the edit.
+        previewed: The file in which its preview records the captions that it would change.
+        task: The name of the task that applied it; empty if it has not been applied.
     """
 
     token: str
@@ -45,15 +45,15 @@ class PreparedEdit:
 
     @property
     def bound_arguments(self) -> list[str]:
-        """The command, which its preview binds to the captions that are shown."""
+        """The arguments of `impasto`, bound to the captions that the preview has shown."""
         return [*self.arguments, f"--previewed={self.previewed}"]
 
 
 class EditStore:
-    """Keeps edits between their preview and their being applied, for a day.
+    """Stores edits for a day, between their preview and their application.
 
     Args:
-        folder: Where; made when it is first needed.
+        folder: The folder of the store; created when first needed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,14 +67,14 @@ class EditStore:
         ending: str,
         images: Sequence[str] | None = None,
     ) -> PreparedEdit:
-        """Keep an edit under a token, so that exactly what was previewed can be applied.
+        """Store an edit under a new token, so that exactly the previewed edit can be applied.
 
         Args:
             dataset: The folder of images.
             operations: As `impasto dataset edit --operations` reads them.
-            which: Options that say which captions.
-            ending: Of the files.
-            images: Names of the images; None leaves that to the options.
+            which: Options of the command that select captions.
+            ending: Extension of the caption files, such as `.txt`.
+            images: Names of the images to edit; None if the options select them.
 
         Raises:
             StorageError: It cannot be written.
@@ -98,7 +98,7 @@ class EditStore:
         return PreparedEdit(token, arguments, title, folder / _PREVIEWED)
 
     def find(self, dataset: Path, token: str) -> PreparedEdit | None:
-        """The edit of a token; None where there is none, or it is of another dataset."""
+        """Return the edit of a token, or None if there is none or it belongs to another dataset."""
         if not _TOKEN.fullmatch(token):
             return None
         folder = (self._folder / token).absolute()
@@ -109,7 +109,7 @@ class EditStore:
         return PreparedEdit(token, kept["words"], kept["title"], folder / _PREVIEWED, task)
 
     def note_applied(self, prepared: PreparedEdit, task: str) -> None:
-        """Note which task makes an edit, which is made once.
+        """Record the task that applies an edit, so that it is applied only once.
 
         Raises:
             StorageError: It cannot be written.
@@ -124,16 +124,16 @@ class EditStore:
 
 
 def operations_of(form: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """The operations of a form, whose rows have `do`, `what`, `by`, `at` and `text` each.
+    """Return the operations of a form, each row of which has `do`, `what`, `by`, `at` and `text`.
 
     Raises:
-        RunError: A row is not whole; with what is missing.
+        RunError: The form has no row, or a row lacks a value; the message names it.
     """
     columns = ("do", "what", "by", "at", "text")
     rows = list(zip(*(form.get(name, ()) for name in columns), strict=False))
     found = [_operation(dict(zip(columns, row, strict=True))) for row in rows]
     if not found:
-        raise RunError("Choose what is to be done.")
+        raise RunError("Choose an action.")
     return found
 
 
@@ -142,22 +142,26 @@ def _operation(row: Mapping[str, str]) -> dict[str, str]:
     if kind == "set":
         return {"do": kind, "text": row["text"].replace("\r\n", "\n")}
     if not what:
-        raise RunError("Give a tag, or for a regular expression its pattern.")
+        raise RunError("Enter a tag or, for a regular expression, its pattern.")
     if kind == "regex":
         return {"do": kind, "pattern": row["what"], "by": row["by"]}
     if kind == "replace":
         if not row["by"].strip():
-            raise RunError("Give the tag that is written instead; or choose Remove.")
+            raise RunError("Enter the tag to write instead, or choose “remove a tag”.")
         return {"do": kind, "tag": what, "by": row["by"].strip()}
     if kind == "remove":
         return {"do": kind, "tag": what}
     if kind in ("add", "move"):
         return {"do": kind, "tag": what, "at": row["at"].strip() or "last"}
-    raise RunError(f"{kind!r:.40} is nothing that can be done to captions.")
+    raise RunError(f"{kind!r:.40} is not a known action on captions.")
 
 
 def difference(before: str, after: str) -> dict[str, str]:
-    """What two captions share at their ends, shortened, and what differs between."""
+    """Return the common start and end of two captions, shortened, and the differing parts between.
+
+    Returns:
+        `lead` (common start), `old`, `new` (the parts that differ) and `trail` (common end).
+    """
     head = _shared(before, after)
     tail = _shared(before[head:][::-1], after[head:][::-1])
     middle = slice(head, len(before) - tail), slice(head, len(after) - tail)
@@ -171,14 +175,14 @@ def difference(before: str, after: str) -> dict[str, str]:
 
 
 def shortened(text: str, most: int = _LONGEST_SHOWN) -> str:
-    """The beginning of a long text, which says how much there is."""
+    """Return the first `most` characters of a longer text, followed by its length."""
     if len(text) <= most:
         return text
     return f"{text[:most]} … ({len(text):,} characters)"
 
 
 def preview_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer of `impasto dataset edit --json` for a template."""
+    """Convert the output of `impasto dataset edit --json` to variables of the preview template."""
     return {
         "changed": answer["changed"],
         "captions": answer["captions"],
@@ -191,7 +195,7 @@ def preview_of(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
+    """Return the length of the common prefix of two texts."""
     most = min(len(one), len(other))
     low = 0
     while low < most and one[low] == other[low]:

@@ -1,8 +1,8 @@
 """The captions of a dataset as they are on disk, read without opening an image.
 
-Whoever tags, trains or edits reads the same files by the same rules (`data/folders/listing.py`);
-here they are only shown, so nothing is remembered on disk. Of a large dataset the last reading is
-kept for a minute, or until a command writes captions, so that going from page to page is quick.
+Tagging, training and editing read the same files by the same rules (`data/folders/listing.py`).
+This module only shows captions, so it stores nothing on disk. For a large dataset, the last reading
+is kept in memory for a minute, or until a command writes captions, so that paging is quick.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from impasto.data.folders.listing import CAPTION, TAGS, FoundImage, Sidecars, li
 from impasto.parsing import read_caption_file, split_lines
 
 ENDINGS = (TAGS, CAPTION)
-"""The endings of files with captions that can be shown, the usual one first."""
+"""The extensions of caption files that can be shown, the usual one first."""
 
-_LARGEST = 1 << 20  # bytes; a scan takes no larger file for a caption
+_LARGEST = 1 << 20  # bytes; a scan does not accept a larger file as a caption
 _KEPT_S = 60.0
 _KEPT_FROM = 2000  # images
 
@@ -35,8 +35,8 @@ class ImageCaption:
     Attributes:
         image: The image.
         name: Its path below the dataset's folder, with slashes.
-        text: The caption; empty where there is none.
-        fault: Why it cannot be read; else empty.
+        text: The caption; empty if the image has none.
+        fault: The reason why it cannot be read; empty if it can.
     """
 
     image: Path
@@ -46,23 +46,23 @@ class ImageCaption:
 
     @property
     def mark(self) -> str:
-        """What tells this caption from another one."""
+        """A hash of the caption text, by which a change of the caption is detected."""
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def tags(self) -> list[str]:
-        """The parts of all lines between commas, each once."""
+        """Return the comma-separated parts of all lines, each once."""
         pieces = (p.strip() for line in split_lines(self.text) for p in line.split(","))
         return list(dict.fromkeys(filter(None, pieces)))
 
 
 @dataclass(frozen=True)
 class CaptionFilter:
-    """Which captions are shown; what is empty does not count.
+    """The conditions for a caption to be shown; an empty attribute is no condition.
 
     Attributes:
-        tag: They have this tag.
-        without: They do not have this one.
-        text: This text is in them, in any letter case.
+        tag: The caption must have this tag.
+        without: The caption must not have this tag.
+        text: The caption must contain this text; letter case is ignored.
     """
 
     tag: str = ""
@@ -70,7 +70,7 @@ class CaptionFilter:
     text: str = ""
 
     def of(self, captions: Iterable[ImageCaption]) -> list[ImageCaption]:
-        """The captions that are shown."""
+        """Return the captions that match the filter."""
         return [caption for caption in captions if self._holds(caption)]
 
     def _holds(self, caption: ImageCaption) -> bool:
@@ -82,7 +82,7 @@ class CaptionFilter:
         return (not self.tag or self.tag in tags) and self.without not in tags
 
     def options(self) -> list[str]:
-        """Spell the filter as options of `impasto dataset edit`."""
+        """Return the filter as options of `impasto dataset edit`."""
         pairs = {"where-tag": self.tag, "where-not-tag": self.without, "where-text": self.text}
         return [f"--{name}={value}" for name, value in pairs.items() if value]
 
@@ -92,8 +92,9 @@ class CaptionReading:
     """The captions of a dataset, as they were at one moment.
 
     Attributes:
-        ending: Of the files that they were read from.
-        captions: Of all images in the folder and below, in the order of their paths.
+        ending: Extension of the caption files that were read.
+        captions: Captions of all images in the folder and its subfolders, in the order of their
+            paths.
     """
 
     ending: str
@@ -101,18 +102,19 @@ class CaptionReading:
 
 
 class CaptionReader:
-    """Reads the captions of datasets."""
+    """Reads the captions of datasets, and keeps the last reading of a large one for a minute."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: tuple[object, float, str, CaptionReading] | None = None
 
     def read(self, dataset: Path, ending: str = "") -> CaptionReading:
-        """The captions of a folder; of a large one perhaps those of a minute ago.
+        """Return the captions of a dataset; for a large one, they may be up to a minute old.
 
         Args:
-            dataset: The folder.
-            ending: Of the files: one of `ENDINGS`, or empty for the one that most images have.
+            dataset: The folder of the dataset.
+            ending: Extension of the caption files: one of `ENDINGS`, or empty for the one that most
+                images have.
         """
         key = (dataset, _last_edit(dataset))
         with self._lock:
@@ -129,7 +131,7 @@ class CaptionReader:
 
 
 def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
-    """Read the captions of a dataset from the disk, whatever a `CaptionReader` remembers."""
+    """Read the captions of a dataset from disk, bypassing the cache of `CaptionReader`."""
     listed, _ = list_folder(str(dataset), Sidecars(), recursive=True)
     found = list(listed.items())
     ending = ending or _usual_ending(found)
@@ -138,25 +140,28 @@ def read_captions(dataset: Path, ending: str = "") -> CaptionReading:
 
 
 def read_caption(dataset: Path, image: Path, ending: str) -> ImageCaption | None:
-    """Read the caption of one image from the disk; None where the image is not there any more."""
+    """Read the caption of one image from disk; return None if the image no longer exists."""
     found, _ = list_folder(str(image.parent), Sidecars(), recursive=False)
     item = next((item for item in found.items() if Path(item.path) == image), None)
     return None if item is None else _caption(dataset, item, ENDINGS.index(ending))
 
 
 def _usual_ending(found: Iterable[FoundImage]) -> str:
-    """The ending that most images have words in; `.txt` if it is undecided."""
+    """Return the extension of most images' caption files; `.txt` if both are equally common."""
     counts = Counter(n for item in found for n, file in enumerate(item.caption_files) if file)
     return CAPTION if counts[0] > counts[1] else TAGS
 
 
 def count_tags(captions: Iterable[ImageCaption]) -> Counter[str]:
-    """In how many captions each tag is."""
+    """Count the captions that contain each tag."""
     return Counter(tag for caption in captions for tag in caption.tags())
 
 
 def found_tags(counts: Counter[str], typed: str, *, by_name: bool) -> list[tuple[str, int]]:
-    """The tags that have a text in them, in any letter case, with their counts."""
+    """Return the tags that contain a text, ignoring letter case, with their counts.
+
+    They are sorted by name, or else by falling count.
+    """
     wanted = typed.casefold()
     rows = [row for row in counts.items() if wanted in row[0].casefold()]
     if by_name:
@@ -181,12 +186,12 @@ def _caption(dataset: Path, item: FoundImage, ending: int) -> ImageCaption:
 
 
 def _read(file: Path, dataset: Path) -> tuple[str, str]:
-    """The words in a file, and why they are not shown."""
+    """Return the text of a caption file and an empty fault, or an empty text and the fault."""
     try:
         if file.is_symlink() and not files.is_inside(file, dataset):
-            return "", "its caption is a link that leads out of the dataset"
+            return "", "its caption file is a link that leads out of the dataset"
         if file.stat().st_size > _LARGEST:
-            return "", "its caption has over 1 MiB, too large for a caption"
+            return "", "its caption file is larger than 1 MiB, which is too large for a caption"
         return read_caption_file(file).strip(), ""
     except UnicodeDecodeError:
         return "", "its caption is not UTF-8 text; save it as UTF-8"
@@ -195,7 +200,7 @@ def _read(file: Path, dataset: Path) -> tuple[str, str]:
 
 
 def _last_edit(dataset: Path) -> Sequence[object]:
-    """What changes when words are written by a command: the newest notes for undo."""
+    """Return a value that changes when a command writes captions: stamps of its undo records."""
     folder = dataset / files.DERIVED_DIR / "annotations"
     try:
         with os.scandir(folder) as entries:

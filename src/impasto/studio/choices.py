@@ -1,4 +1,4 @@
-"""What can be chosen in forms: the folders of images and the models that the studio was given."""
+"""The choices of forms: image folders and models below the folders that the studio shows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from impasto.studio.folders import Folders
 from impasto.studio.models import CHECKPOINT_ENDINGS, is_diffusers, model_files
 
 MOST = 200
-"""Choices that a form lists at most; any other one can be typed."""
+"""Maximum number of choices that a form lists; any other one can be typed."""
 
 
 def image_folders(folders: Sequence[Path]) -> list[str]:
-    """The datasets with images in them: run directories, whose images are samples, are none."""
+    """Return the paths of datasets that have images; run directories are left out."""
     return _texts(d.path for d in find_datasets(Folders((), folders)) if d.count)
 
 
 def model_paths(folders: Sequence[Path]) -> list[str]:
-    """Files and Diffusers folders that may be models, up to three levels deep."""
+    """Return the paths of model files and Diffusers folders, up to three levels deep."""
     found = itertools.chain.from_iterable(map(model_files, folders))
     return _texts(
         path for path in found if path.suffix.lower() in CHECKPOINT_ENDINGS or is_diffusers(path)

@@ -1,4 +1,4 @@
-"""What the pages of the studio share: the folders shown, processes, templates, answers."""
+"""State and helpers that all pages share: shown folders, processes, templates, responses."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ NAVIGATION = (
     ("/models", "Models"),
     ("/tasks", "Tasks"),
 )
-"""The pages that every page leads to: their addresses and titles."""
+"""Addresses and titles of the pages in the navigation bar."""
 
 
 @cache
 def _templates() -> Environment:
-    """The templates of all pages, each of which a process compiles once."""
+    """Return the template environment of all pages; a process compiles each template once."""
     found = Environment(
         loader=ChoiceLoader(
             [
@@ -65,21 +65,21 @@ def _templates() -> Environment:
 
 @dataclass(frozen=True)
 class Studio:
-    """What the routes work with.
+    """The state that the routes share.
 
     Attributes:
-        folders: What is shown.
-        home: Where the studio keeps what belongs to no run: tasks, thumbnails, uploads.
-        queue: The folder of the queue, which need not be there.
+        folders: The folders that are shown.
+        home: The folder for files that belong to no run: tasks, thumbnails, uploads.
+        queue: The folder of the queue, which need not exist.
         run_processes: Starts processes that work on runs.
         tasks: Starts other processes.
         plans: Makes plans of new runs.
-        machine: Knows what this machine has.
-        templates: Makes pages; whatever is put into one is escaped.
-        look_every_s: Seconds between two looks at a run that is being watched.
-        listens: The options that it was started with for where it listens: name and value.
+        machine: Finds the GPUs, memory and disk space of this machine.
+        templates: Renders pages, with all values escaped.
+        look_every_s: Seconds between two reads of a run that is being watched.
+        listens: Names and values of the options that set the listening address and port.
         plans_ahead: Whether a process is kept ready for the next plan.
-        closing: Set when the server ends, so that streams end too.
+        closing: Set when the server stops, so that streams end too.
     """
 
     folders: Folders
@@ -102,14 +102,14 @@ class Studio:
         object.__setattr__(self, "machine", machine)
 
     def page(self, template: str, status: int = 200, **content: Any) -> Response:
-        """A page or a part of one, which no cache keeps."""
+        """Render a template as a page or a part of one, with caching turned off."""
         text = self.templates.get_template(template).render(content)
         return HTMLResponse(
             text.encode("utf-8", errors="replace"), status, {"cache-control": "no-store"}
         )
 
     def refusal(self, request: Request, status: int, message: str) -> Response:
-        """Why something is not possible: a page, or a part of one where htmx asks for a part."""
+        """Return an error page with a message; for a request by htmx, only a part of a page."""
         if "hx-request" in request.headers:
             return self.page("refusal.html.j2", status, message=message)
         before = urlsplit(request.headers.get("referer", ""))

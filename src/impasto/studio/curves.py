@@ -1,4 +1,4 @@
-"""The numbers of `metrics.jsonl` as curves, thinned out to what a chart can show."""
+"""The values of `metrics.jsonl` as curves, thinned out to the resolution of a chart."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from typing import Any
 from impasto.runs.lines import object_of, read_lines, size_of
 
 POINTS = 1500
-"""Points of a curve at most; a chart is about as many pixels wide."""
+"""Maximum number of points of a curve; a chart is about this many pixels wide."""
 
 SKETCHED_FROM = 4 << 20
-"""Bytes of a file from which a first look reads some lines only: 10,000 lines take 200 ms."""
+"""File size in bytes from which the first reading samples lines: 10,000 lines take 200 ms."""
 
-_SKETCHED_LINES = 800  # about as many as a chart is pixels wide; ten values of each take 15 ms
+_SKETCHED_LINES = 800  # about the width of a chart in pixels; ten values of each take 15 ms
 _LARGEST_STEP = 2**63 - 1
-_LARGEST = 1e300  # what is larger, or no number at all, has no place in a chart
+_LARGEST = 1e300  # larger values, infinities and NaN cannot be drawn in a chart
 _NOT_CURVES = frozenset({"step", "time", "epoch", "samples_seen"})
 
 Curves = dict[str, tuple[list[int], list[float]]]
-"""Name -> steps and values, in order of the steps."""
+"""Metric name -> steps and values, in the order of the steps."""
 
 
 def read_curves(file: Path, *, exact: bool = True, points: int = POINTS) -> Curves:
-    """The curves of a run.
+    """Read the curves of a run.
 
     Args:
-        file: `metrics.jsonl`; nothing comes of one that is not there.
-        exact: Whether every line is read; otherwise lines at even distances of a large file.
-        points: The most points of a curve. Of each stretch the least and the greatest value are
-            kept, so that no peak is lost (of the lines that were read).
+        file: `metrics.jsonl`; a missing file gives no curves.
+        exact: Whether every line is read; if not, a large file is sampled at even distances.
+        points: Maximum number of points of a curve. For each stretch, the smallest and the largest
+            value are kept, so that no peak is lost (of the lines that were read).
     """
     size = size_of(file)
     lines = read_records(file) if exact or size < SKETCHED_FROM else _some_lines(file, size)
-    curves: dict[str, tuple[array[int], array[float]]] = {}  # an eighth of the memory of lists
+    curves: dict[
+        str, tuple[array[int], array[float]]
+    ] = {}  # arrays need an eighth of the memory of lists
     for _, record in lines:
         step = record["step"]
         if abs(step) > _LARGEST_STEP:
@@ -48,7 +50,7 @@ def read_curves(file: Path, *, exact: bool = True, points: int = POINTS) -> Curv
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The values of a line of metrics that can be drawn."""
+    """Return the values of a line of metrics that can be drawn, by name."""
     return {
         name: value
         for name, value in record.items()
@@ -60,12 +62,12 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_records(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Lines of metrics from a position in the file on, each with the position after it."""
+    """Yield the records from a file offset on, each with the offset after it, in bytes."""
     return ((position, line) for position, line in read_lines(file, offset) if _is_record(line))
 
 
 def _some_lines(file: Path, size: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """About `_SKETCHED_LINES` records at even distances, the first and the last among them."""
+    """Yield about `_SKETCHED_LINES` records at even distances, including the first and the last."""
     with file.open("rb") as content:
         yield from _records_at(content, [0])
         step = size / _SKETCHED_LINES

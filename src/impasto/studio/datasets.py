@@ -1,4 +1,4 @@
-"""Which datasets and images the studio shows, and how addresses name them."""
+"""Finds the datasets and images that the studio shows, and resolves their names in addresses."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from impasto.runs import RunDirectory
 from impasto.studio.folders import Folders, path_of
 
 LEVELS = 3
-"""So many levels below a folder of images are looked through for datasets."""
+"""Number of levels below a given folder that are searched for datasets."""
 
 FOLDERS_AT_MOST = 3000
-"""So many folders below a given one are looked through for datasets."""
+"""Maximum number of folders below a given one that are searched for datasets."""
 
 NEW_MARK = Path(files.DERIVED_DIR) / "uploads"
-"""The folder by which a dataset that has no image yet is known."""
+"""The subfolder that marks a folder as a dataset while it has no image yet."""
 
 _KEPT_THERE = (
     "thumbnails", "thumbnails/content", "studio", "studio/images.jsonl", "studio/report.html",
@@ -39,9 +39,10 @@ class DatasetSummary:
 
     Attributes:
         path: The folder.
-        count: How many images it has, those in folders below left out.
-        first: The first of them.
-        packed: How many tars or tables of images it has instead, which the studio does not open.
+        count: Number of images directly in the folder, without those in its subfolders.
+        first: The first few of these images.
+        packed: Number of tars or tables of images if it has those instead; the studio does not open
+            them.
     """
 
     path: Path
@@ -51,7 +52,7 @@ class DatasetSummary:
 
 
 def dataset_of(folders: Folders, name: str) -> Path | None:
-    """The folder of a dataset that an address names; None where there is none to be shown."""
+    """Return the dataset folder that an address names, or None if there is none to show."""
     path = path_of(folders.data, name)
     if path is None:
         return None
@@ -64,9 +65,9 @@ def dataset_of(folders: Folders, name: str) -> Path | None:
 
 
 def image_of(dataset: Path, name: str) -> Path | None:
-    """The image of a dataset that an address names.
+    """Return the image of a dataset that an address names.
 
-    None for what is no image file by its ending, hidden, leads out of the dataset, or is not there.
+    None if the file has no image extension, is hidden, leads out of the dataset, or is missing.
     """
     path = path_of([dataset], name)
     if path is None or path.suffix.lower() not in EXTENSIONS:
@@ -79,26 +80,26 @@ def image_of(dataset: Path, name: str) -> Path | None:
 
 
 def _below(inside: Path) -> str:
-    """A path below a folder as text; that of the folder itself is empty."""
+    """Return a relative path as text with slashes; the folder itself gives an empty text."""
     text = inside.as_posix()
     return "" if text == "." else text
 
 
 def find_datasets(folders: Folders) -> list[DatasetSummary]:
-    """The datasets of all folders, in the order of their paths; without those of packed images."""
+    """Return the datasets of all folders in the order of their paths, without packed ones."""
     return [summary for summary in find_all(folders) if not summary.packed]
 
 
 def find_all(folders: Folders, cut: list[Path] | None = None) -> list[DatasetSummary]:
-    """The datasets of all folders, and folders of tars and tables, in the order of their paths.
+    """Return the datasets and the folders of tars or tables, in the order of their paths.
 
-    Hidden folders, links to folders and run directories, whose images are samples, are left out. A
-    folder that was made here and has no image yet is a dataset too. Folders of masks beside the
-    images are none.
+    Hidden folders, links to folders, run directories (whose images are samples) and folders of
+    masks beside the images are left out. A folder created by the studio counts as a dataset even if
+    it has no image yet.
 
     Args:
-        folders: The folders.
-        cut: Gets the folders of images with too many folders to look through all of them.
+        folders: The folders that are shown.
+        cut: A list to which folders are added that have too many subfolders to search them all.
     """
     found: dict[Path, DatasetSummary] = {}
     for top in folders.data:
@@ -124,9 +125,9 @@ def find_all(folders: Folders, cut: list[Path] | None = None) -> list[DatasetSum
 
 
 def image_files(dataset: Path, *, recursive: bool = True) -> list[str]:
-    """The image files of a dataset by their paths below it, with slashes, by their endings alone.
+    """Return the relative paths of a dataset's image files, with slashes, found by extension alone.
 
-    They are in the order that scans have them in.
+    They are in the order in which a scan lists them.
     """
     found: list[str] = []
     start = len(os.path.join(dataset, ""))  # noqa: PTH118 - hot path
@@ -145,10 +146,10 @@ def image_files(dataset: Path, *, recursive: bool = True) -> list[str]:
 
 
 def derived_of(dataset: Path, home: Path) -> Path:
-    """The folder for what is derived from a dataset: in it, or in `home` where it is read-only.
+    """Return the folder for data derived from a dataset: in it, or in `home` if it is read-only.
 
-    A dataset may be a stranger's: where its folder of derived data, or what the studio keeps there,
-    is a link that leads out, nothing is read or written there either.
+    `home` is also used if the folder of derived data, or a file or folder that the studio keeps in
+    it, is a link that leads out of the dataset, since a dataset may have been made by a stranger.
     """
     own, real = dataset / files.DERIVED_DIR, files.real_path(dataset)
     kept = (own, *(own / name for name in _KEPT_THERE))
@@ -161,12 +162,12 @@ def derived_of(dataset: Path, home: Path) -> Path:
 
 
 def _images_of(folder: Path, above: Path | None) -> Path | None:
-    """The folder whose masks a folder may hold, by its name or that of the one that it is in."""
+    """Return the image folder whose masks `folder` may hold, judged by its name or its parent's."""
     return images_of_masks(folder) if above is None else above / folder.name
 
 
 def _listed(folder: Path) -> tuple[set[str], list[str]]:
-    """The names of files and of folders to look into; nothing of one that may not be read."""
+    """Return the names of files and of subfolders to search; none if the folder is unreadable."""
     names, inner = set(), []
     try:
         with os.scandir(folder) as entries:
@@ -191,7 +192,7 @@ def _summary(folder: Path, names: set[str]) -> DatasetSummary | None:
 
 
 def _packed(folder: Path, names: set[str]) -> DatasetSummary | None:
-    """A folder of tars or tables, by their endings alone."""
+    """Return the summary of a folder of tars or tables, found by extension; None if it has none."""
     count = sum(is_container(name) and not name.startswith(".") for name in names)
     return DatasetSummary(folder, 0, packed=count) if count else None
 

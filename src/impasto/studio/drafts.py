@@ -1,11 +1,11 @@
-"""Runs that are being thought of: what was typed into the form of a new run, kept on the disk.
+"""Drafts of new runs: the contents of the form "New run", stored on disk.
 
 fields.json    the text of each field, as it was typed
-about.json     what the draft was made for, and which task works for it
-imported.toml  settings that a task writes for it: for a goal, or from an old command
-settings.toml  what `impasto train --plan` is given
-plan.log       what that prints; there once the process has taken the settings up
-events.jsonl   which stages that process tells of
+about.json     the purpose of the draft, and the name of its task
+imported.toml  settings that a task writes for the draft: for a goal, or from an sd-scripts command
+settings.toml  the input of `impasto train --plan`
+plan.log       the output of that command; exists once its process has read the settings
+events.jsonl   the stages that this process reports
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from impasto.parsing import read_object
 from impasto.runs.tasks import TaskDirectory
 
 KEPT = 50
-"""Drafts that are kept: those that were changed last."""
+"""Number of drafts that are kept, those that were changed last."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,31 @@ class Draft:
 
     @property
     def imported_file(self) -> Path:
-        """Settings that a task has written for it."""
+        """The settings that a task has written for the draft."""
         return self.path / "imported.toml"
 
     @property
     def settings_file(self) -> Path:
-        """The settings whose plan is shown."""
+        """The settings that the shown plan is made from."""
         return self.path / "settings.toml"
 
     @property
     def plan_log(self) -> Path:
-        """What the process that plans has printed."""
+        """The output of the process that makes the plan."""
         return self.path / "plan.log"
 
     @property
     def events_file(self) -> Path:
-        """Which stages the process that plans tells of."""
+        """The stages that the process that makes the plan reports."""
         return TaskDirectory(self.path).events_file
 
     def fields(self) -> dict[str, str]:
-        """What was typed, by field."""
+        """Return the typed text of each field, by the name of the field."""
         found = self._read("fields.json")
         return {name: text for name, text in found.items() if isinstance(text, str)}
 
     def keep_fields(self, fields: Mapping[str, str]) -> None:
-        """Keep what was typed.
+        """Store the typed text of each field.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -74,11 +74,11 @@ class Draft:
         files.write_json(self.path / "fields.json", dict(fields), durable=False)
 
     def about(self) -> dict[str, Any]:
-        """What it was made for."""
+        """Return the recorded purpose of the draft and the name of its task, or an empty dict."""
         return self._read("about.json")
 
     def note(self, **details: Any) -> None:
-        """Record a note on this draft.
+        """Add details to the record of the draft's purpose.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -94,17 +94,17 @@ class Drafts:
     """The drafts of a folder.
 
     Attributes:
-        folder: Where their directories are; made when it is first needed.
+        folder: The folder of the draft directories; created when first needed.
     """
 
     folder: Path
 
     def create(self, fields: Mapping[str, str] | None = None, **details: Any) -> Draft:
-        """Begin the draft of a new run, in a directory of its own.
+        """Create the draft of a new run, in a new directory.
 
         Args:
-            fields: The text of its fields; None where a task is to find them.
-            details: What it is made for.
+            fields: The text of its fields; None if a task will write the settings.
+            details: The purpose of the draft, as recorded in `about.json`.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -123,7 +123,7 @@ class Drafts:
         return draft
 
     def find(self, name: str) -> Draft | None:
-        """The draft of a name; None where there is none."""
+        """Return the draft with this name, or None if it does not exist."""
         draft = Draft(self.folder / name)
         return draft if temporary_names.is_dated_name(name) and draft.path.is_dir() else None
 

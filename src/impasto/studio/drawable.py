@@ -1,4 +1,4 @@
-"""What the page "Draw" can draw with: models and hypernetworks, by their addresses."""
+"""The models and hypernetworks that the page "Draw" offers, by their addresses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from impasto.studio.folders import Folders, address_of
 from impasto.studio.models import MOST_SCANNED, model_files
 
 _MOST = 2000
-_OF_HYPERNETWORKS = "hypernet"  # in the name of a folder, as A1111's models/hypernetworks
+_OF_HYPERNETWORKS = "hypernet"  # in the name of a folder, as in A1111's models/hypernetworks
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class DrawableModel:
     """A model or hypernetwork that can be chosen.
 
     Attributes:
-        path: Where it is.
-        label: How it is called on the page.
+        path: The path of its file or folder.
+        label: Its name on the page.
     """
 
     path: Path
@@ -34,14 +34,14 @@ class DrawableModel:
 
 @dataclass
 class Drawable:
-    """Everything that can be chosen, by address.
+    """All models and hypernetworks that can be chosen, by address.
 
     Attributes:
-        models: Files and Diffusers folders, and what runs have exported: the model of the end, the
-            best one, those on the way.
-        hypernetworks: Files of hypernetworks, and the exported ones of runs.
-        is_full: Whether there are more than are offered.
-        cut: Folders of models with too much in them to look at all of it.
+        models: Files and Diffusers folders, and the exports of runs: the final model, the best one,
+            and those exported during training.
+        hypernetworks: Files of hypernetworks, and those exported by runs.
+        is_full: Whether there are more models than are offered.
+        cut: Model folders with too many entries to search them all.
     """
 
     models: dict[str, DrawableModel] = field(default_factory=dict)
@@ -51,17 +51,17 @@ class Drawable:
 
     @property
     def warning(self) -> str:
-        """A sentence about models that are not offered; empty where all of them are."""
+        """A clause that explains why models are missing from the list; empty if none are."""
         if self.is_full:
             return f"there are over {_MOST:,} models, and no more are offered"
         if self.cut:
             places = ", ".join(printable(str(folder)) for folder in self.cut)
             most = f"{MOST_SCANNED:,}"
-            return f"over {most} folders and models are in {places}, and no more are looked at"
+            return f"over {most} folders and models in {places}, where the search stops"
         return ""
 
     def address_of(self, path: str) -> str:
-        """The address of what was drawn with; empty where it cannot be chosen any more."""
+        """Return the address of the model at a path, or an empty text if it is not offered."""
         for address, choice in (self.models | self.hypernetworks).items():
             if str(choice.path) == path:
                 return address
@@ -69,9 +69,9 @@ class Drawable:
 
 
 def find_drawable(folders: Folders) -> Drawable:
-    """Look through the folders of models, three levels deep, and through all runs.
+    """Find the models in the model folders, three levels deep, and those that runs have exported.
 
-    Names decide what is offered, nothing is opened: `.pt` files and what is below a folder with
+    Only names are considered, no file is opened: `.pt` files and all files below a folder with
     "hypernet" in its name are hypernetworks. Links that lead out of the folders are left out.
     """
     found = Drawable()
@@ -99,7 +99,7 @@ def find_drawable(folders: Folders) -> Drawable:
 
 
 def _exported(run: RunDirectory, folders: Folders) -> Path | None:
-    """The exported model of a run, unless what it says leads out of the folders shown."""
+    """Return the final exported model of a run; None if missing or outside the shown folders."""
     path = run.exported_model()
     if path is None or not any(files.is_inside(path, f) for f in (*folders.runs, *folders.models)):
         return None
@@ -107,7 +107,7 @@ def _exported(run: RunDirectory, folders: Folders) -> Path | None:
 
 
 def _on_the_way(run: RunDirectory, folders: Folders) -> list[Path]:
-    """The models that a run has exported besides that of its end: the best one, those by steps."""
+    """Return the other exports of a run: the best model and those exported during training."""
     last, kept = run.exported_model(), (checkpoint.path for checkpoint in checkpoints_of(run))
     return [
         path for path in kept

@@ -1,4 +1,4 @@
-"""The folder of drawings, and the worker that draws in it: started when it is needed."""
+"""The folder of drawings, and its worker, which is started when needed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from impasto.runs.drawings import ENDED, DrawFolder, Drawing
 from impasto.studio.tasks import Tasks
 
 VERB = "draw-worker"
-_NEWEST = 20  # of the newest ones: a worker that is starting is among them
+_NEWEST = 20  # newest tasks to check: a worker that is starting is among them
 
 
 @dataclass(frozen=True)
 class DrawingDesk:
-    """Takes requests and sees to it that somebody draws them.
+    """Takes drawing requests, and makes sure that a worker draws them.
 
     Attributes:
-        folder: Where they are.
+        folder: The folder of requests and drawings.
         tasks: Starts the worker.
     """
 
@@ -28,7 +28,7 @@ class DrawingDesk:
     tasks: Tasks
 
     def ask(self, request: DrawRequest) -> Drawing:
-        """Put a request in the queue, and start the worker if there is none.
+        """Queue a request, and start the worker if none is running.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -38,17 +38,17 @@ class DrawingDesk:
         return drawing
 
     def start(self) -> None:
-        """Start the worker, unless it is at work or being started."""
+        """Start the worker, unless it is running or being started."""
         if not self.has_worker():
             arguments = (VERB, self.folder.path.resolve())
-            self.tasks.start(arguments, "Draw what is asked for on the page Draw", "/draw")
+            self.tasks.start(arguments, "Draw the images requested on the page Draw", "/draw")
 
     def has_worker(self) -> bool:
-        """Whether a worker is at work, waits for requests, or is being started."""
+        """Return whether a worker is drawing, waiting for requests, or being started."""
         return self.folder.has_worker or self.is_starting()
 
     def is_starting(self) -> bool:
-        """Whether a worker was started that has not taken the folder yet."""
+        """Return whether a worker was started that has not taken the lock of the folder yet."""
         ended = self.folder.worker_token()
         for task in itertools.islice(self.tasks.newest(VERB), _NEWEST):
             process = task.process()
@@ -61,8 +61,8 @@ class DrawingDesk:
         """Delete a drawing and its images.
 
         Raises:
-            RunError: It is not ended.
+            RunError: It has not ended yet.
         """
         if drawing.status()["phase"] not in ENDED:
-            raise RunError("It is being drawn, or waits for that. Cancel it first.")
+            raise RunError("This drawing is in progress or waiting. Cancel it first.")
         files.remove_folder(drawing.path)

@@ -1,4 +1,4 @@
-"""Which folders the studio shows, and how what is in them is named in addresses."""
+"""The folders that the studio shows, and the names in addresses of paths inside them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from impasto.runs import RunDirectory
 from impasto.runs.listing import RunSummary, find_runs, newest_first
 
 HOME = Path(".impasto") / "studio"
-"""Where the studio keeps what belongs to no run, below the first folder of runs."""
+"""Folder of the studio for files that belong to no run, below the first folder of runs."""
 
 _SHOWN = (
     "config.toml", "status.json", "events.jsonl", "metrics.jsonl", "dataset.json",
     "environment.json", "samples", "states", "export", "commands", "report.html", "terminal.log",
 )  # fmt: skip
-"""What the studio reads and writes in a run directory."""
+"""Names of the files and folders that the studio reads and writes in a run directory."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders that the studio was given; nothing outside of them is shown.
+    """The folders that the studio was started with; nothing outside them is shown.
 
     Attributes:
-        runs: Folders with run directories in them.
-        data: Folders of images, or with such folders in them.
-        models: Folders with models in them.
+        runs: Folders that contain run directories.
+        data: Folders of images, or folders that contain such folders.
+        models: Folders that contain models.
     """
 
     runs: Sequence[Path]
@@ -39,11 +39,11 @@ class Folders:
     models: Sequence[Path] = ()
 
     def all_runs(self) -> list[RunSummary]:
-        """How the runs of all folders stand; those that are worked on first, then the newest."""
+        """Return summaries of the runs of all folders: active ones first, then the newest."""
         return newest_first(find_runs(self.runs))
 
     def run_of(self, name: str) -> RunDirectory | None:
-        """The run that an address names; None where there is none, or not in these folders."""
+        """Return the run that an address names, or None if there is none in these folders."""
         path = path_of(self.runs, name)
         if path is None:
             return None
@@ -55,14 +55,14 @@ class Folders:
         return run if is_ours else None
 
     def name_of(self, run: RunDirectory) -> str:
-        """How addresses name a run."""
+        """Return the name of a run in addresses."""
         return address_of(self.runs, run.path)
 
 
 def path_of(folders: Sequence[Path], name: str) -> Path | None:
-    """The path that an address names; None where it is in none of some folders, links followed.
+    """Return the path that an address names; None if it is outside the folders, links followed.
 
-    Whether anything is there is not looked at.
+    The path need not exist.
     """
     number, _, text = name.partition(".")
     if number not in map(str, range(len(folders))):
@@ -76,12 +76,12 @@ def path_of(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def address_of(folders: Sequence[Path], path: Path) -> str:
-    """How addresses name a path: its folder's number and its path there, in letters and digits.
+    """Return the name of a path in addresses: its folder's number and its relative path in base64.
 
-    Paths may hold anything: slashes, quotes, bytes that are no text.
+    The encoding is needed since a path may contain slashes, quotes, and bytes that are not UTF-8.
 
     Raises:
-        ValueError: It is in none of the folders.
+        ValueError: The path is in none of the folders.
     """
     for number, folder in enumerate(folders):
         if path.is_relative_to(folder):
@@ -92,32 +92,32 @@ def address_of(folders: Sequence[Path], path: Path) -> str:
 
 
 def require_own(home: Path, folder: Path) -> None:
-    """Make sure that the studio's own folder is nowhere but in the folder of runs.
+    """Check that the studio's own folder, links followed, is inside the folder of runs.
 
-    A stranger may have packed that: a link in its place would have files elsewhere replaced, and
-    removed when it is tidied.
+    The folder of runs may come from a stranger: if the studio's folder were a link, files elsewhere
+    would be replaced, and removed by its cleanup.
 
     Args:
         home: The studio's own folder.
-        folder: The folder of runs that it is in.
+        folder: The folder of runs that contains it.
 
     Raises:
-        RunError: It, or what is in it, is a link that leads out.
+        RunError: The folder, or an entry in it, is a link that leads out of the folder of runs.
     """
     entries = [*home.iterdir()] if home.is_dir() else []
     for path in (*reversed(home.relative_to(folder).parents), home, *entries):
         target = path if path.is_absolute() else folder / path
         if leads_out(target, folder):
             raise RunError(
-                f"{target} is a link that leads out of {folder}, where the studio keeps files of "
-                f"its own. Remove the link, or give another folder of runs first."
+                f"{target} is a link that leads out of {folder}, where the studio stores its "
+                f"own files. Remove the link, or name another folder of runs first."
             )
 
 
 def file_of(run: RunDirectory, folder: Path, name: str) -> Path | None:
-    """A regular file of a folder of a run, by a name from an address; None where there is none.
+    """Return the regular file in a folder of a run that an address names, or None if there is none.
 
-    Links that lead out of the run are not followed, be they the file or a folder above it.
+    Links that lead out of the run are not followed, whether the file or a folder above it is one.
     """
     path = folder / name
     try:
@@ -128,8 +128,8 @@ def file_of(run: RunDirectory, folder: Path, name: str) -> Path | None:
 
 
 def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a path is a link, or below one, that leads out of a folder.
+    """Return whether a path is a link out of a folder, or below one.
 
-    A stranger may have made the folder; what such a link leads to is no business of a browser.
+    The folder may come from a stranger, and the browser must not see what such a link leads to.
     """
     return not files.is_inside(path, folder)

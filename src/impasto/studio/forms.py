@@ -1,4 +1,4 @@
-"""Forms as browsers send them: read within limits, and what may be typed into their fields."""
+"""Reads forms sent by browsers, within limits, and parses whole numbers typed into them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ _DIGITS = 18
 async def read_form(
     request: Request, most_fields: int = MOST_FIELDS, most_bytes: int = MOST_BYTES
 ) -> FormData:
-    """The fields of a form; it may have no files.
+    """Read the fields of a form without files.
 
     Args:
-        request: The request that it was sent with.
-        most_fields: Fields that it may have.
-        most_bytes: Bytes that it may have, as they are sent.
+        request: The request with the form.
+        most_fields: Maximum number of fields.
+        most_bytes: Maximum size of the form in bytes, as sent.
 
     Raises:
-        HTTPException: It is too large: 413; it has files or too many fields: 400.
+        HTTPException: 413 if it is too large; 400 if it has files or too many fields.
     """
     length = request.headers.get("content-length", "")
     if length and whole_number(length, most_bytes) is None:
-        raise HTTPException(413, f"That is more than {most_bytes >> 10} KiB, which is too large.")
+        raise HTTPException(
+            413, f"This form is larger than {most_bytes >> 10} KiB, which is too large."
+        )
     return await request.form(max_files=0, max_fields=most_fields, max_part_size=most_bytes)
 
 
 def texts_of(form: FormData) -> dict[str, str]:
-    """The text fields of a form; of a name that is there several times, the last."""
+    """Return the text fields of a form by name; if a name occurs several times, the last one."""
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
 def whole_number(text: str, most: int, least: int = 0) -> int | None:
-    """A whole number in the digits 0 to 9; None for anything else, and beyond the limits.
+    """Parse a whole number in the digits 0 to 9; return None for any other text or out of range.
 
     Args:
-        text: What was typed.
-        most: The largest number that is taken.
-        least: The smallest; a minus sign is taken only below 0.
+        text: The text that was typed.
+        most: The largest number that is accepted.
+        least: The smallest number that is accepted; a minus sign is accepted only if it is below 0.
     """
     digits = text.removeprefix("-") if least < 0 else text
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= _DIGITS):

@@ -1,4 +1,4 @@
-"""Masks that settings do not use yet: painted since the run that they are a copy of began."""
+"""Finds masks that copied settings do not use yet, such as masks painted after the run started."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FoundMasks:
 
     Attributes:
         folder: The folder.
-        number: How many of the images have a mask in it.
-        images: How many images there are.
+        number: Number of images that have a mask in it.
+        images: Number of images of the settings.
     """
 
     folder: Path
@@ -29,19 +29,19 @@ class FoundMasks:
 
     @property
     def field(self) -> str:
-        """The folder as the text of the field of `dataset.mask_dir`."""
+        """The folder, formatted as the text of the form field `dataset.mask_dir`."""
         return fields_of({"dataset": {"mask_dir": str(self.folder)}})[FIELD]
 
 
 def unused_masks_of(fields: Mapping[str, str], within: Sequence[Path]) -> FoundMasks | None:
-    """The masks beside the images of some settings, or in their folder; None where there are none.
+    """Return the unused masks beside or in the image folder of settings, or None if none exist.
 
-    As `impasto new` finds them. Settings that have masks of their own, by a folder or by the
-    transparency of the images, are left alone, and so are those with several subsets.
+    They are found as by `impasto new`. The result is None if the settings already use masks, from a
+    folder or from the transparency of the images, or if they have several subsets.
 
     Args:
         fields: The text of each field of the settings.
-        within: The folders that the studio shows; masks elsewhere are not looked for.
+        within: The folders that the studio shows; masks are searched for only in these.
     """
     dataset = tree_of(fields)[0].get("dataset", {})
     images_dir = dataset.get("image_dir")

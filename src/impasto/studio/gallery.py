@@ -1,4 +1,4 @@
-"""Which images of a dataset a gallery shows, and in which order: filters of a list of images."""
+"""Filters and sorts the image list of a dataset for its gallery."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class GalleryFilter:
-    """What is asked for in the address of a gallery; what is left out filters nothing.
+    """Filters, sort order and page number in the address of a gallery; empty ones have no effect.
 
     Attributes:
-        caption: `none` for images without words, `some` for those with.
+        caption: `none` for images without a caption, `some` for images with one.
         use: `used` or `skipped`.
-        why: The reason for which images are skipped.
-        small: Whether only images are wanted that are enlarged.
-        alike: `copies` or `near`: images that are there several times, in groups.
-        mask: `some` for images with a mask, `none` for those without.
-        cropped: Only images of which over so many percent are cropped away.
+        why: Only images that are skipped for this reason.
+        small: Whether to show only images that are enlarged for their bucket.
+        alike: `copies` or `near`: only images with copies or near copies, in groups.
+        mask: `some` for images with a mask, `none` for images without one.
+        cropped: Only images of which more than this percentage is cropped away.
         bucket: Only images of this bucket.
-        tag: Tags that captions have, all of them, between commas; in any letter case.
-        words: Text that is in the caption or the name, in any letter case.
-        run: The run, as addresses name it, of which losses are shown.
+        tag: Comma-separated tags that a caption must all have, ignoring letter case.
+        words: Text that the caption or the name must contain, ignoring letter case.
+        run: The name in addresses of the run whose losses are shown.
         sort: One of `SORTS`.
-        page: The number of the page, from 1 on.
+        page: The number of the page, counted from 1.
     """
 
     caption: str = ""
@@ -65,7 +65,7 @@ class GalleryFilter:
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> GalleryFilter:
-        """What an address says; of a value that is none, nothing."""
+        """Parse the query of an address, ignoring invalid values."""
         return cls(
             caption=_one_of(given.get("caption", ""), ("none", "some")),
             use=_one_of(given.get("use", ""), ("used", "skipped")),
@@ -83,12 +83,12 @@ class GalleryFilter:
         )
 
     def address(self, **changes: Any) -> str:
-        """The part of an address after the question mark that asks for this, changed a little."""
+        """Return the query of the address of this gallery, with some attributes changed."""
         return "?" + urlencode(replace(self, **changes).asked, errors="replace")
 
     @property
     def asked(self) -> dict[str, str]:
-        """What an address says to ask for this."""
+        """The query parameters of this gallery; attributes that have no effect are left out."""
         return {
             name: "1" if value is True else str(value)
             for name, value in self.__dict__.items()
@@ -98,7 +98,7 @@ class GalleryFilter:
 
     @property
     def filters(self) -> bool:
-        """Whether anything is left out."""
+        """Whether any filter is set."""
         plain = GalleryFilter(run=self.run, sort=self.sort, page=self.page)
         return self != plain
 
@@ -110,15 +110,15 @@ def chosen(
     tags: TagIndex,
     masks: MaskNames | None = None,
 ) -> list[ListedImage]:
-    """The images that are asked for, in the order that is asked for.
+    """Return the images that match the filters, in the requested order.
 
     Args:
-        images: All, in the order of their paths.
-        choice: What is asked for.
-        losses: The losses of a run, if one is chosen. Sorted by loss, images that have none come
+        images: All images, in the order of their paths.
+        choice: The filters and the sort order.
+        losses: The losses of a run, if one is chosen. If sorted by loss, images without one are
             last.
-        tags: Those of the images.
-        masks: The masks of the images; None where there are none.
+        tags: The tags of the images.
+        masks: The masks of the images; None if the dataset has none.
     """
     tests, wanted = _tests(choice), caption_tags(choice.tag)
     if choice.mask:
@@ -141,7 +141,7 @@ def chosen(
 
 
 def _tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
-    """What an image has to pass, the cheap ones first."""
+    """Return the predicates that an image must satisfy, cheap ones first."""
     tests: list[Callable[[ListedImage], bool]] = []
     if choice.use or choice.why:
         skipped = choice.use != "used"
@@ -169,22 +169,22 @@ def _tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
 
 
 def reason_kind(reason: str) -> str:
-    """A reason without what is of one file alone: numbers, names and decoders' own words."""
+    """Return a reason without the details of a single file: numbers, names, decoders' messages."""
     return reason.partition(" (")[0].partition(":")[0]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a gallery says of the whole dataset, and offers as filters.
+    """Counts over a whole dataset, which a gallery shows and offers as filters.
 
     Attributes:
-        images: How many there are.
-        uncaptioned: Those of them that can be used and have no words.
-        skipped: Those that cannot be used.
-        small: Those that are enlarged.
-        copies: Those that are there more than once, with the first.
-        near: Those that look nearly like another.
-        reasons: Kinds of reasons for which images are skipped, with their numbers.
+        images: Number of images.
+        uncaptioned: Number of usable images without a caption.
+        skipped: Number of images that cannot be used.
+        small: Number of images that are enlarged for their bucket.
+        copies: Number of images that exist more than once, including the first of each.
+        near: Number of images that look nearly like another one.
+        reasons: Kinds of reasons for which images are skipped, with the numbers of images.
         buckets: Buckets with their numbers of images, the most frequent first.
         tags: The most frequent tags.
     """
@@ -201,7 +201,7 @@ class Facts:
 
 
 def facts_of(images: Sequence[ListedImage], tags: TagIndex) -> Facts:
-    """The numbers of a list."""
+    """Return the counts over a list of images."""
     return Facts(
         images=len(images),
         uncaptioned=sum(not (image.captioned or image.skipped) for image in images),
@@ -217,11 +217,11 @@ def facts_of(images: Sequence[ListedImage], tags: TagIndex) -> Facts:
 
 @dataclass(frozen=True)
 class LoadedList:
-    """A list as a gallery needs it.
+    """An image list with its counts and tags, as a gallery needs it.
 
     Attributes:
         found: The list.
-        facts: Its numbers; None for a list that knows the names of images alone.
+        facts: The counts over the list; None for a list that has only the names of images.
         tags: The tags of its images.
     """
 
@@ -231,7 +231,7 @@ class LoadedList:
 
 
 def load_list(file: Path) -> LoadedList | None:
-    """The list of a file; None where there is none. Kept while it is the same."""
+    """Load an image list from a file, cached until the file changes; None if there is none."""
     try:
         status = file.stat()
     except OSError:
@@ -249,10 +249,10 @@ def _loaded(file: Path, size: int, changed: int) -> LoadedList | None:  # noqa: 
 
 
 def is_of_now(dataset: Path, found: ImageList, shown: Iterable[ListedImage]) -> bool:
-    """Whether a list is that of now, as far as can be seen at a glance.
+    """Return whether a list seems up to date, judged by modification times.
 
-    A folder changes when a file in it is made, removed, renamed or replaced; of images that were
-    written over in place, those that are shown are looked at.
+    A folder's time changes when a file in it is created, removed, renamed or replaced. Images that
+    were overwritten in place are noticed only if they are among the shown ones.
     """
     if not found.folders or any(
         changed_at(dataset / name) != changed for name, changed in found.folders.items()

@@ -1,10 +1,10 @@
-"""Who may ask the studio for anything: one browser, with the token that was printed at the start.
+"""Access control: the studio answers only a browser that was opened with the printed token.
 
-Other programs of the machine, other users, and pages of other sites in the same browser can all
-reach a port of the loopback. So every request needs a cookie that only the printed address gives;
-the host that is asked for must be this one, or a site could have its own name lead here (DNS
-rebinding); and what changes something must come from a page of the studio itself (`Sec-Fetch-Site`
-and `Origin`; Fetch Metadata Request Headers, W3C).
+Other programs on the machine, other users, and pages of other sites in the same browser can all
+reach a port of the loopback interface. So every request needs a cookie that only the printed
+address sets; the requested host must be this server, or a site could point its own name here (DNS
+rebinding); and requests that change something must come from a page of the studio itself
+(`Sec-Fetch-Site` and `Origin`; Fetch Metadata Request Headers, W3C).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-"""What every answer says to the browser: nothing from elsewhere, nothing to elsewhere."""
+"""Headers of every response: pages load nothing from other sites, and send them nothing."""
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
@@ -49,21 +49,22 @@ _STRANGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Impasto</title>
 <meta name="viewport" content="width=device-width"></head>
 <body><h1>This is an Impasto studio</h1>
-<p>Open it by the whole address that it printed when it was started, the one with ?token= in it.
-A studio that was started anew has a new address.</p></body></html>
+<p>Open it with the whole address that it printed when it was started, the one with ?token= in it.
+A studio that was restarted has a new address.</p></body></html>
 """
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a request has to bring.
+    """The host names, token and cookie that a request must have.
 
     Attributes:
-        port: The port that is served.
-        hosts: The names and addresses that the server goes by, without the port.
-        token: What the printed address has.
-        cookie_value: What the cookie has afterwards. Browsers send a cookie to every port of a
-            host, so whoever serves another one may see it: it does not open the studio elsewhere.
+        port: The port of the server.
+        hosts: The names and addresses of the server, without the port.
+        token: The token in the printed address.
+        cookie_value: The value of the cookie that the token is exchanged for. Browsers send a
+            cookie to every port of a host, so a server on another port may see it: it cannot be
+            used to open the studio in another browser.
     """
 
     port: int
@@ -73,33 +74,34 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """The name of the cookie; browsers do not tell cookies of one host's ports apart."""
+        """The name of the cookie, with the port, since browsers share cookies between ports."""
         return f"impasto-{self.port}"
 
     @property
     def address(self) -> str:
-        """The address to open first."""
+        """The address to open in a browser, which contains the token."""
         return f"http://{self.hosts[0]}:{self.port}/?token={self.token}"
 
     def is_token(self, given: str | None) -> bool:
-        """Whether a text is the token of the address."""
+        """Return whether a text is the token of the printed address."""
         return _same(given, self.token)
 
     def is_pass(self, given: str | None) -> bool:
-        """Whether a text is what the cookie has to have."""
+        """Return whether a text is the value that the cookie must have."""
         return _same(given, self.cookie_value)
 
     def knows_host(self, host: str) -> bool:
-        """Whether a `Host` header names this server; browsers leave port 80 out."""
+        """Return whether a `Host` header names this server; browsers omit port 80."""
         names = {f"{name}:{self.port}" for name in self.hosts}
         return host.lower() in (names | set(self.hosts) if self.port == 80 else names)
 
 
 def hosts_of(address: str) -> list[str]:
-    """The names and addresses that a server at an address goes by, the best for others first.
+    """Return the host names of a server that listens at an address, the most reachable first.
 
     Args:
-        address: Where it listens; an address of the loopback, of a network, or all of them.
+        address: The address that it listens at: a loopback address, a network address, or
+            `0.0.0.0` or `::` for all.
     """
     listened = ipaddress.ip_address(address)
     if listened.is_loopback:
@@ -118,23 +120,23 @@ def hosts_of(address: str) -> list[str]:
 
 
 def _in_address(address: str) -> str:
-    """An IP address as it stands in the address of a page."""
+    """Return an IP address as written in a URL: IPv6 in brackets."""
     return f"[{address}]" if ":" in address else address
 
 
 class Guard:
-    """Lets requests through that may be answered, and adds `HEADERS` to all answers.
+    """Middleware that refuses requests without access, and adds `HEADERS` to all responses.
 
     Args:
-        app: What answers them.
-        access: What they have to bring.
+        app: The application that answers allowed requests.
+        access: The host names, token and cookie that requests must have.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or have the application answer."""
+        """Refuse a request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -151,18 +153,18 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         access, headers = self._access, request.headers
         if not access.knows_host(headers.get("host", "")):
-            return PlainTextResponse("This server goes by another name.", 421)
+            return PlainTextResponse("This server has another host name.", 421)
         given = request.query_params.get("token")
         if request.method == "GET" and request.url.path == "/" and given is not None:
             return self._opened() if access.is_token(given) else _strange()
         if not access.is_pass(request.cookies.get(access.cookie)):
             return _strange()
         if not _is_from_here(request, access):
-            return PlainTextResponse("This was asked for by a page of another site.", 403)
+            return PlainTextResponse("This request came from a page of another site.", 403)
         return None
 
     def _opened(self) -> Response:
-        """The page that takes the token out of the address: it would stay in the history."""
+        """Return the page that sets the cookie and redirects, so the history has no token."""
         response = HTMLResponse(_OPENING, headers={"cache-control": "no-store"})
         response.set_cookie(
             self._access.cookie,
@@ -175,21 +177,21 @@ class Guard:
 
 
 def _same(given: str | None, wanted: str) -> bool:
-    """Whether two texts are the same; takes as long for nearly right ones as for others."""
+    """Return whether two texts are equal, compared in constant time."""
     return given is not None and hmac.compare_digest(given.encode(), wanted.encode())
 
 
 def _is_from_here(request: Request, access: Access) -> bool:
-    """Whether a page of the studio, or the person with the address bar, asks for this."""
+    """Return whether a request comes from a page of the studio or from the address bar."""
     site = request.headers.get("sec-fetch-site")
     if request.method in _SAFE_METHODS:
         return site in (None, "same-origin", "none")
     if site is not None:
         return site == "same-origin"
-    origin = request.headers.get("origin")  # browsers of before 2023
+    origin = request.headers.get("origin")  # browsers from before 2023
     try:
         return origin is not None and access.knows_host(urlsplit(origin).netloc)
-    except ValueError:  # an address that is none, as with one bracket
+    except ValueError:  # an invalid address, such as one with a single bracket
         return False
 
 

@@ -1,6 +1,6 @@
-"""What a page shows of image files: facts and copies, made by processes and kept.
+"""Facts about image files and copies of them for pages, made by other processes and cached.
 
-Decoders of images have faults, and strangers' files find them: no image is decoded in the server.
+The server process decodes no image, since image decoders have bugs that hostile files exploit.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _AT_ONCE = 2
 _NUMBERS = ("width", "height", "size_bytes", "frames")
 _OTHERS = {"format": str, "mode": str, "rotated": bool}
 _MEDIA_TYPES = ("", "image/jpeg", "image/png", "image/webp")
-_KEPT = 400  # files of a folder of copies
+_KEPT = 400  # maximum number of files in a folder of copies
 
 
 @dataclass
 class Views:
-    """Facts of images and copies to look at, kept beside a dataset while its files are the same.
+    """Facts about images and copies to show, stored beside a dataset while its files are unchanged.
 
     Attributes:
-        home: Where they are kept if the dataset's folder cannot be written.
+        home: The folder for them if the dataset's folder cannot be written.
     """
 
     home: Path
@@ -42,11 +42,11 @@ class Views:
     )
 
     def facts(self, dataset: Path, image: Path) -> Mapping[str, Any]:
-        """What `impasto dataset show` says of an image: `width`, `height`, `media_type`, ...
+        """Return the facts of `impasto dataset show` about an image: `width`, `media_type`, ...
 
         Raises:
-            RunError: It cannot be read.
-            DatasetError: There is no place to keep what is made.
+            RunError: The image cannot be read.
+            DatasetError: No folder for the facts can be written.
         """
         file = self._file(dataset, image, ".json")
         found = read_object(file)
@@ -62,13 +62,13 @@ class Views:
         return kept
 
     def shown(self, dataset: Path, image: Path, ending: str = ".jpg") -> tuple[Path, str]:
-        """The file that a browser is given for an image, and its media type.
+        """Return the file to send to a browser for an image, and its media type.
 
-        It is the image itself where browsers show it as it is trained on; else an upright copy.
+        It is the image itself if browsers show it as it is trained on, or else an upright copy.
 
         Raises:
-            RunError: It cannot be read.
-            DatasetError: There is no place to keep what is made.
+            RunError: The image cannot be read.
+            DatasetError: No folder for the copy can be written.
         """
         facts = self.facts(dataset, image)
         if facts["media_type"]:
@@ -85,7 +85,7 @@ class Views:
         stamp = image.stat()
         text = f"{stamp.st_size} {stamp.st_mtime_ns} ".encode() + os.fsencode(image)
         file = self._folder(dataset) / (hashlib.sha256(text).hexdigest()[:32] + ending)
-        if file.is_symlink():  # of whoever made the folder; nothing of ours is one
+        if file.is_symlink():  # the maker of the folder put it here; the studio creates no links
             file.unlink()
         return file
 
@@ -105,7 +105,7 @@ class Views:
 
 
 def _are_facts(found: Mapping[str, Any]) -> bool:
-    """Whether a file, which whoever made the folder may have written, can be believed so far."""
+    """Return whether stored facts have valid types and ranges; a stranger may have written them."""
     return (
         all(isinstance(found.get(name), int) and found[name] > 0 for name in _NUMBERS)
         and found.get("media_type") in _MEDIA_TYPES
@@ -114,7 +114,7 @@ def _are_facts(found: Mapping[str, Any]) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove the oldest files of a folder that has grown too large."""
+    """Remove the oldest files of a folder that has too many."""
     with contextlib.suppress(OSError):
         found = list(folder.iterdir())
         if len(found) > _KEPT:

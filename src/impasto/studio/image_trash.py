@@ -1,9 +1,9 @@
-"""Images that were put into the trash of their dataset, with what is beside them, and put back.
+"""Moves images with their captions, crops, latents and masks into the trash, and restores them.
 
-An entry of the trash, `.image-trash/20261127-201500-0`, holds files by their paths below the
-dataset, and masks by their paths below the folder of masks. No scan looks into hidden folders. A
-trash may be a stranger's: only entries with such names count, and no link in their place is
-followed.
+An entry of the trash, `.image-trash/20261127-201500-0`, stores files under their paths relative to
+the dataset, and masks under their paths relative to the mask folder. Scans do not enter hidden
+folders. A stranger may have made the trash: only entries with such names count, and links in their
+place are not followed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from impasto.parsing import printable
 from impasto.studio.moving import move_to_new_name
 
 TRASH = ".image-trash"
-"""Not that of models (`trash.py`): one folder may be given for both."""
+"""The trash folder of a dataset; distinct from that of models (`trash.py`), since a folder can hold
+both."""
 
 _ENTRY = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
-_MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `usual_mask_folders` has the folders
+_MASKS = (".masks-beside", ".masks-inside")  # in an entry, in the order of `usual_mask_folders`
 _ENCODED = re.compile(r"(?=(_\d+x\d+(_\w+)?|_te_outputs)?\.npz\Z)", re.ASCII)
-"""Where an image's name may end in one of a file of its latents or of its encoded captions, by
-sd-scripts' names of every era."""
+"""Matches where the stem of an image may end in the name of its file of latents or of encoded
+captions, for the naming schemes of all sd-scripts versions."""
 
 
 @dataclass(frozen=True)
 class TrashedImages:
-    """An entry of the trash: what was put there at once.
+    """An entry of the trash: the files that one request moved there.
 
     Attributes:
         dataset: The dataset.
@@ -50,12 +51,12 @@ class TrashedImages:
 
     @property
     def name(self) -> str:
-        """How addresses name it."""
+        """The name of the entry in addresses."""
         return self.path.name
 
     @property
     def images(self) -> list[str]:
-        """The images, by their paths below the dataset."""
+        """The printable paths of the images, relative to the dataset."""
         found = (path.relative_to(self.path) for path in _files_below(self.path))
         return [
             printable(path.as_posix())
@@ -65,27 +66,27 @@ class TrashedImages:
 
     @property
     def size(self) -> int:
-        """The bytes of all files in it."""
+        """The size of all files in the entry, in bytes."""
         found = 0
         for path in _files_below(self.path):
-            with contextlib.suppress(OSError):  # it went just now
+            with contextlib.suppress(OSError):  # it was removed meanwhile
                 found += path.lstat().st_size
         return found
 
 
 def put_away(dataset: Path, images: Sequence[Path], within: Sequence[Path]) -> TrashedImages:
-    """Move images into the trash of their dataset, with all that belongs to them.
+    """Move images into the trash of their dataset, with all files that belong to them.
 
-    That is captions, also encoded ones, crops, latents and masks. What another image of the same
-    name needs too stays.
+    These are captions, encoded captions, crops, latents and masks. Files that another image with
+    the same stem needs too are not moved.
 
     Args:
         dataset: The dataset.
-        images: Images in it.
-        within: The folders that may be changed; masks elsewhere stay.
+        images: Images of the dataset.
+        within: The folders that may be changed; masks elsewhere are not moved.
 
     Raises:
-        DatasetError: The trash is no folder of the dataset.
+        DatasetError: The trash is a link or not a folder.
         StorageError: A file cannot be moved; those before it are in the trash.
     """
     entry, known = TrashedImages(dataset, _new_entry(dataset)), mask_names(dataset, within)
@@ -108,7 +109,7 @@ def put_away(dataset: Path, images: Sequence[Path], within: Sequence[Path]) -> T
 
 
 def trashed(dataset: Path) -> list[TrashedImages]:
-    """What is in the trash of a dataset, the newest first."""
+    """Return the entries in the trash of a dataset, the newest first."""
     trash = dataset / TRASH
     if trash.is_symlink() or not presence.is_dir(trash):
         return []
@@ -121,16 +122,15 @@ def trashed(dataset: Path) -> list[TrashedImages]:
 
 
 def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
-    """Move what is in an entry to where it was; nothing is replaced.
+    """Move the files of an entry back to their original paths, without replacing any file.
 
     Args:
-        entry: It.
+        entry: The entry.
         within: The folders that may be changed.
 
     Raises:
-        DatasetError: Something has one of the names by now, or a folder leads elsewhere: nothing
-            was moved.
-        StorageError: A file cannot be moved; those before it are back.
+        DatasetError: One of the original paths exists, or is outside `within`; nothing was moved.
+        StorageError: A file cannot be moved; those before it have been restored.
     """
     moves = [(path, _origin_of(path.relative_to(entry.path), entry)) for path in
              _files_below(entry.path)]  # fmt: skip
@@ -150,10 +150,10 @@ def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
 
 
 def remove_entry(entry: TrashedImages) -> None:
-    """Remove an entry with all that is in it, for good; of links, the links alone.
+    """Delete an entry for good with all its contents; links are removed, their targets are not.
 
     Raises:
-        StorageError: Something is held open or read-only.
+        StorageError: A file is held open or read-only.
     """
     with storage_errors.reported(entry.path):
         shutil.rmtree(entry.path)
@@ -162,7 +162,7 @@ def remove_entry(entry: TrashedImages) -> None:
 def _new_entry(dataset: Path) -> Path:
     trash, stamp, number = dataset / TRASH, time.strftime("%Y%m%d-%H%M%S"), 0
     if trash.is_symlink() or (presence.exists(trash) and not trash.is_dir()):
-        raise DatasetError(f"{trash} is no folder, so nothing was moved. Remove it.")
+        raise DatasetError(f"{trash} is not a folder, so nothing was moved. Remove it.")
     with storage_errors.reported(trash):
         trash.mkdir(exist_ok=True)
         while True:
@@ -176,12 +176,12 @@ def _new_entry(dataset: Path) -> Path:
 
 @dataclass(frozen=True)
 class _FolderNames:
-    """The names of the files in a folder, read once and kept true while files are moved away.
+    """The names of the files in a folder, read once and updated when files are moved away.
 
     Attributes:
-        files: All of them.
-        images: Stem -> the images that have it.
-        encoded: Stem -> the files that may be latents or encoded captions of an image with it.
+        files: The names of all files.
+        images: Stem -> names of the images with this stem.
+        encoded: Stem -> names of files that may be latents or encoded captions of such an image.
     """
 
     files: set[str] = field(default_factory=set)
@@ -190,10 +190,10 @@ class _FolderNames:
 
     @classmethod
     def of(cls, folder: Path) -> _FolderNames:
-        """The names in a folder; none of one that is not there.
+        """Read the names in a folder; a missing folder gives none.
 
         Raises:
-            StorageError: It may not be read.
+            StorageError: The folder may not be read.
         """
         found = cls()
         with storage_errors.reported(folder):
@@ -211,7 +211,7 @@ class _FolderNames:
         return found
 
     def beside(self, image: str) -> list[str]:
-        """The files that belong to an image alone."""
+        """Return the names of the files that belong only to this image."""
         stem = Path(image).stem
         found = [image + CROP]
         if self.images.get(stem, set()) <= {image}:
@@ -219,13 +219,13 @@ class _FolderNames:
         return [name for name in dict.fromkeys(found) if name in self.files]
 
     def forget(self, name: str) -> None:
-        """Take out a file that was moved away."""
+        """Remove the name of a file that was moved away."""
         self.files.discard(name)
         self.images.get(Path(name).stem, set()).discard(name)
 
 
 def _origin_of(inside: Path, entry: TrashedImages) -> Path:
-    """Where a file of an entry belongs."""
+    """Return the original path of a file of an entry."""
     first, *rest = inside.parts
     if first in _MASKS:
         return usual_mask_folders(entry.dataset)[_MASKS.index(first)].joinpath(*rest)
@@ -239,10 +239,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename a file, but never over another, into a folder that is made for it.
+    """Rename a file without replacing another; missing folders of its new path are created.
 
     Raises:
-        StorageError: It cannot be moved, or something has the name.
+        StorageError: The file cannot be moved, or the new path exists.
     """
     with storage_errors.reported(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Curves as JSON, kept while the file that they were read from is as it was.
+"""Cache of curves as JSON, valid while the metrics file is unchanged.
 
-To read every line of a large file takes seconds, and whoever looks at a run looks at it again.
+Reading every line of a large file takes seconds, and the page of a run is usually opened again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from impasto.runs.lines import size_of
 from impasto.studio.curves import SKETCHED_FROM, read_curves
 
 _MOST_ANSWERS = 8
-_MOST_BYTES = 1 << 20  # of an answer that is kept; ten curves of 1500 points are about 250 KB
+_MOST_BYTES = 1 << 20  # size limit of a cached answer; ten curves of 1500 points are about 250 KB
 
 _Mark = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class CurvesAnswer:
-    """The curves of a file of metrics, as the page of a run gets them.
+    """The curves of a metrics file, as sent to the page of a run.
 
     Attributes:
-        content: JSON: name -> steps and values, as `read_curves` gives them.
+        content: JSON of the result of `read_curves`: name -> steps and values.
         is_exact: Whether every line was read.
     """
 
@@ -33,29 +33,29 @@ class CurvesAnswer:
 
 
 class KeptCurves:
-    """Reads curves and keeps the exact ones of the files that were asked for last."""
+    """Reads curves, and caches the exact ones of the most recently read files."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[Path, tuple[_Mark, CurvesAnswer]] = {}
 
     def find(self, file: Path) -> CurvesAnswer | None:
-        """The exact curves that were read from a file, where it has not changed since."""
+        """Return the cached exact curves of a file, or None if it has none or has changed."""
         with self._lock:
             mark, answer = self._kept.get(file, (None, None))
         return answer if mark is not None and mark == _mark_of(file) else None
 
     def read(self, file: Path, *, exact: bool) -> CurvesAnswer:
-        """The curves of a file: those that are kept, or else read now.
+        """Return the curves of a file, from the cache or by reading it.
 
         Args:
-            file: `metrics.jsonl`, which need not be there.
+            file: `metrics.jsonl`, which need not exist.
             exact: As for `read_curves`; a small file is read exactly in any case.
         """
         kept = self.find(file)
         if kept is not None:
             return kept
-        mark = _mark_of(file)  # before it is read: what is written meanwhile makes another mark
+        mark = _mark_of(file)  # taken before reading, so that later writes change the mark
         is_exact = exact or size_of(file) < SKETCHED_FROM
         found = read_curves(file, exact=is_exact)
         answer = CurvesAnswer(json.dumps(found, separators=(",", ":")).encode(), is_exact)
@@ -72,7 +72,7 @@ class KeptCurves:
 
 
 def _mark_of(file: Path) -> _Mark | None:
-    """What changes with the content of a file; None where there is none."""
+    """Return a value that changes with the content of a file, or None if the file is missing."""
     try:
         found = file.stat()
     except OSError:

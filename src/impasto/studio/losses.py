@@ -1,4 +1,4 @@
-"""The losses of the images of a dataset in a run, from the run's `image_losses.csv`."""
+"""Reads the losses of a dataset's images in a run from the run's `image_losses.csv`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from impasto.runs import RunDirectory
 from impasto.runs.image_losses import NEWEST_BYTES, ImageLoss, read_image_losses
 
 Losses = Mapping[str, tuple[float, int]]
-"""Path below the dataset -> its loss by the usual one at the same noise, and times shown."""
+"""Path relative to the dataset -> loss divided by the usual loss at the same noise level, and the
+number of times that the image was shown."""
 
 
 _Mark = tuple[int, int]
-"""Size and time of change of a file."""
+"""Size in bytes and modification time in nanoseconds of a file."""
 
 
 def worst_images(run: RunDirectory) -> Sequence[ImageLoss] | None:
-    """The images of a run, those that are learnt worst first; None where no losses are written.
+    """Return the images of a run by falling relative loss; None if the run records no losses.
 
-    They are kept while the file is as it was.
+    The result is cached while the file is unchanged.
     """
     mark = _mark_of(run.image_losses_file)
     return None if mark is None else _newest(run.image_losses_file, mark)
 
 
 def read_losses(run: RunDirectory, dataset: Path) -> Losses:
-    """The losses of the images of a dataset; of those that the run was not shown, none."""
+    """Return the losses of a dataset's images in a run; images not shown in it are left out."""
     mark = _mark_of(run.image_losses_file)
     if mark is None:
         return {}
@@ -47,20 +48,20 @@ def _mark_of(file: Path) -> _Mark | None:
 
 @functools.lru_cache(maxsize=2)
 def _newest(file: Path, _: _Mark) -> Sequence[ImageLoss]:
-    """The images of a file that has not changed since."""
+    """Return the losses in a file, cached by the file's mark."""
     return read_image_losses(file, NEWEST_BYTES)
 
 
 @functools.lru_cache(maxsize=4)
 def _of_dataset(file: Path, mark: _Mark, folder: str, dataset: Path) -> Losses:
-    """The losses of a dataset by a file that has not changed since."""
+    """Return the losses of a dataset's images in a file, cached by the file's mark."""
     found = _newest(file, mark)
     inside = ((_below(one.image, folder, dataset), one) for one in found)
     return {name: (one.ratio, one.times) for name, one in inside if name is not None}
 
 
 def _below(name: str, folder: str, dataset: Path) -> str | None:
-    """The path of an image below a dataset; None where it is not in it."""
+    """Return the path of an image relative to a dataset, or None if it is outside."""
     path = os.path.normpath(os.path.join(folder, name))  # noqa: PTH118 - compared as text
     for root in (dataset, files.real_path(dataset)):
         if Path(path).is_relative_to(root):

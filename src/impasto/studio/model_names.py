@@ -1,4 +1,4 @@
-"""Which taggers and captioners a page offers: known names, and folders that are shown."""
+"""The taggers and captioners that a page offers: known names, and folders of models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from impasto.hub_ids import is_hub_id
 from impasto.studio.models import walk_models
 
 _FOLDER = re.compile(r"[\w./-]*", re.ASCII)
-"""A folder of a model on the Hub, behind its id."""
+"""Matches a folder inside a model on the Hub, which may follow its id."""
 
 
 def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """The names of taggers and captioners: those that are known, then folders by what is in them.
+    """Return the names of taggers and captioners: known names, then folders judged by their files.
 
     Args:
-        folders: The folders of models that the studio was given.
+        folders: The model folders that the studio shows.
     """
     taggers = [*TAGGERS, *SHIPPED_TAGGERS]
     captioners = [*CAPTIONERS, *SHIPPED_CAPTIONERS]
@@ -33,12 +33,12 @@ def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
-    """Why a model is not loaded for a page; empty where it is.
+    """Return the reason why a page may not load a model, or an empty text if it may.
 
     Args:
         name: A known name, an id on the Hub, or the path of a folder or file.
         kind: `tagger` or `captioner`.
-        folders: The folders of models that the studio was given.
+        folders: The model folders that the studio shows.
     """
     is_tagger = kind == "tagger"
     if name in (TAGGERS if is_tagger else CAPTIONERS):
@@ -48,15 +48,13 @@ def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
     path = Path(name)
     if path.is_absolute():
         if not any(files.is_inside(path, folder) for folder in folders):
-            return f"{name} is not in a folder of models that the studio was given (--models)"
-        return "" if presence.exists(path) else f"{name} is not there"
+            return f"{name} is not in a model folder of the studio (--models)"
+        return "" if presence.exists(path) else f"{name} does not exist"
     owner, _, rest = name.partition("/")
     model, _, folder = rest.partition("/")
     if ".." not in path.parts and is_hub_id(f"{owner}/{model}") and _FOLDER.fullmatch(folder):
         return ""
-    return (
-        f"{name[:100]!r} is no name that is known here, no Hub id (owner/name), and no whole path"
-    )
+    return f"{name[:100]!r} is not a known name, a Hub id (owner/name) or an absolute path"
 
 
 def _has(folder: Path, pattern: str) -> bool:

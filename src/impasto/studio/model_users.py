@@ -1,4 +1,4 @@
-"""Which runs and jobs name a model in their settings: what would be lost with it."""
+"""Finds the runs and jobs that name a model in their settings, and so would be lost with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from impasto.studio.models import FoundModel
 
 
 def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, str]]:
-    """The runs that name a model in their settings, and as what; a resume of theirs needs it."""
+    """Return the runs that name a model, with the setting; they need the model for a resume."""
     found = []
     for run in runs:
         key = _named_as(model, _settings(run.config_file), str(run.status().get("folder", "")))
@@ -31,13 +31,13 @@ def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunD
 def working_with(
     model: FoundModel, folders: Sequence[Path], runs: Iterable[RunDirectory], jobs: Iterable[Job]
 ) -> list[str]:
-    """The names of the runs and jobs that work with a model now, or are about to write it.
+    """Return the names of runs and jobs that use a model now, or are about to write it.
 
     Args:
         model: The model.
-        folders: Where runs that are just beginning are looked for: they are no runs yet.
+        folders: The folders searched for runs that are just starting and have no run directory yet.
         runs: The runs that may need it.
-        jobs: Those of the queue.
+        jobs: The jobs of the queue.
     """
     busy = [run for run, _ in users_of(model, runs)]
     busy += [model.run] if model.run is not None else []
@@ -52,7 +52,7 @@ def working_with(
 
 
 def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:
-    """The jobs of the queue that are to be trained yet and name a model, and as what."""
+    """Return the unfinished jobs of the queue that name a model, with the setting."""
     coming = (job for job in jobs if job.state in ("waiting", "paused", "working"))
     found = ((job, _named_as(model, _settings(job.settings_file), job.folder)) for job in coming)
     return [(job, key) for job, key in found if key]
@@ -61,7 +61,7 @@ def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:
 def losers_of(
     model: FoundModel, runs: Sequence[RunDirectory], jobs: Iterable[Job], folders: Folders
 ) -> dict[str, Any]:
-    """Who loses something with a model, as plain values for `model_losers.html.j2`."""
+    """Return the runs and jobs that need a model, as plain values for `model_losers.html.j2`."""
     return {
         "users": [user_view(run, key, folders) for run, key in users_of(model, runs)],
         "jobs": [f"job {job.number}, {job.name} ({key})" for job, key in jobs_with(model, jobs)],
@@ -70,12 +70,12 @@ def losers_of(
 
 
 def user_view(run: RunDirectory, key: str, folders: Folders) -> dict[str, str]:
-    """A run that names a model, as plain values for templates."""
+    """Return a run that names a model as plain values for templates."""
     return {"name": folders.name_of(run), "title": printable(run.path.name), "key": key}
 
 
 def _named_as(model: FoundModel, settings: Mapping[str, Any], folder: str | Path) -> str:
-    """The setting by which a model is named; empty where none is it."""
+    """Return the setting that names a model, or an empty text if none does."""
     wanted = {files.real_path(model.path)}
     wanted |= {files.real_path(model.run.path)} if model.run is not None else set()
     for key, value in _paths_in(settings):
@@ -93,7 +93,7 @@ def _settings(file: Path) -> Mapping[str, Any]:
 
 
 def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What of settings may name a model: base, VAE, what it starts from, hypernetworks."""
+    """Yield keys and values of settings that may name a model: base, VAE, start, hypernetworks."""
     for section, key in (("model", "path"), ("model", "vae"), ("method", "start_from")):
         values = settings.get(section)
         value = values.get(key) if isinstance(values, dict) else None
@@ -103,5 +103,7 @@ def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     drawn_with = previews.get("hypernetworks") if isinstance(previews, dict) else None
     for value in drawn_with if isinstance(drawn_with, list) else ():
         if isinstance(value, str):
-            with contextlib.suppress(ConfigError):  # no strength, which no run begins with
+            with contextlib.suppress(
+                ConfigError
+            ):  # the strength is invalid, and no run starts with these settings
                 yield "previews.hypernetworks", str(path_and_strength(value)[0])

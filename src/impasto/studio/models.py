@@ -1,6 +1,6 @@
-"""The models that the studio shows: files and Diffusers folders, and what runs have exported.
+"""The models that the studio shows: files and Diffusers folders, and the exports of runs.
 
-Nothing of a model is opened here: what one is, `impasto inspect` says in a process of its own.
+No model is opened here: `impasto inspect` examines its contents in a separate process.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from impasto.runs import RunDirectory
 from impasto.studio.folders import Folders, address_of, path_of
 
 DEPTH = 3
-"""Levels of folders below a given one that models are looked for in."""
+"""Number of levels below a given folder that are searched for models."""
 
 CHECKPOINT_ENDINGS = frozenset({".safetensors", ".ckpt"})
 MODEL_ENDINGS = CHECKPOINT_ENDINGS | {".pt"}  # hypernetworks
-"""The endings of files that may be models, in lower case."""
+"""The extensions of files that may be models, in lower case."""
 
 MOST_SCANNED = 50_000
-"""Folders and files that may be models which are looked at in a given folder, so that a whole disk
-takes no minute."""
+"""Maximum number of folders and possible model files examined in a given folder, so that a whole
+disk takes less than a minute."""
 
 _RUN_FOLDERS = ("export", "models")
 _INDEX = "model_index.json"
@@ -42,13 +42,13 @@ class FoundModel:
     """A model in one of the folders.
 
     Attributes:
-        root: Which folders it is in, for addresses: `models` or `runs`.
-        name: How addresses name it there.
+        root: The kind of folder that contains it, for addresses: `models` or `runs`.
+        name: Its name in addresses, relative to `root`.
         path: The file or Diffusers folder.
-        folder: The given folder that it is in.
-        size: Its bytes, as far as they can be seen.
-        changed_at: When it was changed last, in seconds since 1970.
-        run: The run that exported it.
+        folder: The given folder that contains it.
+        size: Its size in bytes, as far as its files can be read.
+        changed_at: Time of its last change, in seconds since 1970.
+        run: The run that exported it; None for other models.
     """
 
     root: str
@@ -61,22 +61,22 @@ class FoundModel:
 
     @property
     def address(self) -> str:
-        """The address of its page."""
+        """The address of the model's page."""
         return f"/models/{self.root}/{self.name}"
 
     @property
     def title(self) -> str:
-        """How pages name it: its file's or folder's name, as it can be printed."""
+        """The title on pages: the printable name of the file or folder."""
         return printable(self.path.name)
 
     @property
     def key(self) -> str:
-        """What is the same as long as the model is: path, size and time of change."""
+        """A hash of path, size and time of change, constant while the model is unchanged."""
         text = f"{os.fsencode(self.path)!r} {self.size} {self.changed_at}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def view(self) -> dict[str, Any]:
-        """The model as plain values, for templates."""
+        """Return the model as plain values for templates."""
         return {
             "address": self.address,
             "title": self.title,
@@ -89,14 +89,14 @@ class FoundModel:
 
 
 def model_files(folder: Path, cut: list[Path] | None = None) -> Iterator[Path]:
-    """The files and Diffusers folders below a folder that may be models, by name.
+    """Yield the files and Diffusers folders below a folder that may be models, sorted by name.
 
-    The folder itself may be a Diffusers folder; what is in one is part of it. Nothing is opened:
-    endings decide (`MODEL_ENDINGS`).
+    The folder itself may be a Diffusers folder; its contents are part of that model. No file is
+    opened: only the extensions count (`MODEL_ENDINGS`).
 
     Args:
         folder: The folder.
-        cut: Gets the folder where there is too much in it to look at all of it.
+        cut: A list to which the folder is added if it has too many entries to examine them all.
     """
     for path, is_folder in walk_models(folder, cut):
         if is_diffusers(path) if is_folder else path.suffix.lower() in MODEL_ENDINGS:
@@ -104,15 +104,15 @@ def model_files(folder: Path, cut: list[Path] | None = None) -> Iterator[Path]:
 
 
 def walk_models(folder: Path, cut: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:
-    """A folder, and the folders and files that may be models in it, by name: path, is it a folder.
+    """Yield a folder and its subfolders and possible model files: path, and whether a folder.
 
-    Folders are looked into up to `DEPTH` levels below the given one. Hidden entries, files with
-    other endings, run directories, what is inside of Diffusers folders, and links that lead out of
-    the given folder are left out.
+    Folders are searched up to `DEPTH` levels below the given one, in the order of names. Hidden
+    entries, files with other extensions, run directories, the contents of Diffusers folders, and
+    links that lead out of the given folder are left out.
 
     Args:
         folder: The folder.
-        cut: Gets the folder where there is too much in it to look at all of it: `MOST_SCANNED`.
+        cut: A list to which the folder is added if it has more than `MOST_SCANNED` entries.
     """
     left = MOST_SCANNED
     waiting = [(folder, True, 0)]
@@ -148,7 +148,7 @@ def _entries(folder: Path, top: Path) -> list[tuple[Path, bool]]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a file, as its folder says, which asks the disk nothing."""
+    """Return whether a directory entry is a file, by its cached type, without disk access."""
     try:
         return entry.is_file(follow_symlinks=False)
     except OSError:
@@ -156,7 +156,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _stays_in(link: Path, top: Path) -> bool:
-    """Whether a link leads to something in a folder, and not to a folder that it is in itself."""
+    """Return whether a link's target is inside a folder, and is not a parent of the link."""
     target = files.real_path(link)
     real_top = files.real_path(top)
     return target.is_relative_to(real_top) and not files.real_path(link.parent).is_relative_to(
@@ -165,16 +165,16 @@ def _stays_in(link: Path, top: Path) -> bool:
 
 
 def is_diffusers(path: Path) -> bool:
-    """Whether a path is a Diffusers folder, as far as can be seen without opening a file."""
+    """Return whether a path seems to be a Diffusers folder; no file is opened."""
     return presence.is_file(path / _INDEX)
 
 
 def all_models(folders: Folders, cut: list[Path] | None = None) -> list[FoundModel]:
-    """The models of all folders, the newest first; of runs those that they have exported.
+    """Return the models of all model folders and the exports of all runs, the newest first.
 
     Args:
-        folders: The folders.
-        cut: Gets the folders of models with too much in them to look at all of it.
+        folders: The folders that are shown.
+        cut: A list to which model folders are added that have too many entries to examine them all.
     """
     found: dict[Path, FoundModel] = {}
     for folder in folders.models:
@@ -188,7 +188,7 @@ def all_models(folders: Folders, cut: list[Path] | None = None) -> list[FoundMod
 
 
 def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
-    """The model that an address names; None where there is none, or none that is listed."""
+    """Return the model that an address names, or None if it does not exist or is not listed."""
     roots = {"models": folders.models, "runs": folders.runs}.get(root, ())
     path = path_of(roots, name)
     if path is None:
@@ -205,16 +205,16 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
 
 
 def run_that_exported(path: Path) -> RunDirectory | None:
-    """The run that a model is or was an export of, by where that is; None where it is of none."""
+    """Return the run that exported a model, judged by its path, or None if no run did."""
     run = RunDirectory(path.parent.parent)
     return run if path.parent.name in _RUN_FOLDERS and run.is_there() else None
 
 
 def model_at(path: Path) -> FoundModel:
-    """The model of a path, wherever it is; its trash is beside it, that of a run's beside the run.
+    """Return the model at any path, with the folder that has its trash: its own, or its run's.
 
     Raises:
-        ModelError: There is none, or it is a part of another model or of a run.
+        ModelError: There is no model, or the path is a part of another model or of a run.
     """
     path = path.absolute()
     run = run_that_exported(path)
@@ -223,17 +223,17 @@ def model_at(path: Path) -> FoundModel:
     found = _found("models" if run is None else "runs", "", path, folder, run)
     if found is None and not presence.exists(path):
         listing = command("models", "list", "--deleted", folder)
-        raise ModelError(f"{path} is not there. {listing} lists what was deleted.")
+        raise ModelError(f"{path} does not exist. {listing} lists deleted models.")
     if found is None:
         endings = " or ".join(sorted(CHECKPOINT_ENDINGS if run is None else MODEL_ENDINGS))
         raise ModelError(
-            f"{path} is no model: neither a file that ends in {endings} nor a Diffusers folder."
+            f"{path} is not a model: neither a file that ends in {endings} nor a Diffusers folder."
         )
     return found
 
 
 def _require_whole(path: Path, run: RunDirectory | None) -> None:
-    """Make sure that a path is no part of a Diffusers folder, nor of a run that did not export it.
+    """Check that a path is not inside a Diffusers folder, nor in a run unless the run exported it.
 
     Raises:
         ModelError: It is; the message has the path to give instead.
@@ -268,7 +268,7 @@ def _add(
 def _found(
     root: str, name: str, path: Path, folder: Path, run: RunDirectory | None
 ) -> FoundModel | None:
-    """The model of a path; None where there is none, or a link leads out of the folder."""
+    """Return the model at a path, or None if there is none or a link leads out of the folder."""
     endings = CHECKPOINT_ENDINGS if run is None else MODEL_ENDINGS
     try:
         is_file = path.suffix.lower() in endings and path.is_file()
@@ -280,7 +280,7 @@ def _found(
 
 
 def _is_within_model(path: Path, folder: Path) -> bool:
-    """Whether a path is a part of a Diffusers folder, or of a run."""
+    """Return whether a path is inside a Diffusers folder or a run."""
     if path == folder:
         return False
     inside = path.relative_to(folder).parents
@@ -301,7 +301,7 @@ def _exports_of(run: RunDirectory) -> Iterator[Path]:
 
 
 def size_of_model(path: Path) -> int:
-    """The bytes of a file, or of all files in a folder; what cannot be seen counts nothing."""
+    """Return the size in bytes of a file or of all files in a folder; unreadable ones count 0."""
     if not path.is_dir():
         return path.stat().st_size
     total = 0

@@ -1,4 +1,4 @@
-"""Datasets and models by the names that the pages show, for the forms that ask for one."""
+"""Datasets and models by the names that pages show, for forms in which one is chosen."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from impasto.studio.models import CHECKPOINT_ENDINGS, all_models, is_diffusers
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that can be chosen.
+    """A dataset or model that can be chosen.
 
     Attributes:
-        path: Where it is.
-        name: Its name as pages show it.
-        label: The name, with the folder where several have it.
+        path: Its absolute path.
+        name: Its name as shown on pages.
+        label: Its name, followed by its folder if several have this name.
     """
 
     path: str
@@ -30,28 +30,28 @@ class Choice:
 
 
 def dataset_choices(folders: Folders) -> list[Choice]:
-    """The datasets that have images."""
+    """Return the datasets that have images."""
     return _choices(summary.path for summary in find_datasets(folders) if summary.count)
 
 
 def model_choices(folders: Folders) -> list[Choice]:
-    """The models that a run can begin with: those that were given, and what runs have exported."""
+    """Return the models that a run can start from: given ones, and the exports of runs."""
     found = sorted(model.path for model in all_models(folders))
     return _choices(p for p in found if p.suffix.lower() in CHECKPOINT_ENDINGS or is_diffusers(p))
 
 
 def path_of_name(text: str, choices: Sequence[Choice]) -> str:
-    """The path of what has a name among some choices; the text itself where nothing has.
+    """Return the path of the choice with a name, or the text itself if no choice has this name.
 
-    A model may be named without its ending.
+    A model may be named without its file extension.
 
     Raises:
-        ConfigError: Several have it.
+        ConfigError: Several choices have this name.
     """
     found = [one.path for one in choices if one.name == text]
     found = found or [one.path for one in choices if Path(one.name).stem == text]
     if len(found) > 1:
-        raise ConfigError(f"Several have this name: {', '.join(found)}. Give one of these paths.")
+        raise ConfigError(f"This name is ambiguous: {', '.join(found)}. Enter one of these paths.")
     return found[0] if found else text
 
 

@@ -1,6 +1,6 @@
-"""The form of a new run: what its fields are, and what is wrong with what was typed.
+"""The form of a new run: its fields, and the faults in the typed values.
 
-The form is made from the settings tree; it knows by name only which settings are the usual ones.
+The form is generated from the settings tree; only the usual settings are listed here by name.
 """
 
 from __future__ import annotations
@@ -46,18 +46,19 @@ USUAL = (
     "previews.every_steps",
     "saving.model_every_steps",
 )
-"""The settings that are shown first."""
+"""The settings that are shown at the top of the form."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was typed, as settings.
+    """The settings parsed from the form, with their faults.
 
     Attributes:
-        faults: What is wrong, by field; what belongs to none is under "".
-        text: The settings file; empty where fields cannot be read.
-        config: The settings; None where something is wrong with them.
-        folder_fault: What is wrong with the run directory alone, which other commands could use.
+        faults: Faults by field; those of no single field are under "".
+        text: The text of the settings file; empty if fields cannot be parsed.
+        config: The settings; None if they have faults.
+        folder_fault: The reason why the studio cannot use the run directory, though other commands
+            could; empty if it can.
     """
 
     faults: Mapping[str, str]
@@ -67,20 +68,20 @@ class Examined:
 
     @property
     def all_faults(self) -> dict[str, str]:
-        """What is wrong, the run directory included."""
+        """All faults by field, including that of the run directory."""
         return {**self.faults, **({"output_dir": self.folder_fault} if self.folder_fault else {})}
 
 
 def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
-    """What is typed, as settings, and what is wrong with it.
+    """Parse the fields of the form into settings, and find their faults.
 
-    A relative run directory is one below the first folder of runs. Settings that the chosen kind of
-    their section does not have are skipped: their fields are hidden.
+    A relative run directory is resolved below the first folder of runs. Settings that the chosen
+    kind of their section does not have are skipped, since their fields are hidden.
     """
     tree, faults = tree_of(of_chosen_kinds(fields))
     output_dir = tree.get("output_dir")
     if isinstance(output_dir, str) and output_dir.strip() and not is_remote(output_dir):
-        tree["output_dir"] = str(run_folders[0] / output_dir)  # an absolute one stays as it is
+        tree["output_dir"] = str(run_folders[0] / output_dir)  # an absolute path is unchanged
     config = None
     try:
         config = build_run_config(tree, source="These settings")
@@ -93,7 +94,7 @@ def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
 
 
 def of_chosen_kinds(fields: Mapping[str, str]) -> dict[str, str]:
-    """The fields without those of settings that the chosen kinds do not have."""
+    """Return the fields without the settings that the chosen kinds do not have."""
     known = all_settings()
     found = {}
     for path, text in fields.items():
@@ -105,7 +106,7 @@ def of_chosen_kinds(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def form_sections(fields: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of the form: the usual ones, and those of each section."""
+    """Return the fields of the form for its template: the usual ones, and those of each section."""
     known = all_settings()
     usual = [_field(known[path], fields) for path in USUAL]
     sections = []
@@ -125,7 +126,7 @@ def _kind_of(setting: Setting, fields: Mapping[str, str]) -> str:
 
 
 def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
-    """What the template needs of a field."""
+    """Return the values of a field that the template needs."""
     value, bounds, label = setting.type, setting.type.bounds, label_of(setting.path)
     return {
         "path": setting.path,
@@ -147,12 +148,12 @@ def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _type_text(setting: Setting) -> str:
-    """What may be typed, where the field itself does not show it."""
+    """Return a sentence on valid values, or an empty text if the field itself shows them."""
     value = setting.type
     if value.form in ("flag", "choice") or value.text == "text":
         return ""
     if value.form == "lines":
-        return "One on each line."
+        return "One per line."
     return f"{value.text[:1].upper()}{value.text[1:]}."
 
 
@@ -164,18 +165,18 @@ def _control(setting: Setting) -> str:
 
 
 def _fault_of_folder(config: RunConfig, run_folders: list[Path]) -> str:
-    """Why the run directory cannot be that of a run of the studio; empty if it can."""
+    """Return the reason why the studio cannot use the run directory, or an empty text if it can."""
     if is_remote(config.output_dir):
-        return "It is in an object store; the studio shows runs of folders of this machine"
+        return "It is in an object store; the studio only shows runs in folders on this machine"
     run = config.output_dir.absolute()
     if not any(is_inside(run, folder) and run != folder for folder in run_folders):
         names = ", ".join(map(str, run_folders))
-        return f"It is outside of the folders that the studio shows runs of: {names}"
+        return f"It is outside the folders whose runs the studio shows: {names}"
     try:
         RunDirectory.require_free(run)
     except (RunError, OSError) as error:
         is_run = RunDirectory(run).is_there()
-        return "There is a run of that name; choose another" if is_run else str(error)
+        return "A run with this name exists; choose another name" if is_run else str(error)
     return ""
 
 
@@ -188,8 +189,8 @@ def _is_unreadable(tree: Mapping[str, Any]) -> bool:
 
 
 def _without_path(path: str, text: str) -> str:
-    if text.endswith("is missing; it has to be given"):
-        return "This has to be given"
+    if " is missing; it " in text:
+        return "A value is required"
     rest = text.removeprefix(f"{path}: ").removeprefix(f"{path.partition('.')[0]}: ")
     first = rest.partition(" ")[0]
     is_name = "_" in first or "." in first or first == path.rpartition(".")[2]

@@ -1,8 +1,8 @@
-"""Plans of drafts: each a process of `impasto plan-worker`, of which only the newest counts.
+"""Plans of drafts, each made by a process of `impasto plan-worker`; only the newest one counts.
 
-Loading PyTorch and its libraries takes longer than all else, so a process that has them is kept
-ready for the next plan. It is started when the plan before has ended, which measures how fast the
-machine is.
+Most of the time is spent loading PyTorch and its libraries, so a process that has loaded them is
+kept ready for the next plan. It is started only when the previous plan has ended, since a plan
+measures the speed of the machine.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class PlanState:
-    """How a plan stands.
+    """The state of a plan.
 
     Attributes:
         is_running: Whether it is being made.
-        stage: What is being done for it, in words; empty where that is not known.
-        result: What `impasto train --plan --json` printed; empty where there is nothing yet.
-        failure: What it printed in place of that.
+        stage: Description of the current stage; empty if it is unknown.
+        result: The output of `impasto train --plan --json`; empty if there is none yet.
+        failure: The text that was printed instead of a result.
     """
 
     is_running: bool = False
@@ -47,12 +47,12 @@ class PlanState:
 
 
 class Plans:
-    """Makes plans of drafts: one at a time for each, of the newest settings.
+    """Makes plans of drafts: for each draft one at a time, of its newest settings.
 
     Args:
-        folder: Where processes write what they print before they have a draft to plan.
-        keeps_ready: Whether one is kept ready for the next plan, which takes half a GiB of RAM; it
-            ends by itself when nothing was planned for some minutes.
+        folder: The folder for the output of processes that have no draft to plan yet.
+        keeps_ready: Whether a process is kept ready for the next plan, which takes half a GiB of
+            RAM; it ends by itself if nothing is planned for some minutes.
     """
 
     def __init__(self, folder: Path, *, keeps_ready: bool = True) -> None:
@@ -61,22 +61,22 @@ class Plans:
         self._ready: subprocess.Popen[bytes] | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._measuring: set[str] = set()
-        self._changing = threading.RLock()  # requests come in threads, and in no order
+        self._changing = threading.RLock()  # requests arrive in threads, in any order
 
     def prepare(self) -> None:
-        """Have a process load what the next plan needs, unless one is ready.
+        """Start a process that loads the libraries for the next plan, unless one is ready.
 
-        Where it cannot be started, since the disk is full, the next plan starts its own.
+        If it cannot be started because the disk is full, the next plan starts its own.
         """
         with self._changing:
             if not self._keeps_ready or (self._ready is not None and self._ready.poll() is None):
                 return
-            self.rest()  # it has ended, since nothing was planned
+            self.rest()  # it has ended, since nothing was planned for long
             with contextlib.suppress(StorageError):
                 self._ready = self._started()
 
     def rest(self) -> None:
-        """End the process that is ready: its memory is needed for something else."""
+        """Stop the process that is kept ready, to free its memory."""
         with self._changing:
             process, self._ready = self._ready, None
             if process is None:
@@ -87,13 +87,13 @@ class Plans:
                 process.stdin.close()
 
     def ask_for(self, draft: Draft, settings: str) -> None:
-        """Plan some settings, unless they are those that were planned last.
+        """Plan the settings of a draft, unless they are the ones planned last.
 
-        A process that plans older settings of the draft is stopped: it writes nothing. One that has
-        not taken them up yet, because it still loads libraries, takes these.
+        A process that plans older settings of the draft is stopped without a result. One that is
+        still loading libraries, and so has not read the older settings, plans the new ones.
 
         Args:
-            draft: What they belong to.
+            draft: The draft of the settings.
             settings: The text of a settings file.
 
         Raises:
@@ -109,7 +109,9 @@ class Plans:
         self._running = {name: one for name, one in self._running.items() if one.poll() is None}
         if self._is_running(draft) and not draft.plan_log.exists():
             files.write_text(draft.settings_file, settings, durable=False)
-            if not draft.plan_log.exists():  # it makes that, and then reads the settings
+            if (
+                not draft.plan_log.exists()
+            ):  # the process creates the log, and then reads the settings
                 return
         self.forget(draft)
         files.write_text(draft.settings_file, settings, durable=False)
@@ -117,12 +119,14 @@ class Plans:
         self._measuring.add(draft.name)
 
     def _asked(self, draft: Draft) -> subprocess.Popen[bytes]:
-        """The process that is ready, or a new one, with a request to plan a draft."""
+        """Send a request to plan a draft to the ready process, or to a new one, and return it."""
         asked = {"settings": draft.settings_file, "log": draft.plan_log, "task": draft.path}
         line = json.dumps({name: str(path.absolute()) for name, path in asked.items()}) + "\n"
         ready, self._ready = self._ready, None
         if ready is not None:
-            with contextlib.suppress(OSError):  # it has just ended, since nothing was planned
+            with contextlib.suppress(
+                OSError
+            ):  # it has just ended, since nothing was planned for long
                 return _told(ready, line)
         return _told(self._started(), line)
 
@@ -132,7 +136,7 @@ class Plans:
         return start_apart([WORKER], self._log, listens=True)
 
     def forget(self, draft: Draft) -> None:
-        """Stop a process that plans, and remove what came of one."""
+        """Stop the process that plans a draft, if any, and remove the files of its plan."""
         with self._changing:
             process = self._running.pop(draft.name, None)
             if process is not None and process.poll() is None:
@@ -142,13 +146,13 @@ class Plans:
                     file.unlink(missing_ok=True)
 
     def state_of(self, draft: Draft) -> PlanState:
-        """How the newest plan of a draft stands."""
+        """Return the state of the newest plan of a draft."""
         if self._is_running(draft):
             return PlanState(is_running=True, stage=_stage_of(draft))
         printed = _text_of(draft.plan_log)
-        if draft.name in self._running and not draft.plan_log.exists():  # it has loaded nothing
-            printed = _text_of(self._log) or "The process that plans was ended."
-        if draft.name in self._measuring:  # it timed this machine, which had to be at rest
+        if draft.name in self._running and not draft.plan_log.exists():  # it ended while loading
+            printed = _text_of(self._log) or "The process that makes the plan was stopped."
+        if draft.name in self._measuring:  # it timed this machine, which had to be idle
             self._measuring.discard(draft.name)
             self.prepare()
         begin = 0 if printed.startswith("{\n") else printed.find("\n{\n") + 1
@@ -164,10 +168,10 @@ class Plans:
 
 
 def _told(process: subprocess.Popen[bytes], line: str) -> subprocess.Popen[bytes]:
-    """A process that waits for one line, once it has that.
+    """Write a line to a process that waits for one, and return the process.
 
     Raises:
-        OSError: It has ended.
+        OSError: The process has ended.
     """
     if process.stdin is not None:
         with process.stdin as stdin:
@@ -178,7 +182,7 @@ def _told(process: subprocess.Popen[bytes], line: str) -> subprocess.Popen[bytes
 def _stage_of(draft: Draft) -> str:
     if not draft.plan_log.exists():
         return "Loading PyTorch and diffusers"
-    at_work: dict[str, Mapping[str, Any]] = {}  # a stage may be within another
+    at_work: dict[str, Mapping[str, Any]] = {}  # stages can be nested
     for _, event in read_events(draft.events_file):
         if event["kind"] == "stage":
             at_work.pop(str(event.get("text")), None)
@@ -191,13 +195,13 @@ def _text_of(file: Path) -> str:
     try:
         with file.open("rb") as content:
             text = content.read(_MOST_BYTES).decode("utf-8", "replace")
-            return text.replace("\r\n", "\n")  # as Windows ends lines
+            return text.replace("\r\n", "\n")  # line ends of Windows
     except OSError:
         return ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it has started."""
+    """Kill a process and its children (on Windows, only the process)."""
     if process.stdin is not None:
         process.stdin.close()
     with contextlib.suppress(OSError):

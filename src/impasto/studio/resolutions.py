@@ -1,7 +1,7 @@
-"""At which resolution a dataset is trained, where somebody has said so: what its list is made for.
+"""Finds the resolution at which a dataset is trained, for which its image list is made.
 
-A list without it is made for 512 pixels, as `impasto dataset list` says. That is wrong for whoever
-trains at another one: images would count as too small that are not.
+Without it, the list is made for 512 pixels, the default of `impasto dataset list`. For training at
+another resolution this would be wrong: images would be marked as too small that are not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from impasto.studio.folders import Folders
 from impasto.studio.models import is_diffusers, model_files
 
 USUAL = 512
-"""What is taken where nobody has said anything, in pixels."""
+"""The resolution in pixels if neither a run nor the models define one."""
 
 _KEYS = {
     "resolution": "resolution",
@@ -29,17 +29,17 @@ _KEYS = {
     "max_side": "max_bucket_reso",
     "step": "bucket_reso_steps",
 }
-_DENOISES = "cross_attention_dim"  # a key of diffusers' configuration of what predicts noise alone
-_CELL = 8  # pixels of a latent's side, in all families that are trained
-_SIDES = range(64, 2049)  # pixels; what a stranger's model says beyond is nothing
+_DENOISES = "cross_attention_dim"  # a key that only the denoiser's configuration has in diffusers
+_CELL = 8  # pixels per side of a latent cell, in all supported families
+_SIDES = range(64, 2049)  # pixels; other values in a model's configuration are ignored
 _RUNS_AT_MOST = 50
 
 
 def bucket_options(folders: Folders, dataset: Path) -> dict[str, int]:
-    """Options for buckets of `impasto dataset list`, by name; empty where nobody has said anything.
+    """Return the bucket options of `impasto dataset list`, by name; empty if none are known.
 
-    What the newest run says that has the dataset; else what all models are trained at, where each
-    of them says so and they agree.
+    They are those of the newest run that uses the dataset. Without such a run they follow from the
+    resolution of the models, if each of them states one and all agree.
     """
     for summary in folders.all_runs()[:_RUNS_AT_MOST]:
         found = _of_run(summary.run, dataset)
@@ -51,7 +51,7 @@ def bucket_options(folders: Folders, dataset: Path) -> dict[str, int]:
 
 
 def _of_run(run: RunDirectory, dataset: Path) -> dict[str, int]:
-    """What a run says of buckets, if it has the dataset."""
+    """Return the bucket options of a run, or an empty dict if it does not use the dataset."""
     try:
         given = parse_toml(read_text(run.config_file, "replace")).get("dataset")
         folder = str(run.status().get("folder") or ".")
@@ -65,7 +65,7 @@ def _of_run(run: RunDirectory, dataset: Path) -> dict[str, int]:
 
 
 def _side_of(resolution: Any) -> Any:
-    """A resolution as the side of a square, of width and height that of the same area."""
+    """Return a resolution as the side of a square; for width and height, one of the same area."""
     match resolution:
         case [int(width), int(height)] if width in _SIDES and height in _SIDES:
             return round(math.sqrt(width * height))
@@ -82,7 +82,7 @@ def _is_dataset(given: Mapping[str, Any], folder: Path, dataset: Path) -> bool:
 
 
 def _native_side(model: Path) -> int | None:
-    """What a model was trained at, in pixels; None where that cannot be told without opening it."""
+    """Return the native resolution of a model in pixels, or None if its configuration has none."""
     configs = map(read_object, sorted(model.glob("*/config.json"))) if is_diffusers(model) else ()
     latent = next((c.get("sample_size") for c in configs if c and _DENOISES in c), None)
     side = latent * _CELL if type(latent) is int else 0

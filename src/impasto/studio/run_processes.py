@@ -1,4 +1,4 @@
-"""Processes that the studio starts on runs: they train, and live on when it ends."""
+"""Starts training processes on runs, which continue when the studio ends."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from impasto.runs.lines import read_end
 from impasto.runs.processes import start_apart
 
 TERMINAL_LOG = "terminal.log"
-"""What a process that the studio started for a run has printed, in the run's directory."""
+"""File in a run directory for the output of processes that the studio started for the run."""
 
 _TOLD_BYTES = 4000
 
 STOPPED = (130, 143)
-"""Exit codes of a command that was asked to stop, and did (`errors.py`)."""
+"""Exit codes of a command that stopped on request (`errors.py`)."""
 
 
 class RunProcesses:
-    """Starts commands on runs, one for each, and knows what became of its own."""
+    """Starts commands on runs, one at a time per run, and reports the state of those it started."""
 
     def __init__(self) -> None:
         self._started: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(self, arguments: Sequence[str | Path], run: Path, folder: str = "") -> None:
-        """Start `impasto` with some words in a session of its own.
+        """Start an `impasto` command in a separate session.
 
-        No shell takes part, so names may hold anything.
+        No shell is involved, so names may contain any characters.
 
         Args:
             arguments: The verb and its arguments.
-            run: The run directory that it works on; what it prints is added to its `terminal.log`.
-            folder: Where it is started: relative paths in the run's settings begin there. Where it
-                is not there any more, it is started where the studio was.
+            run: The run directory that it works on; its output is appended to `terminal.log` there.
+            folder: The working directory, from which relative paths in the run's settings are
+                resolved. If it no longer exists, that of the studio is used.
 
         Raises:
-            RunError: The one before is still at work, or `terminal.log` is a link.
+            RunError: The previous process of the run is still running, or `terminal.log` is a link.
             StorageError: The file cannot be written.
         """
         if self.is_starting(run):
-            raise RunError("It is being started already.")
+            raise RunError("This run is already being started.")
         log = run / TERMINAL_LOG
         if log.is_symlink():
             raise RunError(f"{log} is a link, which is not written to. Remove it.")
@@ -49,17 +49,17 @@ class RunProcesses:
         self._started[run] = start_apart(arguments, log, where)
 
     def is_starting(self, run: Path) -> bool:
-        """Whether a process that was started for a run has not ended."""
+        """Return whether a process that was started for a run is still running."""
         process = self._started.get(run)
         return process is not None and process.poll() is None
 
     def pid_of(self, run: Path) -> int | None:
-        """The process that was started for a run last; None where this studio has started none."""
+        """Return the id of the last process started for a run, or None if there was none."""
         process = self._started.get(run)
         return None if process is None else process.pid
 
     def failure_of(self, run: Path) -> str:
-        """The last that a process for a run has printed, if it ended with an error; else empty."""
+        """Return the last output of a run's process if it failed, or else an empty text."""
         process = self._started.get(run)
         if process is None or process.poll() in (None, 0, *STOPPED):
             return ""

@@ -1,4 +1,4 @@
-"""From a form to files and commands: where the settings of a new run go, and what makes them."""
+"""Turns the form of a new run into a settings file, or into the command that writes one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from impasto.studio.named_choices import dataset_choices, model_choices, path_of
 
 
 def fields_of_run(run: RunDirectory) -> dict[str, str]:
-    """The settings of a run as fields, with a run directory that is free.
+    """Return the settings of a run as form fields, with a new run directory.
 
-    Paths that are relative to where the run was started are made absolute, where something is
-    there: the new run is started elsewhere.
+    Relative paths that exist are made absolute, since the new run is started in another folder.
 
     Raises:
-        ConfigError: They cannot be read, or are those of another version.
+        ConfigError: The settings cannot be read, or are those of another version.
         ValueError: A setting is given under two names.
     """
     tree = read_toml(run.config_file)
@@ -43,7 +42,13 @@ def fields_of_run(run: RunDirectory) -> dict[str, str]:
 
 
 def _with_cache_where_it_is(tree: dict[str, Any], folder: Path, where: Path) -> dict[str, Any]:
-    """Settings of a run with its cache where the run is now; `folder` is where it was started."""
+    """Return the settings of a run with the cache folder that moved with it.
+
+    Args:
+        tree: The settings.
+        folder: The folder in which the run was started.
+        where: The current path of the run.
+    """
     dataset, began = tree.get("dataset"), tree.get("output_dir")
     if not isinstance(dataset, dict) or not isinstance(began, str):
         return tree
@@ -59,10 +64,10 @@ def _with_cache_where_it_is(tree: dict[str, Any], folder: Path, where: Path) -> 
 
 
 def choose_file(typed: Mapping[str, str], folders: Folders) -> Path:
-    """The settings file that was asked for: a name in one of the folders of runs.
+    """Return the path of the settings file chosen in the form, in one of the folders of runs.
 
     Raises:
-        ConfigError: There is no such folder, or the name is none.
+        ConfigError: The folder does not exist, or the name is invalid.
     """
     number = typed.get("to.folder", "0")
     if number not in map(str, range(len(folders.runs))):
@@ -71,36 +76,36 @@ def choose_file(typed: Mapping[str, str], folders: Folders) -> Path:
     name = (typed.get("to.name", "").strip() or usual).removesuffix(".toml")
     fault = file_name_problem(name)
     if fault is not None:
-        raise ConfigError(f"{name[:60]!r} {fault}. Give the settings file another name.")
+        raise ConfigError(f"{name[:60]!r} {fault}. Enter another name for the settings file.")
     return folders.runs[int(number)] / f"{name}.toml"
 
 
 def write_settings(file: Path, text: str, *, same_is_fine: bool = False) -> None:
-    """Write a settings file; one that is there is never replaced.
+    """Write a new settings file; an existing one is never replaced.
 
     Args:
-        file: Where.
+        file: The path of the file.
         text: Its content.
-        same_is_fine: Whether a file that has this very content is as good as written.
+        same_is_fine: Whether to accept an existing file with the same content.
 
     Raises:
-        ConfigError: It is there.
-        StorageError: It cannot be written.
+        ConfigError: The file exists.
+        StorageError: The file cannot be written.
     """
     if _reserve(file):
         files.write_text(file, text)
     elif not (same_is_fine and _has(file, text)):
         raise ConfigError(
-            f"{file} is already there and was not touched. Give the settings file another name."
+            f"{file} already exists and was not changed. Enter another name for the settings file."
         )
 
 
 def _reserve(file: Path) -> bool:
-    """Make an empty file; False where something has that name, a broken link too."""
+    """Create an empty file; return False if the name is taken, including by a broken link."""
     with storage_errors.reported(file):
         try:
             file.open("x").close()
-        except FileExistsError:  # an empty one is what a process left that was killed just here
+        except FileExistsError:  # an empty file was left by a process that was killed here
             return file.is_file() and not file.is_symlink() and not file.stat().st_size
     return True
 
@@ -108,9 +113,12 @@ def _reserve(file: Path) -> bool:
 def named_paths(
     typed: Mapping[str, str], folders: Folders
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What was typed with paths in place of the names of a dataset and a model; faults by field.
+    """Replace the names of a dataset and a model in the form by paths.
 
-    What was chosen from a list (`data-of`, `model-of`) counts where nothing was typed.
+    The choices from the lists (`data-of`, `model-of`) count if the text fields are empty.
+
+    Returns:
+        The fields with paths, and the faults by field.
     """
     found, faults = dict(typed), dict[str, str]()
     for name, list_choices in (("data", dataset_choices), ("model", model_choices)):
@@ -123,17 +131,19 @@ def named_paths(
 
 
 def goal_faults(typed: Mapping[str, str], folders: Folders) -> dict[str, str]:
-    """What is wrong with a goal, its folder and its model, by field; names are paths by now."""
+    """Return the faults of the goal form by field; names have been replaced by paths."""
     faults = {}
     if typed.get("goal") not in GOALS:
-        faults["goal"] = "Choose what is to be trained."
+        faults["goal"] = "Choose a goal."
     data, model = typed.get("data", "").strip(), typed.get("model", "").strip()
     if not data:
-        faults["data"] = "Choose a dataset, or give a folder of images."
+        faults["data"] = "Choose a dataset, or enter an image folder."
     elif not Path(data).is_absolute():
-        faults["data"] = f"There is no dataset {data[:100]!r}. Choose one, or give a whole path."
+        faults["data"] = (
+            f"There is no dataset {data[:100]!r}. Choose one, or enter an absolute path."
+        )
     elif not _is_in(data, folders.data):
-        faults["data"] = f"It is in none of the folders of images: {_named(folders.data)}."
+        faults["data"] = f"It is outside the image folders of the studio: {_named(folders.data)}."
     elif not Path(data).is_dir():
         faults["data"] = "There is no such folder."
     if fault := _model_fault(model, folders):
@@ -141,12 +151,12 @@ def goal_faults(typed: Mapping[str, str], folders: Folders) -> dict[str, str]:
     for name, least, most in (("vram", 1, 1024), ("resolution", 64, 8192), ("clip_skip", 1, 12)):
         text = typed.get(name, "").strip()
         if text and whole_number(text, most, least) is None:
-            faults[name] = f"Give a whole number from {least} to {most}, or leave it empty."
+            faults[name] = f"Enter a whole number from {least} to {most}, or leave it empty."
     return faults
 
 
 def goal_arguments(typed: Mapping[str, str], draft: Draft, folders: Folders) -> list[Any]:
-    """The command that makes settings for a goal; its fields have no faults."""
+    """Return the arguments of `impasto new` for a goal; the fields must have no faults."""
     data = Path(typed["data"].strip())
     title = f"{data.absolute().name or 'run'}-{typed['goal']}"
     arguments: list[Any] = [
@@ -161,22 +171,22 @@ def goal_arguments(typed: Mapping[str, str], draft: Draft, folders: Folders) -> 
 
 def _model_fault(model: str, folders: Folders) -> str:
     if not model or model.startswith("-"):
-        return "Choose a model, or give a file, a folder, or a Hub id such as owner/name."
+        return "Choose a model, or enter a file, a folder, or a Hub id such as owner/name."
     if _is_path(model):
         if not _is_in(model, (*folders.models, *folders.runs)):
-            return f"It is in none of the folders of models: {_named(folders.models)}."
+            return f"It is outside the model folders of the studio: {_named(folders.models)}."
         return "" if presence.exists(Path(model)) else "There is no such file or folder."
     hub_id, _, _ = model.partition("@")
     if is_hub_id(hub_id) and Path(model).suffix.lower() not in CHECKPOINT_ENDINGS:
         return ""
     return (
-        f"There is no model {model[:100]!r} here. Choose one, or give a whole path, or a Hub id "
+        f"There is no model {model[:100]!r}. Choose one, or enter an absolute path, or a Hub id "
         f"such as owner/name."
     )
 
 
 def _is_path(model: str) -> bool:
-    """Whether a model is named by a path, and not as one of the Hub."""
+    """Return whether a model is given as a path, not as an id on the Hub."""
     return Path(model).is_absolute() or presence.exists(Path(model))
 
 

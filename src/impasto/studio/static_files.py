@@ -1,7 +1,7 @@
 """Scripts, styles and icons of the pages, at addresses that change with their content.
 
-A browser keeps them and asks for none of them twice, so a page is there sooner. They are read once:
-the studio serves those of the version that it was started as.
+A browser can cache them for ever, so pages load faster. They are read once, so that the studio
+serves the files of the version that was started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _KINDS = {
     ".svg": "image/svg+xml",
     ".LICENSE": "text/plain",
 }
-"""Stated here: on Windows the registry may call a script plain text, which browsers then refuse."""
+"""Media types by extension. They are fixed here since the registry of Windows may map scripts to
+plain text, which browsers then refuse."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class StaticFile:
     Attributes:
         content: Its bytes.
         kind: Its media type.
-        version: What changes with its content.
+        version: A hash of its content.
     """
 
     content: bytes
@@ -42,7 +43,7 @@ class StaticFile:
 
 @functools.cache
 def static_files() -> Mapping[str, StaticFile]:
-    """Find all files that pages load, by name."""
+    """Return all files that pages load, by name."""
     found = {}
     for package in _FOLDERS:
         for entry in resources.files(package).joinpath("static").iterdir():
@@ -55,7 +56,7 @@ def static_files() -> Mapping[str, StaticFile]:
 
 
 def static_address(name: str) -> str:
-    """The address of a file, for templates.
+    """Return the address of a file, for templates.
 
     Raises:
         KeyError: There is no such file.

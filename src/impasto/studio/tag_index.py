@@ -1,4 +1,4 @@
-"""Which images of a list have which tags, put together once, so that no filter reads captions."""
+"""An index from tags to the images of a list, built once, so that filters read no captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TagIndex:
     """The tags of a list of images; 50,000 images with twenty tags each take about 8 MB.
 
     Args:
-        images: The list; it is not kept.
+        images: The list, which is not stored.
     """
 
     def __init__(self, images: Iterable[ListedImage]) -> None:
@@ -26,14 +26,14 @@ class TagIndex:
             self._spellings[tag.casefold()].append(tag)
 
     def most_frequent(self, most: int) -> list[str]:
-        """The tags that most images have, as they are spelt."""
+        """Return up to `most` tags by falling frequency, in their original spelling."""
         return sorted(self._rows, key=lambda tag: -len(self._rows[tag]))[:most]
 
     def rows(self, tags: Iterable[str]) -> Sequence[int]:
-        """The rows in the list of the images that have all of some tags, in any letter case.
+        """Return the list indices of images that have all given tags, ignoring letter case.
 
         Args:
-            tags: At least one.
+            tags: The tags; at least one.
         """
         found = [self._of(tag.casefold()) for tag in tags]
         return sorted(set.intersection(*found))

@@ -1,4 +1,4 @@
-"""Starts commands that are no runs as tasks, each with a directory, and finds them again."""
+"""Starts commands as tasks, each with its own directory, and finds them again later."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from impasto.runs.processes import ask_to_stop, start_apart
 from impasto.runs.tasks import TASK, TaskDirectory, TaskState
 
 TASKS = "tasks"
-"""The folder of the tasks, in that of the studio."""
+"""Name of the folder of tasks, in the folder of the studio."""
 
 KEPT = 200
-"""Tasks that are kept; older ones that have ended are removed."""
+"""Number of tasks that are kept; older ones that have ended are removed."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a task makes, so that its page can lead there.
+    """The result that a task makes, so that the page of the task can link to it.
 
     Attributes:
         path: The run directory, file or folder.
         address: The address of its page.
-        title: What it is, for people: `the run dog`.
+        title: A description for the link: `the run dog`.
     """
 
     path: str
@@ -42,13 +42,13 @@ class Tasks:
     """The tasks of a folder.
 
     Args:
-        folder: Where their directories are; made when it is first needed.
+        folder: The folder of the task directories; created when first needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._found: dict[str, TaskDirectory] = {}  # each reads on where its last look ended
+        self._found: dict[str, TaskDirectory] = {}  # each continues reading at its last position
 
     def start(
         self,
@@ -58,17 +58,17 @@ class Tasks:
         folder: Path | None = None,
         made: Made | None = None,
     ) -> str:
-        """Start a command of Impasto in a process of its own, which outlives the studio.
+        """Start an `impasto` command in a separate process, which continues when the studio ends.
 
         Args:
             arguments: The verb and its arguments.
-            title: What it does, for people: `Tag 12 images`.
-            back: The address of the page that it was started from, which shows what came of it.
-            folder: Where it is started: its relative paths begin there.
-            made: What it makes, if that has a page.
+            title: A short description for pages: `Tag 12 images`.
+            back: The address of the page that it was started from, which shows its results.
+            folder: The working directory, from which its relative paths are resolved.
+            made: The result that it makes; None if that has no page.
 
         Returns:
-            Its name, for addresses.
+            The name of the task in addresses.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -88,14 +88,14 @@ class Tasks:
             self._started[name] = _begin(task, about, arguments, folder)
         except (
             ImpastoError
-        ):  # a full disk: a task without its files could be neither seen nor stopped
+        ):  # the disk is full: a task without files could be neither shown nor stopped
             with contextlib.suppress(OSError):
                 files.remove_folder(task.path)
             raise
         return name
 
     def find(self, name: str) -> TaskDirectory | None:
-        """The task of a name; None where there is none."""
+        """Return the task with a name, or None if there is none."""
         if not temporary_names.is_dated_name(name):
             return None
         task = self._found.get(name) or TaskDirectory(self._folder / name)
@@ -105,7 +105,7 @@ class Tasks:
         return self._found.setdefault(name, task)
 
     def all(self) -> list[TaskDirectory]:
-        """All tasks, the newest first."""
+        """Return all tasks, the newest first."""
         try:
             names = sorted((path.name for path in self._folder.iterdir()), reverse=True)
         except OSError:
@@ -114,18 +114,18 @@ class Tasks:
         return [task for task in found if task is not None]
 
     def newest(self, *arguments: str) -> Iterator[TaskDirectory]:
-        """The tasks whose command begins with some words, the newest first."""
+        """Yield the tasks whose command starts with the given arguments, the newest first."""
         for task in self.all():
             if tuple(task.description().get("words", ())[: len(arguments)]) == arguments:
                 yield task
 
     def state_of(self, task: TaskDirectory) -> TaskState:
-        """How a task stands; `poll` also lets the system forget a process of ours that ended."""
+        """Return the state of a task, and reap its process if it has ended."""
         process = self._started.get(task.path.name)
         return task.state(is_starting=process is not None and process.poll() is None)
 
     def stop(self, task: TaskDirectory) -> None:
-        """Ask a task to stop; one that has ended is left alone."""
+        """Ask a task to stop; do nothing if it has ended."""
         process = task.process()
         if self.state_of(task).is_alive and process is not None and process.is_running():
             files.write_text(task.stop_file, "")
@@ -146,7 +146,7 @@ def _begin(
     arguments: Sequence[str | Path],
     folder: Path | None,
 ) -> subprocess.Popen[bytes]:
-    """Start the process of a task, which ends at once if it cannot be written down.
+    """Start the process of a task; kill it at once if it cannot be recorded.
 
     Raises:
         StorageError: The folder cannot be written.

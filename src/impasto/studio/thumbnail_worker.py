@@ -1,9 +1,9 @@
-"""Decodes images for the studio, as a process of its own that `thumbnails.py` starts.
+"""Decodes images for the studio, in a separate process that `thumbnails.py` starts.
 
-Each line of its input is a JSON object with `source` and, for a thumbnail, `place`, where the hash
-of the image is kept; each is answered by a line with `reason`, empty where it went well. A hostile
-file may take this process down or hold it up; `thumbnails.py` starts another one then. It ends when
-its input does, or when nothing is asked for a while.
+Each line of its input is a JSON object with `source` and, for a thumbnail, `place`, the file for
+the hash of the image. Each is answered by a line with `reason`, which is empty after success. A
+hostile file may crash or block this process; `thumbnails.py` then starts another one. It exits when
+its input ends, or when no request arrives for a while.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from impasto.parsing import parse_json
 from impasto.studio.thumbnails import content_file, is_ours, thumbnail_of
 
 SIDE = 256
-"""Pixels of a thumbnail's longer side."""
+"""Length of a thumbnail's longer side in pixels."""
 
 MOST_PIXELS = 64_000_000
-"""An image of more is decoded only where that is cheap: a JPEG that is read at an eighth."""
+"""Larger images are decoded only if that is cheap: baseline JPEGs, at an eighth of their size."""
 
 _IDLE_S = 60.0
 _MEMORY_BYTES = 3 << 30
@@ -38,7 +38,7 @@ _QUALITY = 80
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Make a thumbnail, or look whether a file is an image; with the reason why not."""
+    """Make a thumbnail, or check that a file is an image; return the reason if that fails."""
     source = Path(request["source"])
     try:
         if Path(request.get("name", source.name)).suffix.lower() in HEIF and not register_heif():
@@ -51,31 +51,31 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"reason": str(error), "is_transient": error.is_transient}
     except MemoryError:
         return {"reason": "not enough memory to decode it", "is_transient": True}
-    except Exception as error:  # of a full disk, or any class that a decoder raises
+    except Exception as error:  # a full disk, or any exception of a decoder
         return {"reason": f"not possible ({error})", "is_transient": True}
     return {"reason": ""}
 
 
 def _decoded(source: Path) -> Image.Image:
-    """The image, a JPEG as small as it may be.
+    """Decode an image, a JPEG at the smallest size that suffices for a thumbnail.
 
     Raises:
-        UnreadableImageError: It is none, or damaged, or would take too much memory.
+        UnreadableImageError: It is not an image, is damaged, or would take too much memory.
     """
     size, _ = images.read_header(source)
     if size.area > MOST_PIXELS and not _is_cheap(source):
         raise images.UnreadableImageError(
             f"{size.width}x{size.height} pixels are too many for a thumbnail: over "
-            f"{MOST_PIXELS // 1_000_000} megapixels, of a kind that is decoded whole"
+            f"{MOST_PIXELS // 1_000_000} megapixels, in a format that is decoded at full size"
         )
     return images.read_rgb(source, at_least=Size(SIDE, SIDE))
 
 
 def _check(source: Path) -> None:
-    """Look whether a file is an image that can be used: decode it, or check it as it stands.
+    """Check that a file is a usable image: decode it or, if it is too large, verify its checksums.
 
     Raises:
-        UnreadableImageError: It is none, damaged, or larger than what is trained on.
+        UnreadableImageError: It is not an image, is damaged, or is too large for training.
     """
     size, _ = images.read_header(source)
     if size.area <= MOST_PIXELS or _is_cheap(source):
@@ -83,23 +83,23 @@ def _check(source: Path) -> None:
         return
     with Image.open(source) as image:
         try:
-            image.verify()  # checksums, where the format has them
+            image.verify()  # checksums, if the format has them
         except (OSError, SyntaxError, ValueError) as error:
             raise images.UnreadableImageError(f"damaged or truncated ({error})") from error
 
 
 def _is_cheap(source: Path) -> bool:
-    """Whether an image can be decoded at a fraction of its size, row by row."""
+    """Return whether an image can be decoded at a fraction of its size: a baseline JPEG."""
     with Image.open(source) as image:
         return image.format == "JPEG" and not image.info.get("progressive")
 
 
 def _make(source: Path, kept_hash: Path) -> None:
-    """Write the thumbnail of an image, unless one of the same content is there, and its hash.
+    """Write the hash of an image and its thumbnail, unless one for the same content exists.
 
     Raises:
-        UnreadableImageError: It cannot be decoded, or was changed meanwhile, or a stranger has
-            made a folder that is written to a link that leads elsewhere.
+        UnreadableImageError: The image cannot be decoded or was changed meanwhile, or a folder to
+            write to is a link out of the dataset, made by a stranger.
     """
     before = _mark(source)
     content = files.sha256_of(source)
@@ -107,7 +107,7 @@ def _make(source: Path, kept_hash: Path) -> None:
     for folder in (target.parent, kept_hash.parent):
         if not is_ours(folder, kept_hash):
             raise images.UnreadableImageError(
-                f"its thumbnail is not kept: {folder} is a link that leads out of the dataset",
+                f"its thumbnail is not stored: {folder} is a link that leads out of the dataset",
                 is_transient=True,
             )
     if not (target.is_file() and is_ours(target, kept_hash)):
@@ -121,10 +121,10 @@ def _make(source: Path, kept_hash: Path) -> None:
     kept_hash.parent.mkdir(parents=True, exist_ok=True)
     for old in kept_hash.parent.glob(
         f"{kept_hash.name.partition('-')[0]}-*"
-    ):  # as the image was before
+    ):  # hashes of earlier versions of the image
         if (made := thumbnail_of(old)) not in (None, target):
-            with contextlib.suppress(OSError):  # on Windows, of one that is being sent
-                made.unlink()  # an image that still has this content gets it again
+            with contextlib.suppress(OSError):  # on Windows, a thumbnail that is being sent
+                made.unlink()  # made again if another image has this content
         old.unlink(missing_ok=True)
     files.write_text(kept_hash, content, durable=False)
 
@@ -135,7 +135,7 @@ def _mark(source: Path) -> tuple[int, int]:
 
 
 def _bound_memory() -> None:
-    """Let a decoder that wants too much fail instead of the machine; not on Windows."""
+    """Limit the memory of this process (on Linux), so that a decoder fails and not the machine."""
     try:
         import resource
     except ImportError:
@@ -145,8 +145,10 @@ def _bound_memory() -> None:
 
 
 def main() -> None:
-    """Answer what is asked until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the studio, whose end ends this
+    """Answer requests until the input ends."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C stops the studio, which stops this process
     _bound_memory()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     sys.stdout = sys.stderr  # decoders may print

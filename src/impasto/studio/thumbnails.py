@@ -1,12 +1,12 @@
-"""Thumbnails of images, kept beside the dataset, made by processes that may fail.
+"""Thumbnails of images, stored in the dataset and made by worker processes that may fail.
 
-Images may be anybody's, and decoders are the likeliest part to crash, hang or take all memory. So
-the server decodes nothing: workers do (`thumbnail_worker.py`), one for each of a few threads. One
-that dies or takes too long costs the image that it was at.
+Images may come from strangers, and decoders are the likeliest part to crash, hang or use up all
+memory. So the server decodes nothing: workers do (`thumbnail_worker.py`), one per thread of a small
+pool. If a worker dies or takes too long, only the image that it was decoding has no thumbnail.
 
 A thumbnail is named after the SHA-256 of its image's bytes, so an image that is renamed, moved or
-there twice is decoded once. Beside them is a small file for each image, named after its path, size
-and time of change, with that hash: a page reads no image to find its thumbnail.
+copied is decoded once. For each image, a small file named after its path, size and time of change
+stores that hash, so that a page finds the thumbnail without reading the image.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from impasto.runs.processes import SAFELY
 
 FOLDER = "thumbnails"
 CONTENT = "content"
-"""The folder in it with the thumbnails; the others have the hashes."""
+"""The subfolder of `FOLDER` for the thumbnails; the other subfolders hold the hashes."""
 
 PATIENCE_S = 20.0
-"""Seconds after which a worker is ended that does not answer."""
+"""Seconds after which a worker that does not answer is killed."""
 
 _WORKERS = 2
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
@@ -42,15 +42,15 @@ _HIDDEN = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _DIED = "ended the process that decodes"
 _WORKER = "impasto.studio.thumbnail_worker"
 _HASH = re.compile("[0-9a-f]{64}")
-_LONGEST_REASON = 2000  # bytes that are read of one, which a stranger may have written
+_LONGEST_REASON = 2000  # bytes read of a reason, which a stranger may have written
 
 
 class Thumbnails:
-    """Makes thumbnails, and looks whether files are images.
+    """Makes thumbnails, and checks whether files are images.
 
     Args:
-        patience_s: Seconds after which a worker that does not answer is ended.
-        module: What a worker runs.
+        patience_s: Seconds after which a worker that does not answer is killed.
+        module: The module that a worker runs.
     """
 
     def __init__(self, patience_s: float = PATIENCE_S, module: str = _WORKER) -> None:
@@ -61,28 +61,28 @@ class Thumbnails:
         self._end = weakref.finalize(self, _end_all, self._started)
 
     def request(self, source: Path, kept_hash: Path) -> Future[str]:
-        """Make a thumbnail; the result is the reason why not, empty where it is there.
+        """Make a thumbnail; the result is the reason for a failure, or an empty text.
 
-        A reason that lies in the file is written beside the place of its hash.
+        A reason that is a property of the file is stored beside the file of its hash.
 
         Args:
             source: The image.
-            kept_hash: Where its hash is kept: `hash_file`.
+            kept_hash: The file for its hash, as returned by `hash_file`.
         """
         return self._pool.submit(self._make, source, kept_hash)
 
     def check(self, source: Path, name: str) -> str:
-        """Why a file is no image that can be used; empty where it is.
+        """Return the reason why a file is not a usable image, or an empty text if it is one.
 
         Args:
             source: The file.
-            name: The name that it will have; its ending says which decoder it needs.
+            name: Its future name, whose extension selects the decoder.
         """
         asked = {"source": str(source), "name": name}
         return str(self._pool.submit(self._ask, asked).result()["reason"])
 
     def close(self) -> None:
-        """End the workers; nothing can be asked afterwards."""
+        """Stop the workers; no requests can be made afterwards."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         _end_all(self._started)
         self._pool.shutdown(wait=True)
@@ -97,12 +97,12 @@ class Thumbnails:
         answer = self._ask({"source": str(source), "place": str(kept_hash)})
         reason = str(answer["reason"])
         if reason and not answer.get("is_transient") and is_ours(kept_hash.parent, kept_hash):
-            with contextlib.suppress(StorageError):  # then it is found out again
+            with contextlib.suppress(StorageError):  # then the reason is found again next time
                 files.write_text(_reason_file(kept_hash), printable(reason), durable=False)
         return reason
 
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
-        """What a worker answers; of one that had just ended because it was idle, what another."""
+        """Return a worker's answer; if that worker has just exited as idle, ask a new one."""
         while True:
             process = self._worker()
             slow = threading.Event()
@@ -123,7 +123,7 @@ class Thumbnails:
                 patience.cancel()
 
     def _worker(self) -> subprocess.Popen[str]:
-        """The process of this thread; another one where it has ended, as it does when idle."""
+        """Return the worker of this thread; start one if none is running."""
         process: subprocess.Popen[str] | None = getattr(self._own, "process", None)
         if process is None or process.poll() is not None:
             if process is not None:
@@ -149,11 +149,11 @@ class Thumbnails:
 
 
 def _answer_of(process: subprocess.Popen[str], request: dict[str, str]) -> dict[str, Any]:
-    """Ask a worker and wait for its answer.
+    """Send a request to a worker and wait for its answer.
 
     Raises:
-        OSError: It has ended.
-        ValueError: What it answers is none.
+        OSError: The worker has ended.
+        ValueError: The answer is invalid.
     """
     assert process.stdin is not None  # noqa: S101 - made with pipes
     assert process.stdout is not None  # noqa: S101
@@ -171,7 +171,7 @@ def _give_up(process: subprocess.Popen[str], slow: threading.Event) -> None:
 
 
 def _code_of(process: subprocess.Popen[str]) -> int | None:
-    """The exit code of a process that has closed its pipes; None if it goes on."""
+    """Return the exit code of a process that has closed its pipes; None if it is still running."""
     try:
         return process.wait(1)
     except subprocess.TimeoutExpired:
@@ -179,10 +179,10 @@ def _code_of(process: subprocess.Popen[str]) -> int | None:
 
 
 def hash_file(derived: Path, dataset: Path, image: Path) -> Path:
-    """Where the hash of an image is kept, known or not; of a changed image it is another place.
+    """Return the file for the hash of an image, which need not exist; it changes with the image.
 
     Raises:
-        OSError: The image is not there.
+        OSError: The image does not exist.
     """
     status = image.stat()
     name = hashlib.sha256(os.fsencode(image.relative_to(dataset).as_posix())).hexdigest()[:32]
@@ -190,24 +190,24 @@ def hash_file(derived: Path, dataset: Path, image: Path) -> Path:
 
 
 def version_of(kept_hash: Path) -> str:
-    """Size and time of change of an image, as the place of its hash has them: `hash_file`."""
+    """Return the size and modification time of an image, as in the name of its hash file."""
     return kept_hash.stem.partition("-")[2]
 
 
 def content_file(kept_hash: Path, content: str) -> Path:
-    """Where the thumbnail of an image of some content is, made or not.
+    """Return the path of the thumbnail for the content of an image, whether it exists or not.
 
     Args:
-        kept_hash: Where the hash of the image is kept: `hash_file`.
+        kept_hash: The file for the hash of the image, as returned by `hash_file`.
         content: The hash.
     """
     return kept_hash.parent.parent / CONTENT / content[:2] / f"{content}.jpg"
 
 
 def thumbnail_of(kept_hash: Path) -> Path | None:
-    """The thumbnail of an image by the place of its hash; None where it is not made.
+    """Return the thumbnail of an image, found by its hash file; None if it has not been made.
 
-    Whoever made the folder may have put links there: what leads out of it is none.
+    A stranger may have put links into the folder: a thumbnail outside of it gives None too.
     """
     try:
         with kept_hash.open(encoding="ascii") as file:
@@ -221,22 +221,22 @@ def thumbnail_of(kept_hash: Path) -> Path | None:
 
 
 def is_ours(path: Path, kept_hash: Path) -> bool:
-    """Whether a path is in the folder of thumbnails after all links, which a stranger may have put.
+    """Return whether a path, links followed, is in the folder of thumbnails.
 
     Args:
-        path: What is to be read or written.
-        kept_hash: Where the hash of an image is kept in that folder.
+        path: The file or folder to be read or written.
+        kept_hash: The file for the hash of an image in that folder.
     """
     return files.is_inside(path, kept_hash.parent.parent)
 
 
 def reason_of(kept_hash: Path) -> str:
-    """Why a thumbnail could not be made; empty where nobody has tried, or it is there.
+    """Return the stored reason why a thumbnail could not be made, or an empty text if none is.
 
-    A reason that is a link out of the folder of thumbnails is none.
+    A reason file that is a link out of the folder of thumbnails is ignored.
 
     Args:
-        kept_hash: Where the hash of the image is kept.
+        kept_hash: The file for the hash of the image.
     """
     file = _reason_file(kept_hash)
     try:

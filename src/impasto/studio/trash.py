@@ -1,8 +1,8 @@
-"""Models that were deleted: moved to a folder beside the others, put back, or removed for good.
+"""Moves deleted models to a trash folder, restores them, or removes them for good.
 
-A trash may be a stranger's, or another program's: only folders with the names that `delete` gives
-count, no link in their place is followed, and a note in one leads nowhere but into the folder that
-the trash is in.
+A trash folder may have been made by a stranger or another program: only subfolders named as by
+`delete` count, links in their place are not followed, and a note in one can name only a path inside
+the folder that contains the trash.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from impasto.studio.models import (
 from impasto.studio.moving import move_to_new_name
 
 TRASH = ".trash"
-"""Where models go that are deleted, in the folder they were in, until it is emptied."""
+"""Name of the folder for deleted models, inside the folder that they were in."""
 
 _DELETED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)\d\d-\d+", re.ASCII)
-_NOTE = ".from.json"  # beside a model in the trash: where it was; no listed model has such a name
+_NOTE = (
+    ".from.json"  # beside a model in the trash: its original path; no listed model has such a name
+)
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class DeletedModel:
     """A model in the trash.
 
     Attributes:
-        name: How addresses name it.
-        path: Where it is now.
-        folder: The folder that its trash is in.
-        origin: Where it was; in `folder` itself, where nothing says so.
-        size: Its bytes.
+        name: Its name in addresses.
+        path: Its path in the trash.
+        folder: The folder that contains its trash.
+        origin: Its original path; directly in `folder` if that is not recorded.
+        size: Its size in bytes.
     """
 
     name: str
@@ -58,18 +60,18 @@ class DeletedModel:
 
     @property
     def address(self) -> str:
-        """The address of its page."""
+        """The address of the deleted model's page."""
         return f"/models/deleted/{self.name}"
 
     @property
     def as_it_was(self) -> FoundModel:
-        """The model where it was, for `users_of`: who names it there misses it."""
+        """The model at its original path, for `users_of`: runs that name this path need it."""
         return FoundModel(
             "deleted", "", self.origin, self.folder, self.size, 0.0, run_that_exported(self.origin)
         )
 
     def view(self) -> dict[str, Any]:
-        """The model as plain values, for templates."""
+        """Return the model as plain values for templates."""
         return {
             "name": self.name,
             "address": self.address,
@@ -83,22 +85,22 @@ class DeletedModel:
 
 
 def delete(model: FoundModel) -> Path:
-    """Move a model into `TRASH` of the given folder it is in; return where it is now.
+    """Move a model into `TRASH` of the given folder that contains it; return its new path.
 
     Raises:
-        StorageError: It cannot be moved: another program has it open, the folder is read-only, or
-            it is the given folder itself.
+        StorageError: The model cannot be moved: another program has it open, the folder is
+            read-only, or the model is the given folder itself.
     """
     if model.path == model.folder:
         raise StorageError(
-            f"{model.path} is the folder that the studio was given (--models), so nothing was "
+            f"{model.path} is itself a model folder of the studio (--models), so nothing was "
             f"deleted. Delete it by hand."
         )
     trash = model.folder / TRASH
     stamp = time.strftime("%Y%m%d-%H%M%S")
     with storage_errors.reported(model.path):
         if presence.is_link(trash) or (trash.exists() and not trash.is_dir()):
-            raise StorageError(f"{trash} is no folder, so nothing was deleted. Remove it.")
+            raise StorageError(f"{trash} is not a folder, so nothing was deleted. Remove it.")
         number = 0
         while True:
             target = trash / f"{stamp}-{number}" / model.path.name
@@ -118,9 +120,10 @@ def delete(model: FoundModel) -> Path:
 
 
 def all_deleted(folders: Folders) -> list[DeletedModel]:
-    """What was deleted from the given folders and is still there, the newest first.
+    """Return the models in the trash of the given folders, the newest first.
 
-    The terminal deletes into the folder that a model was in, which may be below a given one.
+    Subfolders are searched too, since `impasto models delete` uses the trash of the model's own
+    folder, which may be below a given one.
     """
     given = given_folders(folders)
     found = [one for folder in _with_trash(folders) for one in _deleted_in(folder, given)]
@@ -128,34 +131,35 @@ def all_deleted(folders: Folders) -> list[DeletedModel]:
 
 
 def find_deleted(folders: Folders, name: str) -> DeletedModel | None:
-    """What an address names in the trash of the given folders; None where there is none."""
+    """Return the deleted model that an address names, or None if there is none."""
     return next((one for one in all_deleted(folders) if one.name == name), None)
 
 
 def deleted_at(path: Path) -> DeletedModel:
-    """What lies at a path in some trash.
+    """Return the deleted model at a path in any trash.
 
     Raises:
-        ModelError: Nothing that was deleted is there.
+        ModelError: There is no deleted model at this path.
     """
     path = path.absolute()
     folder = path.parents[2] if len(path.parents) > 2 else path
     found = next((one for one in _deleted_in(folder, [folder]) if one.path == path), None)
     if found is None:
         raise ModelError(
-            f"{path} is nothing that was deleted. `impasto models list --deleted FOLDER` shows "
-            f"what is in the trash of a folder."
+            f"{path} is not a deleted model. `impasto models list --deleted FOLDER` shows the "
+            f"models in the trash of a folder."
         )
     return found
 
 
 def restore(model: DeletedModel) -> Path:
-    """Move a deleted model back to where it was; return that path.
+    """Move a deleted model back to its original path, and return that path.
 
     Raises:
-        ModelError: Something else has that name by now, which is never replaced; or it is no
-            model, or its way back leads out of the folder.
-        StorageError: It cannot be moved: another program has it open, or the folder is read-only.
+        ModelError: The original path exists, which is never replaced; or the entry is not a model,
+            or its original path leads out of the folder.
+        StorageError: The model cannot be moved: another program has it open, or the folder is
+            read-only.
     """
     why = _why_not_restored(model)
     if why:
@@ -174,7 +178,7 @@ def purge(model: DeletedModel) -> None:
     """Remove a deleted model for good.
 
     Raises:
-        StorageError: Something is held open or read-only.
+        StorageError: A file is held open or read-only.
     """
     with storage_errors.reported(model.path):
         _remove(model.path)
@@ -182,15 +186,15 @@ def purge(model: DeletedModel) -> None:
 
 
 def empty_trash(folders: Folders, names: Collection[str]) -> list[DeletedModel]:
-    """Remove for good what of some deleted models is still there; return what was removed.
+    """Remove the named deleted models for good, and return those that were removed.
 
     Args:
         folders: The given folders.
-        names: `DeletedModel.name` of those that whoever asks for it has seen. What was deleted
-            since then is left.
+        names: `DeletedModel.name` of the models that the user has seen listed. Models deleted
+            later are kept.
 
     Raises:
-        StorageError: Something is held open or read-only.
+        StorageError: A file is held open or read-only.
     """
     wanted = [one for one in all_deleted(folders) if one.name in names]
     for one in wanted:
@@ -199,12 +203,12 @@ def empty_trash(folders: Folders, names: Collection[str]) -> list[DeletedModel]:
 
 
 def given_folders(folders: Folders) -> list[Path]:
-    """The folders of models and runs, each once; addresses of what was deleted count them."""
+    """Return the folders of models and runs, each once, as numbered in addresses of the trash."""
     return list(dict.fromkeys([*folders.models, *folders.runs]))
 
 
 def _with_trash(folders: Folders) -> list[Path]:
-    """The given folders with a trash and those below them, each once, whatever links lead there."""
+    """Return the given folders and subfolders that have a trash, each once, links followed."""
     passed = [path for top in folders.models for path, is_folder in walk_models(top) if is_folder]
     passed += [path for top in folders.runs for path, is_run in walk_runs(top) if not is_run]
     found: dict[Path, Path] = {}
@@ -231,7 +235,7 @@ def _deleted_in(folder: Path, given: Sequence[Path]) -> Iterator[DeletedModel]:
 
 
 def _kept_in(folder: Path) -> list[Path]:
-    """The deleted models in this folder; empty if another program owns `.trash`."""
+    """Return the entries of this folder's trash; empty if another program made `.trash`."""
     trash = folder / TRASH
     if presence.is_link(trash) or not presence.is_dir(trash):
         return []
@@ -239,7 +243,7 @@ def _kept_in(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, by name; nothing of one that may not be read."""
+    """Return the entries of a folder in the order of names; empty if it may not be read."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -247,7 +251,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _origin_of(path: Path, folder: Path) -> Path:
-    """Where a model in the trash was, by the note beside it, which a stranger may have written."""
+    """Return the original path of a model in the trash, from its note if that is trustworthy."""
     note = path.parent / _NOTE
     found = None if note.is_symlink() else read_object(note)
     origin = folder / path.name
@@ -261,7 +265,7 @@ def _origin_of(path: Path, folder: Path) -> Path:
 
 
 def _why_not_restored(model: DeletedModel) -> str:
-    """Why a model cannot be put back; empty where it can."""
+    """Return the reason why a model cannot be restored, or an empty text if it can."""
     path, origin = model.path, model.origin
     if presence.is_link(path):
         target = files.real_path(origin.parent / path.readlink())
@@ -270,27 +274,27 @@ def _why_not_restored(model: DeletedModel) -> str:
     elif not is_diffusers(path) and not (
         path.suffix.lower() in MODEL_ENDINGS and presence.is_file(path)
     ):
-        return "it is no model; move it by hand"
+        return "it is not a model; move it by hand"
     if not files.is_inside(origin.parent, model.folder):
         return f"{origin.parent} leads out of {model.folder} by a link"
     return _taken(origin) if os.path.lexists(origin) else ""
 
 
 def _taken(path: Path) -> str:
-    return f"{path} is already there, and nothing is replaced; rename that first"
+    return f"{path} already exists, and nothing is replaced; rename that first"
 
 
 def _tidy(entry: Path) -> None:
-    """Remove the folder that a model had in the trash, unless something else is in it."""
+    """Remove the trash entry that held a model, unless it contains anything else."""
     if [path.name for path in entry.iterdir()] in ([], [_NOTE]):
         with storage_errors.reported(entry):
             _remove(entry)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; of a link, the link alone.
+    """Remove a file, a link without its target, or a folder with its contents.
 
-    `Path.unlink` removes a junction of Windows too, and leaves what it leads to.
+    `Path.unlink` also removes a Windows junction without its target.
     """
     if path.is_dir() and not presence.is_link(path):
         for entry in sorted(path.iterdir()):

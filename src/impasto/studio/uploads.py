@@ -1,8 +1,7 @@
-"""Files that a browser sends to a dataset: checked under a temporary name, then given theirs.
+"""Receives files that a browser uploads to a dataset: checked as temporary files, then renamed.
 
-Nothing that is there is ever replaced. What arrives goes to a temporary file in the dataset's
-folder of derived data, with this process in its name, so that what a killed studio leaves is
-removed by the next upload.
+Existing files are never replaced. A temporary file is in the dataset's folder of derived data, with
+the id of this process in its name, so that the next upload removes those of a killed studio.
 """
 
 from __future__ import annotations
@@ -26,49 +25,49 @@ from impasto.parsing import decode_caption, is_text, printable
 
 FIELD = "files"
 MOST_FILES = 2000
-"""Files of one request; a page sends each by itself."""
+"""Maximum number of files in a request; pages send one file per request."""
 
 MOST_BYTES = 512 << 20
-"""Bytes of an image; a PNG of 150 megapixels has as many."""
+"""Maximum size of an image in bytes, about that of a PNG of 150 megapixels."""
 
 MOST_CAPTION_BYTES = 1 << 20
 CAPTIONS = frozenset({".txt", ".caption"})
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-_LONGEST_NAME = 200  # bytes; other files are named after an image
+_LONGEST_NAME = 200  # bytes; leaves room for the suffixes of files named after an image
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file that was sent: the reason is empty where it is in the dataset."""
+    """The result for an uploaded file; `reason` is empty if it was added to the dataset."""
 
     name: str
     reason: str = ""
 
 
 def why_no_name(name: str) -> str:
-    """Why a file or folder cannot have a name on every system; empty where it can."""
+    """Return the reason why a name is invalid on some system, or an empty text if it is valid."""
     if not name or not name.strip() or not is_text(name):
-        return "a name is needed, in letters that are text"
+        return "a name is required, and must be valid text"
     if _FORBIDDEN.search(name):
-        return 'a name has none of / \\ : * ? " < > | and no control characters'
+        return 'a name must not contain / \\ : * ? " < > | or control characters'
     if name.startswith("."):
-        return "a name does not begin with a dot: such files are hidden"
+        return "a name must not start with a dot, since such files are hidden"
     if name != name.strip() or name.endswith("."):
-        return "a name neither begins nor ends with a space, nor ends with a dot"
+        return "a name must not start or end with a space, or end with a dot"
     if _RESERVED.fullmatch(name):
-        return "Windows keeps this name for a device"
+        return "Windows reserves this name for a device"
     if len(os.fsencode(name)) > _LONGEST_NAME:
-        return f"a name has at most {_LONGEST_NAME} bytes"
+        return f"a name must have at most {_LONGEST_NAME} bytes"
     return ""
 
 
 def _as_it_was(name: str) -> str:
-    """A name without what browsers write for quotes and line ends (HTML, 4.10.22.8).
+    """Decode the escapes that browsers write for quotes and line ends in names (HTML, 4.10.22.8).
 
-    A name that has these very letters is taken for one with a quote or a line end: nothing tells
-    them apart.
+    A name that literally contains such an escape is decoded too, since the two cases cannot be
+    distinguished.
     """
     for written, letter in (("%22", '"'), ("%0D", "\r"), ("%0A", "\n")):
         name = name.replace(written, letter)
@@ -76,18 +75,18 @@ def _as_it_was(name: str) -> str:
 
 
 class UploadReceiver:
-    """Takes the body of a form with files, piece by piece.
+    """Receives the body of a form with files, piece by piece.
 
     Args:
-        content_type: The header of the request.
-        dataset: The folder that the files go to.
+        content_type: The content type header of the request.
+        dataset: The folder that the files are added to.
         waiting: The folder for temporary files, on the same disk.
-        check: Why a file is no image that can be used, by its path and the name it will have; empty
-            where it is.
-        most_bytes: Bytes of an image at most.
+        check: Returns the reason why a file is not a usable image, given its path and its future
+            name, or an empty text if it is one.
+        most_bytes: Maximum size of an image in bytes.
 
     Raises:
-        HTTPException: The body is no form with files: 400.
+        HTTPException: 400 if the body is not a form with files.
         StorageError: The folder cannot be written.
     """
 
@@ -101,13 +100,13 @@ class UploadReceiver:
     ) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise HTTPException(400, "This is no form with files.")
+            raise HTTPException(400, "The request is not a form with files.")
         self._dataset, self._waiting, self._check = dataset, waiting, check
         self._most_bytes = most_bytes
         self.outcomes: list[Outcome] = []
         self._received: _ReceivedFile | None = None
         self._working = threading.Lock()
-        self.arriving = ""  # the name of the file that is; empty between two
+        self.arriving = ""  # the name of the file being received; empty between files
         self._header, self._value, self._disposition = b"", b"", b""
         with storage_errors.reported(waiting):
             waiting.mkdir(parents=True, exist_ok=True)
@@ -126,20 +125,20 @@ class UploadReceiver:
         )
 
     def feed(self, piece: bytes) -> None:
-        """Take the next bytes of the body.
+        """Process the next bytes of the body.
 
         Raises:
-            HTTPException: They are no form: 400.
+            HTTPException: 400 if they are not part of a valid form.
             StorageError: The disk is full, or the folder cannot be written.
         """
         try:
             with self._working:
                 self._parser.write(piece)
         except FormParserError as error:
-            raise HTTPException(400, f"The form that was sent is damaged: {error}") from error
+            raise HTTPException(400, f"The submitted form is damaged: {error}") from error
 
     def close(self) -> None:
-        """Remove what did not arrive whole, after what another thread is taking just now."""
+        """Remove an incomplete file, after any bytes that another thread is processing."""
         with self._working:
             if self._received is not None:
                 self._received.remove()
@@ -162,7 +161,7 @@ class UploadReceiver:
     def _open(self) -> None:
         _, said = parse_options_header(self._disposition)
         if said.get(b"name") != FIELD.encode() or not said.get(b"filename"):
-            return  # another field, or no file was chosen
+            return  # another field, or no file was selected
         name = _as_it_was(said[b"filename"].decode("utf-8", "surrogateescape"))
         reason = self._why_not(name)
         if reason:
@@ -179,11 +178,11 @@ class UploadReceiver:
         if reason:
             return reason
         if Path(name).suffix.lower() not in EXTENSIONS and not _is_caption(name):
-            return "neither an image that is read nor a caption (.txt, .caption)"
+            return "neither a supported image nor a caption (.txt, .caption)"
         if os.path.lexists(self._dataset / name):
-            return "is there already, and was not replaced"
+            return "already exists, and was not replaced"
         if len(self.outcomes) >= MOST_FILES:
-            return f"over {MOST_FILES:,} files at once; send it again"
+            return f"more than {MOST_FILES:,} files at once; send it again"
         return ""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -214,7 +213,7 @@ class UploadReceiver:
 
 
 class _ReceivedFile:
-    """A file that is arriving."""
+    """A file that is being received."""
 
     def __init__(self, name: str, path: Path, most: int) -> None:
         self.name, self.path = name, path
@@ -223,20 +222,20 @@ class _ReceivedFile:
             self._file: BinaryIO = path.open("xb")
 
     def write(self, data: bytes) -> None:
-        """Add bytes; those beyond the most are dropped."""
+        """Append bytes; those beyond the maximum size are dropped."""
         self._size += len(data)
         if self._size <= self._most:
             with storage_errors.reported(self.path.parent):
                 self._file.write(data)
 
     def finish(self) -> str:
-        """Flush it to the disk; why it is not taken, or empty."""
+        """Flush the file to disk; return the reason why it is refused, or an empty text."""
         with storage_errors.reported(self.path.parent):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
         if self._size > self._most:
-            return f"has over {_limit_text(self._most)}, which is too large"
+            return f"is larger than {_limit_text(self._most)}, which is too large"
         return "" if self._size else "the file is empty"
 
     def remove(self) -> None:
@@ -248,15 +247,15 @@ class _ReceivedFile:
 
 
 def give_name(partial: Path, target: Path) -> str:
-    """Give a file its name unless another one has it; why not, or empty.
+    """Rename a file unless the new name exists; return the reason for a failure, or an empty text.
 
-    A second name for the same content is made at once or not at all, whoever else is writing there.
-    Where a file system has no second names, the name is taken by an empty file first.
+    A hard link is created atomically, even if other processes write to the folder. On a file system
+    without hard links, the name is first reserved with an empty file.
 
     Raises:
         StorageError: The folder cannot be written.
     """
-    taken = "is there already, and was not replaced"
+    taken = "already exists, and was not replaced"
     try:
         if os.name == "nt":
             partial.rename(target)
@@ -288,5 +287,5 @@ def _is_caption(name: str) -> bool:
 
 
 def _limit_text(size: int) -> str:
-    """A limit in words: of those in use each is a whole number of MiB."""
+    """Return a size limit as text, in MiB or, if smaller, in bytes."""
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"

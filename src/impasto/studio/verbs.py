@@ -1,7 +1,7 @@
-"""Commands whose answer a page waits for: `python -m impasto ...`, a second or a few long.
+"""Runs `python -m impasto ...` commands of a few seconds, whose output a page waits for.
 
-What takes longer, or writes, is a task (`tasks.py`). The server itself imports neither torch nor
-what works on images.
+Commands that take longer or write files are tasks (`tasks.py`). The server itself imports neither
+torch nor image libraries.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from impasto.runs.processes import SAFELY
 from impasto.runs.tasks import TASK
 
 PATIENCE_S = 600.0
-"""Seconds after which a command is ended, if its page does not say otherwise."""
+"""Seconds after which a command is killed, unless its page sets another limit."""
 
 _Given = TypeVar("_Given")
 
 _TOLD = 2000
 _AT_ONCE = threading.Semaphore(3)
-"""So many commands run at a time: each takes tens of MB, some a core. Others wait their turn."""
+"""Limits the commands that run at a time, since each takes tens of MB, and some a CPU core."""
 
 
 _WAITING = ThreadPoolExecutor(16, thread_name_prefix="verbs")
-"""The threads of requests that wait for a command, so that those of all other requests are free."""
+"""Threads of requests that wait for a command, so that other requests are not blocked."""
 
 
 async def in_own_thread(work: Callable[..., _Given], *arguments: Any) -> _Given:
-    """What a function gives that may wait for a command: `run_verb`.
+    """Call a function that may wait for a command (`run_verb`) in a separate thread.
 
     Args:
         work: The function.
-        arguments: What it is called with.
+        arguments: The arguments of the call.
+
+    Returns:
+        The result of the function.
     """
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_WAITING, functools.partial(work, *arguments))
@@ -50,15 +53,16 @@ async def in_own_thread(work: Callable[..., _Given], *arguments: Any) -> _Given:
 def run_verb(
     arguments: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
 ) -> str:
-    """Run `impasto` with some words to its end, and return what it printed.
+    """Run an `impasto` command to its end, and return its standard output.
 
     Args:
-        arguments: The verb and its arguments. No shell takes part, so names may hold anything.
-        folder: Where it runs: its relative paths begin there.
-        patience_s: Seconds after which it is ended.
+        arguments: The verb and its arguments. No shell is involved, so names may contain any
+            characters.
+        folder: The working directory, from which relative paths are resolved.
+        patience_s: Seconds after which it is killed.
 
     Raises:
-        RunError: It cannot be started, ended with an error, with its words, or takes too long.
+        RunError: The command cannot be started, takes too long, or failed, with its message.
     """
     environment = {name: value for name, value in os.environ.items() if name != TASK}
     try:
@@ -74,8 +78,8 @@ def run_verb(
             )
     except subprocess.TimeoutExpired:
         raise RunError(
-            f"It takes longer than {patience_s:.0f} s and was ended. Choose fewer images, or use "
-            f"the command line."
+            f"This takes longer than {patience_s:.0f} s and was stopped. Choose fewer images, or "
+            f"use the command line."
         ) from None
     except (OSError, ValueError) as error:
         raise RunError(f"The command could not be started: {error}.") from error
@@ -89,10 +93,10 @@ def run_verb(
 def ask_verb(
     arguments: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
 ) -> Any:
-    """Run a command, as `run_verb` does, and return the JSON that it prints.
+    """Run a command as `run_verb` does, and return its output, parsed as JSON.
 
     Raises:
-        RunError: As for `run_verb`; or what it printed is no JSON.
+        RunError: As for `run_verb`, or if the output is not valid JSON.
     """
     try:
         return parse_json(run_verb(arguments, folder, patience_s), halves=True)

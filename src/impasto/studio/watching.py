@@ -1,4 +1,4 @@
-"""What is new in a run's directory since the last look."""
+"""Finds changes in a run directory since the last read."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _POSITION = re.compile(r"(\d{1,15})\.(\d{1,15})\.(\d{1,9})", re.ASCII)
 
 @dataclass(frozen=True)
 class News:
-    """What a look found.
+    """The changes of a run since the last read.
 
     Attributes:
-        state: How the run stands, if that has changed.
+        state: The state of the run; None if it has not changed.
         metrics: New lines of metrics: the step, and the values by name.
-        has_more: Whether `metrics` are the last of more, so that all has to be read again.
+        has_more: Whether `metrics` is cut to its last lines, so that the whole file must be read
+            again.
         lines: New lines of the log.
-        samples: Steps that have previews now and had none.
+        samples: Steps whose previews are new.
     """
 
     state: RunState | None = None
@@ -37,17 +38,17 @@ class News:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether nothing has changed."""
+        """Whether the run has not changed since the last read."""
         return self.state is None and not (self.metrics or self.lines or self.samples)
 
 
 class RunWatch:
-    """Looks at a run again and again.
+    """Reads the changes of a run repeatedly.
 
     Args:
         run: The run.
-        position: What has been shown already, as `position` was then; what came after it is
-            new. Without one, or with one that is none, whatever is there has been shown.
+        position: An earlier value of `position`, up to which everything has been shown. If it is
+            empty or invalid, everything that exists now counts as shown.
     """
 
     def __init__(self, run: RunDirectory, position: str = "") -> None:
@@ -63,11 +64,11 @@ class RunWatch:
 
     @property
     def position(self) -> str:
-        """How far what was found goes: bytes of metrics and events, and the newest samples."""
+        """The position read so far: bytes of metrics and events, and newest sampled step + 1."""
         return f"{self._metrics}.{self._events}.{max(self._samples, default=-1) + 1}"
 
     def look(self) -> News:
-        """What a run has written since the last look."""
+        """Return the changes of the run since the last call."""
         state = self._run.state()
         shown = {k: v for k, v in state.status.items() if k != "updated_at"}
         shown |= {"": (state.state, state.is_alive, self._run.is_there())}
@@ -83,7 +84,7 @@ class RunWatch:
 
     def _new_metrics(self) -> list[dict[str, Any]]:
         if size_of(self._run.metrics_file) < self._metrics:
-            self._metrics = 0  # a resumed run has cut off what it does again
+            self._metrics = 0  # a resumed run has cut off the steps that it repeats
         found = []
         for end, record in read_records(self._run.metrics_file, self._metrics):
             self._metrics = end
@@ -109,7 +110,7 @@ class RunWatch:
 
 
 def line_of(event: Mapping[str, Any]) -> dict[str, str] | None:
-    """An event as a line of the log; None for one that a log does not show."""
+    """Return an event as a line of the log, or None if the log does not show it."""
     text = _text_of(event)
     if text is None:
         return None
@@ -131,5 +132,5 @@ def _text_of(event: Mapping[str, Any]) -> str | None:
     if kind == "training":
         return f"Training: step {event.get('step')} of {event.get('total_steps')}"
     if kind == "begin":
-        return f"Process {event.get('pid')} on {event.get('host')} began to work on the run"
-    return "The process has ended its work on the run" if kind == "end" else None
+        return f"Process {event.get('pid')} on {event.get('host')} started working on the run"
+    return "The process has stopped working on the run" if kind == "end" else None

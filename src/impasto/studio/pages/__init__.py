@@ -1,7 +1,8 @@
-"""The pages of the studio, one module each: its routes, thin, and next to it what it shows.
+"""The pages of the studio, one module per page with thin routes, and modules for their contents.
 
-A module of a page has `routes(studio)`, which `studio/app.py` collects. Routes read requests, ask
-for what is shown in a thread, so that a slow disk stops nobody else, and render a template.
+The module of a page has `routes(studio)`, which `studio/app.py` collects. A route reads the
+request, gets the content in a thread, so that a slow disk blocks no other request, and renders a
+template.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from impasto.studio.folders import address_of
 
 
 async def dataset_in(studio: Studio, request: Request) -> Path:
-    """The dataset that an address names.
+    """Return the dataset that an address names.
 
     Raises:
-        HTTPException: There is none: 404.
+        HTTPException: 404 if there is none.
     """
     name = request.path_params["dataset"]
     dataset = await asyncio.to_thread(dataset_of, studio.folders, name)
     if dataset is None:
-        raise HTTPException(404, "This dataset is not there: it was removed, renamed or moved.")
+        raise HTTPException(404, "This dataset does not exist: it was removed, renamed or moved.")
     return dataset
 
 
 def captions_address(studio: Studio, dataset: Path) -> str:
-    """The address of the captions of a dataset."""
+    """Return the address of the page "Captions" of a dataset."""
     return f"/data/{address_of(studio.folders.data, dataset)}/captions"

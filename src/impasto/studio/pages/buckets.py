@@ -1,4 +1,4 @@
-"""What buckets the pages of a dataset speak of: the same in its gallery and beside a crop."""
+"""The buckets that the pages of a dataset use: the same in the gallery and on image pages."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.resolutions import USUAL, bucket_options
 
 OFFERED = (64, 128, 256, 384, 512, 640, 768, 1024)
-"""Resolutions that a page of an image offers, beside that of its dataset."""
+"""Resolutions that the page of an image offers, in addition to that of its dataset."""
 
 _LARGEST = 16_384
 
 
 def known_options(dataset: Dataset) -> dict[str, str]:
-    """Options of `impasto dataset list` for a dataset, as a form would have them.
+    """Return the options of `impasto dataset list` for a dataset, as texts of form fields.
 
-    Those that its list was made with; else what a run or the models say.
+    They are those that its list was made with, or else those of a run or of the models.
     """
     return listed_options(dataset) or options_said(dataset)
 
 
 def options_said(dataset: Dataset) -> dict[str, str]:
-    """What a run that has the dataset, or the models, say of buckets."""
+    """Return the bucket options of a run that uses the dataset, or of the models, as texts."""
     found = bucket_options(dataset.studio.folders, dataset.path)
     return {name: str(value) for name, value in found.items()}
 
 
 def resolution_of(known: Mapping[str, str]) -> int:
-    """The resolution that is shown where none was chosen, in pixels."""
+    """Return the resolution in pixels that is used if none was chosen."""
     return whole_number(known.get("resolution", ""), _LARGEST, 1) or USUAL
 
 
 def bucket_rules(known: Mapping[str, str], resolution: int) -> dict[str, Any]:
-    """Sides of buckets and their step for a resolution, as `BucketRules` names them.
+    """Return the bucket settings for a resolution, under the names of `BucketRules`.
 
-    At the dataset's own resolution they are those of its list; at another, what `impasto new`
-    sets for it.
+    At the dataset's own resolution they are those of its list; at another one, those that
+    `impasto new` would set.
     """
     if resolution != resolution_of(known):
         low, high, step = bucket_sides(resolution)

@@ -48,14 +48,14 @@ PER_PAGE = 100
 _TAGS_SHOWN = 200
 _TAGS_OFFERED = 1000
 _LONGEST_FILTER = 1000
-_MOST_FIELDS = 2000  # an image that is selected is one each
-_MOST_BYTES = 4 << 20  # letters of captions are sent as up to three times their bytes
+_MOST_FIELDS = 2000  # each selected image is a field
+_MOST_BYTES = 4 << 20  # URL encoding can triple the bytes of captions
 _LAST_PAGE = 10**7
 _FILTERS = ("tag", "without", "contains")
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     pages = CaptionPages(studio)
     here = "/data/{dataset}/captions"
     return [
@@ -74,9 +74,9 @@ class CaptionPages:
     """Answers requests for captions.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
         reader: Reads captions.
-        applying: Held while an edit is begun: a second click leads to the same one.
+        applying: Held while an edit is started, so that a second click finds the same task.
     """
 
     studio: Studio
@@ -85,35 +85,35 @@ class CaptionPages:
 
     @property
     def store(self) -> EditStore:
-        """The edits that were previewed."""
+        """The store of previewed edits."""
         return EditStore(self.studio.home / "edits")
 
     async def page(self, request: Request) -> Response:
-        """The captions of the filter, a hundred at once, or of one image alone."""
+        """Show the captions that match the filter, a hundred per page, or that of one image."""
         dataset = await dataset_in(self.studio, request)
         content = await asyncio.to_thread(self._content, dataset, request.query_params)
         return self.studio.page("captions.html.j2", **content)
 
     async def tags(self, request: Request) -> Response:
-        """The tags that a text is in, with their counts."""
+        """Show the tags that contain the search text, with their counts."""
         dataset, query = await dataset_in(self.studio, request), request.query_params
         reading = await asyncio.to_thread(self.reader.read, dataset, _ending(query))
         content = await asyncio.to_thread(self._tags, dataset, reading, query)
         return self.studio.page("caption_tags.html.j2", **content)
 
     async def edits(self, request: Request) -> Response:
-        """The edits that can be undone."""
+        """Show the edits that can be undone."""
         dataset = await dataset_in(self.studio, request)
         found = await self._listed(dataset)
         for edit in found:
             when = time.localtime(edit["at"]) if edit["at"] else None
-            edit["when"] = time.strftime("%Y-%m-%d %H:%M", when) if when else "some time ago"
+            edit["when"] = time.strftime("%Y-%m-%d %H:%M", when) if when else "unknown time"
         return self.studio.page(
             "caption_edits.html.j2", edits=found, here=captions_address(self.studio, dataset)
         )
 
     async def preview(self, request: Request) -> Response:
-        """What an edit would change, which is kept so that exactly this can be applied."""
+        """Show the changes of an edit, and store it, so that exactly these can be applied."""
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         prepared = await asyncio.to_thread(self._prepare, dataset, form)
@@ -127,7 +127,7 @@ class CaptionPages:
         )
 
     async def apply(self, request: Request) -> Response:
-        """Make an edit that was previewed, as a task; a second click leads to the same one."""
+        """Apply a previewed edit as a task; a second click leads to the same task."""
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         async with self.applying:
@@ -135,20 +135,20 @@ class CaptionPages:
         return self._shown(dataset, form, task)
 
     def _apply(self, dataset: Path, token: str) -> str:
-        """The task that makes a previewed edit.
+        """Return the task that applies a previewed edit; start it if it has not been started.
 
         Raises:
-            HTTPException: There is no such preview, or it was applied before: 410.
+            HTTPException: 410 if there is no such preview, or its task has ended.
         """
         prepared, tasks = self.store.find(dataset, token), self.studio.tasks
         if prepared is None:
-            raise HTTPException(410, "This preview is not kept any more. Preview the edit again.")
+            raise HTTPException(410, "This preview has expired. Preview the edit again.")
         if prepared.task:
             task = tasks.find(prepared.task)
             state = None if task is None else tasks.state_of(task)
             if state is not None and state.is_alive:
                 return prepared.task
-            ended = "was applied already" if state is None or state.code == 0 else "did not end"
+            ended = "was applied already" if state is None or state.code == 0 else "failed"
             raise HTTPException(410, f"This edit {ended}. Preview it again.")
         here = captions_address(self.studio, dataset)
         name = tasks.start([*prepared.bound_arguments, *_WRITES], prepared.title, here)
@@ -158,15 +158,15 @@ class CaptionPages:
     async def set_one(self, request: Request) -> Response:
         """Write the caption of one image, as a task.
 
-        What the caption is when it is compared is noted first, as by a preview, so that the task
-        leaves it alone where somebody has changed it since, in another tab too.
+        The caption is recorded before it is compared, as by a preview, so that the task does not
+        write it if it has been changed meanwhile, for example in another tab.
         """
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         address = str(form.get("image", ""))
         image = await asyncio.to_thread(image_of, dataset, address)
         if image is None:
-            raise HTTPException(404, "This image is not there.")
+            raise HTTPException(404, "This image does not exist.")
         name, ending = image.relative_to(dataset).as_posix(), _ending(form) or ENDINGS[0]
         text = str(form.get("text", "")).replace("\r\n", "\n")
         prepared = await asyncio.to_thread(
@@ -178,8 +178,8 @@ class CaptionPages:
             raise HTTPException(
                 409,
                 f"The caption of {image.name} was changed after this page was opened, and is now: "
-                f"{shortened(now.text) or '(empty)'} Nothing was written. Open it again. What you "
-                f"typed is: {text or '(empty)'}",
+                f"{shortened(now.text) or '(empty)'} Nothing was written. Open it again. Your text "
+                f"is: {text or '(empty)'}",
             )
         title = f"Set the caption of {image.name}"
         return await self._started(
@@ -187,13 +187,13 @@ class CaptionPages:
         )
 
     async def undo(self, request: Request) -> Response:
-        """Take an edit back, as a task."""
+        """Undo an edit, as a task."""
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         edit, at = str(form.get("edit", "")), str(form.get("at", ""))
         there = [(found["name"], str(found["at"])) for found in await self._listed(dataset)]
-        if (edit, at) not in there:  # the number of one that was undone is given again
-            raise HTTPException(409, "This edit was undone meanwhile. Nothing was changed.")
+        if (edit, at) not in there:  # the number of an undone edit is used again
+            raise HTTPException(409, "This edit has been undone meanwhile. Nothing was changed.")
         arguments = ["dataset", "undo", str(dataset.absolute()), edit]
         return await self._started(dataset, arguments, f"Undo edit {edit}", form)
 
@@ -208,7 +208,7 @@ class CaptionPages:
         form: FormData,
         more: Mapping[str, str] | None = None,
     ) -> Response:
-        """Start a task, and show it on the page."""
+        """Start a task, and redirect to the page, which shows it."""
         here = captions_address(self.studio, dataset)
         task = await asyncio.to_thread(self.studio.tasks.start, arguments, title, here)
         return self._shown(dataset, form, task, more)
@@ -216,7 +216,7 @@ class CaptionPages:
     def _shown(
         self, dataset: Path, form: FormData, task: str, more: Mapping[str, str] | None = None
     ) -> Response:
-        """The page with a task, and with the filter that a form was sent with."""
+        """Redirect to the page, with a task and with the filter of the submitted form."""
         query = {**_query(form), **(more or {}), "task": task}
         return RedirectResponse(f"{captions_address(self.studio, dataset)}?{urlencode(query)}", 303)
 
@@ -232,7 +232,7 @@ class CaptionPages:
         paths = [image_of(dataset, str(address)) for address in form.getlist("image")]
         names = [path.relative_to(dataset).as_posix() for path in paths if path is not None]
         if not names:
-            raise HTTPException(400, "Select images, or choose all of the filter.")
+            raise HTTPException(400, "Select images, or choose all that match the filter.")
         return self.store.prepare(dataset, operations, [], ending, names)
 
     def _content(self, dataset: Path, query: QueryParams) -> dict[str, Any]:
@@ -273,7 +273,7 @@ class CaptionPages:
         image = image_of(dataset, address)
         found = next((caption for caption in captions if caption.image == image), None)
         if found is None:
-            raise HTTPException(404, "This image is not there: it was removed or renamed.")
+            raise HTTPException(404, "This image does not exist: it was removed or renamed.")
         return found
 
     def _tags(
@@ -310,7 +310,7 @@ def _near(
     chosen: Sequence[ImageCaption],
     alone: ImageCaption,
 ) -> dict[str, str]:
-    """The images of the filter before and after one, which need not be of the filter any more."""
+    """Return the matching images before and after one, which need not match the filter itself."""
     positions = {caption.image: number for number, caption in enumerate(captions)}
     here = positions[alone.image]
     before = [caption for caption in chosen if positions[caption.image] < here]
@@ -333,19 +333,19 @@ def _row(of: Dataset, derived: Path, caption: ImageCaption, *, is_whole: bool) -
 
 
 def _ending(values: Mapping[str, Any]) -> str:
-    """The ending that was asked for; empty where none was, or none that is shown."""
+    """Return the requested caption extension, or an empty text if it is missing or unknown."""
     return next((ending for ending in ENDINGS if values.get("ending") == ending), "")
 
 
 def _filter(values: Mapping[str, Any]) -> CaptionFilter:
     tag, without, text = (str(values.get(name, "")).strip() for name in _FILTERS)
     if max(map(len, (tag, without, text))) > _LONGEST_FILTER or "\0" in tag + without + text:
-        raise HTTPException(400, f"A filter has up to {_LONGEST_FILTER:,} characters.")
+        raise HTTPException(400, f"A filter must have at most {_LONGEST_FILTER:,} characters.")
     return CaptionFilter(tag, without, text)
 
 
 def _query(form: FormData) -> dict[str, str]:
-    """The filter that a form was sent with."""
+    """Return the query for the filter and the page in a submitted form."""
     names = ("ending", *_FILTERS, "page")
     return {name: str(form[name]) for name in names if form.get(name)}
 

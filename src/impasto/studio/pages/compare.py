@@ -1,4 +1,4 @@
-"""The page "Compare": several runs side by side, their curves, settings and samples."""
+"""The page "Compare": the curves, settings and samples of several runs, side by side."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from impasto.studio.core import Studio
 from impasto.studio.pages.run_views import run_rows
 
 MOST_RUNS = 24
-"""More curves cannot be told apart by their colours and dashes."""
+"""Maximum number of runs; more curves cannot be distinguished by their colours and dashes."""
 
 _SAMPLE_ROWS = 40
 _SAMPLE_STEPS = 200
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     page = ComparePage(studio)
     return [Route("/compare", page.show), Route("/compare/numbers", page.numbers)]
 
@@ -40,13 +40,13 @@ class ComparePage:
     """Answers requests for comparisons.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
 
     async def show(self, request: Request) -> Response:
-        """The runs that the address names, side by side, and a form to choose others."""
+        """Show the runs that the address names side by side, and a form to choose others."""
         names = _names_in(request)
 
         def read() -> dict[str, Any]:
@@ -62,7 +62,7 @@ class ComparePage:
         return self.studio.page("compare.html.j2", **await asyncio.to_thread(read))
 
     async def numbers(self, request: Request) -> Response:
-        """What runs came to, which takes a while where there are many lines of metrics."""
+        """Show the results of runs, as a separate part since long metrics are slow to read."""
         names = _names_in(request)
 
         def read() -> dict[str, Any]:
@@ -73,7 +73,7 @@ class ComparePage:
         return self.studio.page("compare_numbers.html.j2", **await asyncio.to_thread(read))
 
     def _runs(self, names: list[str]) -> tuple[list[RunDirectory], int]:
-        """The runs of some names, and how many are not there any more."""
+        """Return the runs with the given names, and the number of those that no longer exist."""
         found = [self.studio.folders.run_of(name) for name in names]
         runs = [run for run in found if run is not None]
         return runs, len(found) - len(runs)
@@ -116,15 +116,15 @@ class ComparePage:
 
 
 def _names_in(request: Request) -> list[str]:
-    """The runs that an address names, each once.
+    """Return the names of runs in an address, each once.
 
     Raises:
-        HTTPException: There are too many: 400.
+        HTTPException: 400 if there are too many.
     """
     names = list(dict.fromkeys(request.query_params.getlist("runs")))
     if len(names) > MOST_RUNS:
         raise HTTPException(
-            400, f"{len(names)} runs are too many to tell apart: choose {MOST_RUNS} at most."
+            400, f"{len(names)} runs are too many to compare: choose {MOST_RUNS} at most."
         )
     return names
 
@@ -139,7 +139,7 @@ def _config(run: RunDirectory) -> str:
 def _samples(
     runs: list[RunDirectory], titles: list[dict[str, str]], steps: list[list[int]]
 ) -> list[dict[str, Any]]:
-    """Rows of prompts by runs; a run that has not drawn a prompt has None there."""
+    """Return rows of prompts with a cell per run, which is None if the run has no such sample."""
     newest = max((of[-1] for of in steps if of), default=0)
     return [
         {

@@ -1,4 +1,4 @@
-"""The pages of datasets: which there are, the images of one, and files that are added to it."""
+"""The pages of datasets: the list of all, the gallery of one, its report, and uploads to it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 _VERBS = ("list", "report")
 _LARGEST_OPTION = 16_384
 _PIECE_BYTES = 1 << 20
-_LONGEST_SHOWN = 300  # letters of a name that was refused, in an address
+_LONGEST_SHOWN = 300  # characters of a refused name in an address
 _KEPT = {"cache-control": "private, max-age=86400"}
 _NOT_KEPT = {"cache-control": "no-store"}
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of these pages."""
+    """Return the routes of these pages."""
     pages = DataPages(studio, Thumbnails())
     return [
         Route("/data", pages.all),
@@ -69,23 +69,23 @@ class DataPages:
     """Answers requests for datasets.
 
     Attributes:
-        studio: What they work with.
-        thumbnails: Makes thumbnails, and checks what is uploaded.
+        studio: The state of the studio.
+        thumbnails: Makes thumbnails, and checks uploaded images.
     """
 
     studio: Studio
     thumbnails: Thumbnails
 
     async def dataset_of(self, request: Request) -> Dataset:
-        """The dataset that an address names.
+        """Return the dataset that an address names.
 
         Raises:
-            HTTPException: There is none: 404.
+            HTTPException: 404 if there is none.
         """
         return Dataset(self.studio, await dataset_in(self.studio, request))
 
     async def all(self, request: Request) -> Response:
-        """The datasets, and a form for a new one; `refused` names one that could not be made."""
+        """Show all datasets and a form for a new one; `refused` is a name refused before."""
         given, where = request.query_params.get("refused"), request.query_params.get("where", "0")
         folders = self.studio.folders.data
         if given is None or where not in map(str, range(len(folders))):
@@ -94,19 +94,19 @@ class DataPages:
 
         def fault() -> str:
             if path is not None and os.path.lexists(path):
-                return f"{given} is there already. Choose another name."
+                return f"{given} already exists. Choose another name."
             fault_text = why_no_name(given)
             return f"{fault_text[:1].upper()}{fault_text[1:]}." if fault_text else ""
 
         return await self._all(fault=await asyncio.to_thread(fault), given=given, where=where)
 
     async def create(self, request: Request) -> Response:
-        """Make the folder of a new dataset."""
+        """Create the folder of a new dataset."""
         given = texts_of(await read_form(request))
         name, where = given.get("name", "").strip(), given.get("where", "0")
         folders = self.studio.folders.data
         if where not in map(str, range(len(folders))):
-            raise HTTPException(400, "There is no such folder of images.")
+            raise HTTPException(400, "There is no such image folder.")
         path = folders[int(where)] / name
 
         def make() -> bool:
@@ -120,13 +120,15 @@ class DataPages:
                 (path / NEW_MARK).mkdir(parents=True)
             return True
 
-        if not await asyncio.to_thread(make):  # a page that "back" leads to without asking again
+        if not await asyncio.to_thread(
+            make
+        ):  # redirect, so that "back" does not submit the form again
             said = urlencode({"refused": name[:_LONGEST_SHOWN], "where": where}, errors="replace")
             return RedirectResponse(f"/data?{said}", 303)
         return RedirectResponse(Dataset(self.studio, path).address, 303)
 
     async def gallery(self, request: Request) -> Response:
-        """The images of a dataset, a hundred at a time."""
+        """Show the images of a dataset, a hundred per page."""
         dataset, choice = await self.dataset_of(request), GalleryFilter.of(request.query_params)
 
         def read() -> dict[str, Any]:
@@ -137,11 +139,11 @@ class DataPages:
         return self.studio.page("gallery.html.j2", **await asyncio.to_thread(read))
 
     async def thumbnail(self, request: Request) -> Response:
-        """The thumbnail of an image, made if it is not there; or the reason why not, as text."""
+        """Return the thumbnail of an image, made if missing, or the reason for a failure."""
         dataset, name = await self.dataset_of(request), request.path_params["image"]
         path = await asyncio.to_thread(image_of, dataset.path, name)
         if path is None:
-            raise HTTPException(404, "This image is not there.")
+            raise HTTPException(404, "This image does not exist.")
 
         def look() -> tuple[Path, Path | None]:
             file = hash_file(dataset.derived, dataset.path, path)
@@ -150,9 +152,9 @@ class DataPages:
         try:
             file, found = await asyncio.to_thread(look)
         except OSError as error:
-            raise HTTPException(404, "This image is not there any more.") from error
+            raise HTTPException(404, "This image no longer exists.") from error
         reason = ""
-        if found is None:  # otherwise it need not wait for those that are being made
+        if found is None:  # an existing one does not wait for others to be made
             reason = await asyncio.wrap_future(self.thumbnails.request(path, file))
             found = await asyncio.to_thread(thumbnail_of, file)
         if reason or found is None:
@@ -163,7 +165,7 @@ class DataPages:
         return FileResponse(found, media_type="image/jpeg", headers=headers)
 
     async def read(self, request: Request) -> Response:
-        """Have the folder listed anew, unless that is under way."""
+        """Start listing the folder again, unless that is running."""
         dataset = await self.dataset_of(request)
         given = texts_of(await read_form(request))
         if not any(given.get(name, "").strip() for name in BUCKET_OPTIONS):
@@ -177,7 +179,7 @@ class DataPages:
         return await self._started(request, dataset, "list")
 
     async def make_report(self, request: Request) -> Response:
-        """Have the health report written, unless that is under way."""
+        """Start writing the health report, unless that is running."""
         dataset = await self.dataset_of(request)
         title = f"Health report on {dataset.title}"
 
@@ -189,13 +191,13 @@ class DataPages:
         return await self._started(request, dataset, "report")
 
     async def health(self, request: Request) -> Response:
-        """What the health report found, as a page of the studio."""
+        """Show the results of the health report as a page of the studio."""
         dataset = await self.dataset_of(request)
         content = await asyncio.to_thread(health_page, dataset)
         return self.studio.page("health.html.j2", **content)
 
     async def report(self, request: Request) -> Response:
-        """The health report, as a file to keep: its styles are not those of this server."""
+        """Return the health report as a file to download, which contains its own styles."""
         dataset = await self.dataset_of(request)
         file = dataset.derived / REPORT_FILE
         if not await asyncio.to_thread(file.is_file):
@@ -204,14 +206,14 @@ class DataPages:
         return FileResponse(file, media_type="text/html", filename=name, headers=_NOT_KEPT)
 
     async def work(self, request: Request) -> Response:
-        """How the task stands that works on a dataset, which its page asks for again and again."""
+        """Show the state of a task on a dataset; its page polls this part."""
         dataset, verb = await self.dataset_of(request), request.path_params["verb"]
         if verb not in _VERBS:
-            raise HTTPException(404, "There is no such work.")
+            raise HTTPException(404, "There is no such task.")
         return await self._work(dataset, verb, request.query_params.get("had", "1"))
 
     async def upload(self, request: Request) -> Response:
-        """Take files into a dataset; those that cannot be taken are named with the reason."""
+        """Add uploaded files to a dataset; list refused files with the reason."""
         dataset = await self.dataset_of(request)
         receiver = await asyncio.to_thread(self._receiver, request, dataset)
         piece, fault, status = bytearray(), list[Outcome](), 200
@@ -223,19 +225,23 @@ class DataPages:
                     piece.clear()
             await asyncio.to_thread(receiver.feed, bytes(piece))
         except ClientDisconnect:
-            return PlainTextResponse("The browser went away.", 400)  # which nobody reads
+            return PlainTextResponse(
+                "The browser closed the connection.", 400
+            )  # which is never read
         except StorageError as error:
             status, fault = 500, [Outcome(receiver.arriving, str(error))]
-        finally:  # at once: at the end of the server, threads are not waited for
+        finally:  # not in a thread: when the server stops, it does not wait for threads
             receiver.close()
         is_fragment = "hx-request" in request.headers
         template = "uploaded.html.j2" if is_fragment else "upload.html.j2"
-        outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was chosen.")]
+        outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was selected.")]
         return self.studio.page(template, status, dataset=dataset, outcomes=outcomes)
 
     def _receiver(self, request: Request, dataset: Dataset) -> UploadReceiver:
         if dataset.derived != dataset.path / files.DERIVED_DIR:
-            raise StorageError(f"{dataset.path} cannot be written: it belongs to somebody else.")
+            raise StorageError(
+                f"{dataset.path} cannot be written, or a link in it leads to another folder."
+            )
         return UploadReceiver(
             request.headers.get("content-type", ""),
             dataset.path,
@@ -249,8 +255,8 @@ class DataPages:
         if (dataset.path / "config.toml").exists():
             raise HTTPException(
                 409,
-                f"{dataset.path} has a file config.toml, and so counts as the settings of a run, "
-                f"not as a folder of images. Move that file elsewhere.",
+                f"{dataset.path} has a file config.toml, and so counts as a run directory, not as "
+                f"an image folder. Move that file elsewhere.",
             )
         running = work_view(dataset, verb)
         if running is not None and running["is_alive"]:
@@ -284,10 +290,10 @@ class DataPages:
 
 
 def _bucket_options(given: Mapping[str, str]) -> list[str]:
-    """The options of the verb that a form asks for.
+    """Return the command's options for buckets from the fields of a form.
 
     Raises:
-        HTTPException: One is no number of pixels: 400.
+        HTTPException: 400 if a value is not a valid number of pixels.
     """
     options: list[str] = []
     for name, label in BUCKET_OPTIONS.items():
@@ -295,6 +301,8 @@ def _bucket_options(given: Mapping[str, str]) -> list[str]:
         if not text:
             continue
         if whole_number(text, _LARGEST_OPTION, 1) is None:
-            raise HTTPException(400, f"{label}: a whole number of pixels up to {_LARGEST_OPTION}.")
+            raise HTTPException(
+                400, f"{label}: enter a whole number of pixels up to {_LARGEST_OPTION}."
+            )
         options += [f"--{name.replace('_', '-')}", text]
     return [*options, "--no-upscale"] if given.get("no_upscale") == "1" else options

@@ -1,4 +1,4 @@
-"""What the templates of the pages of datasets show: plain values, no HTML."""
+"""Contents of the dataset pages, as plain values for templates, without HTML."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ BUCKET_OPTIONS = {
     "resolution": "Resolution",
     "min_side": "Shortest side",
     "max_side": "Longest side",
-    "step": "Step of sides",
+    "step": "Sides in steps of",
 }
-"""Options of `impasto dataset list` that the page has fields for."""
+"""Options of `impasto dataset list` with their labels on the page."""
 
 _RUNS_AT_MOST = 50
 
 
 def datasets_page(studio: Studio) -> dict[str, Any]:
-    """All datasets, with some thumbnails of each."""
+    """Return the content of the page of all datasets, with a few thumbnails of each."""
     cut = list[Path]()
     found = find_all(studio.folders, cut)
     return {
@@ -64,7 +64,7 @@ def datasets_page(studio: Studio) -> dict[str, Any]:
 
 
 def start_command(studio: Studio) -> str:
-    """The command that starts the studio with its folders and one more folder of images."""
+    """Return the command that starts the studio with its folders and one more image folder."""
     folders = studio.folders
     given: list[tuple[str, object]] = [("--runs", folder) for folder in folders.runs]
     given += [("--data", folder) for folder in (*folders.data, "FOLDER")]
@@ -86,7 +86,7 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
 
 
 def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
-    """A page of the gallery: a hundred images at most."""
+    """Return the content of a page of the gallery, with at most a hundred images."""
     derived = dataset.derived
     loaded = _listed(dataset.path, derived)
     listing, facts = loaded.found, loaded.facts
@@ -130,7 +130,7 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
 
 
 def _listed(dataset: Path, derived: Path) -> LoadedList:
-    """The list that was made last; a plain one if there is none with an image."""
+    """Return the list that was made last; if it has no image or is missing, a plain one."""
     loaded = load_list(derived / LIST_FILE)
     if loaded is not None and loaded.found.images:
         return loaded
@@ -141,7 +141,7 @@ def _listed(dataset: Path, derived: Path) -> LoadedList:
 
 
 def listed_options(dataset: Dataset) -> dict[str, str]:
-    """The options that the list was made with, as a form has them; empty without a resolution."""
+    """Return the options that the list was made with, as texts; empty if it has no resolution."""
     loaded = load_list(dataset.derived / LIST_FILE)
     given = {} if loaded is None else _options(loaded.found.options)
     if not given.get("resolution"):
@@ -151,7 +151,7 @@ def listed_options(dataset: Dataset) -> dict[str, str]:
 
 
 def _plain_list(dataset: Path) -> list[ListedImage]:
-    """What there is to show before a list was made: the images by their endings alone."""
+    """Return the list shown before one has been made: the files with an image extension."""
     return [ListedImage(name) for name in image_files(dataset)]
 
 
@@ -161,7 +161,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _came_to_nothing(dataset: Dataset) -> bool:
-    """Whether the last list failed or was stopped, and nothing in the folder has changed since."""
+    """Return whether the last listing failed or was stopped, with the folder unchanged since."""
     task = dataset.newest_task("list")
     ends = ("failed", "killed", "stopped")
     if task is None or dataset.studio.tasks.state_of(task).state not in ends:
@@ -170,7 +170,7 @@ def _came_to_nothing(dataset: Dataset) -> bool:
 
 
 def _is_outdated(dataset: Dataset, task: TaskDirectory) -> bool:
-    """Whether a folder has changed since a task began on it."""
+    """Return whether a dataset's folder has changed since a task on it was started."""
     began = task.description().get("started_at", 0)
     try:
         return bool(dataset.path.stat().st_mtime > began + 1)
@@ -179,13 +179,13 @@ def _is_outdated(dataset: Dataset, task: TaskDirectory) -> bool:
 
 
 def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
-    """The task that is at work on a dataset, or that failed last; None where there is none."""
+    """Return the newest task of a verb on a dataset, running or ended, or None if there is none."""
     task = dataset.newest_task(verb)
     return None if task is None else task_view_of(dataset, task, verb)
 
 
 def task_view_of(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
-    """How a task that works on a dataset stands; an error ends where the folder has changed."""
+    """Return the state of a task on a dataset; `is_old` says that the folder has changed since."""
     view = task_view(dataset.studio.tasks, task)
     errors = [text for kind, text in view["messages"] if kind == "error"]
     printed = "\n".join(view["printed"][-5:]) if view["state"] == "failed" else ""
@@ -194,7 +194,7 @@ def task_view_of(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, 
 
 
 def _runs_with_losses(studio: Studio) -> list[tuple[str, str]]:
-    """The runs that can be chosen for their losses: address and title."""
+    """Return the address and title of each run that has losses to choose."""
     found = []
     for summary in studio.folders.all_runs():
         run: RunDirectory = summary.run

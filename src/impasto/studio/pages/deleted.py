@@ -1,4 +1,4 @@
-"""What was deleted of models: put back, or removed for good once it was said what is lost."""
+"""The pages of deleted models: restore them, or remove them for good after a confirmation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from impasto.studio.models import CHECKPOINT_ENDINGS, MODEL_ENDINGS, all_models
 from impasto.studio.pages.removed import address_after_removal
 from impasto.studio.trash import DeletedModel, empty_trash, find_deleted, purge, restore
 
-_LISTED_BYTES = 8 << 20  # of the names of what was deleted, a hundred bytes or two each
+_LISTED_BYTES = 8 << 20  # names of deleted models, of one or two hundred bytes each
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of these pages; they come before those of models, whose addresses are wider."""
+    """Return the routes of these pages; they must precede those of models, which match more."""
     pages = DeletedPages(studio)
     one = "/models/deleted/{deleted}"
     return [
@@ -40,16 +40,16 @@ def routes(studio: Studio) -> list[BaseRoute]:
 
 @dataclass(frozen=True)
 class DeletedPages:
-    """Answers requests for what was deleted.
+    """Answers requests for deleted models.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
 
     async def one(self, request: Request) -> Response:
-        """A deleted model: where it goes back to, and what is lost with it for good."""
+        """Show a deleted model: its original path, and the runs and jobs that need it."""
         model = await self._deleted_of(request)
 
         def read() -> dict[str, Any]:
@@ -63,7 +63,7 @@ class DeletedPages:
         return self.studio.page("deleted_model.html.j2", **await asyncio.to_thread(read))
 
     async def restore(self, request: Request) -> Response:
-        """Put a deleted model back, and show it; not where no page would show it."""
+        """Restore a deleted model and show it; refuse if no page would show it afterwards."""
         model = await self._deleted_of(request)
         await asyncio.to_thread(_require_shown, model, self.studio.folders)
         try:
@@ -85,7 +85,7 @@ class DeletedPages:
         return RedirectResponse(address_after_removal("/models", 1, model.size), 303)
 
     async def empty_trash(self, request: Request) -> Response:
-        """Remove for good what the page listed; what was deleted since then stays."""
+        """Remove the models that the page listed for good; those deleted later are kept."""
         form = await _require_sure(request)
         names = str(form.get("deleted", "")).split()
         gone = await asyncio.to_thread(empty_trash, self.studio.folders, set(names))
@@ -94,10 +94,10 @@ class DeletedPages:
         return RedirectResponse(f"{address}&emptied=yes", 303)
 
     async def _deleted_of(self, request: Request) -> DeletedModel:
-        """The deleted model that an address names.
+        """Return the deleted model that an address names.
 
         Raises:
-            HTTPException: There is none: 404.
+            HTTPException: 404 if there is none.
         """
         name = request.path_params["deleted"]
         found = await asyncio.to_thread(find_deleted, self.studio.folders, name)
@@ -109,27 +109,27 @@ class DeletedPages:
 
 
 def _require_shown(model: DeletedModel, folders: Folders) -> None:
-    """Refuse to restore what would vanish from all pages: what a run exported that is gone.
+    """Refuse to restore a model that no page would show, since the run that exported it is gone.
 
     Raises:
-        HTTPException: It would: 409.
+        HTTPException: 409 if no page would show it.
     """
     is_listed = model.path.suffix.lower() not in MODEL_ENDINGS - CHECKPOINT_ENDINGS
     is_beside_models = any(model.origin.is_relative_to(folder) for folder in folders.models)
     if model.as_it_was.run is None and not (is_listed and is_beside_models):
         raise HTTPException(
             409,
-            f"{model.path} was not restored: no run that is there has exported it, so no page "
-            f"would show it at {model.origin}. Move it into a folder of models by hand, or have it "
-            f"back there with: {command('models', 'restore', model.path.absolute())}",
+            f"{model.path} was not restored: the run that exported it no longer exists, so no page "
+            f"would show it at {model.origin}. Move it into a model folder by hand, or restore it "
+            f"anyway with: {command('models', 'restore', model.path.absolute())}",
         )
 
 
 async def _require_sure(request: Request) -> FormData:
-    """The form, unless its box was not ticked.
+    """Return the submitted form if its box was ticked.
 
     Raises:
-        HTTPException: It was not: 400.
+        HTTPException: 400 if it was not.
     """
     form = await read_form(request, most_bytes=_LISTED_BYTES)
     if form.get("sure") != "yes":

@@ -32,14 +32,14 @@ from impasto.studio.pages.draw_form import (
 from impasto.studio.pages.draw_views import drawing_view
 
 LISTED = 12
-"""So many drawings are shown on one page."""
+"""Number of drawings on a page."""
 
 _FOLDER = "drawings"
-_MOST_FIELDS = 2100  # a model of an axis is one each
+_MOST_FIELDS = 2100  # each model of an axis is a field
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     pages = DrawPages(studio, DrawingDesk(DrawFolder(studio.home / _FOLDER), studio.tasks))
     return [
         Route("/draw", pages.form, methods=["GET"]),
@@ -59,18 +59,18 @@ class DrawPages:
     """Answers requests for drawings.
 
     Attributes:
-        studio: What they work with.
-        desk: Has the drawings, and the worker.
+        studio: The state of the studio.
+        desk: Manages the drawings and the worker.
     """
 
     studio: Studio
     desk: DrawingDesk
 
     async def form(self, request: Request) -> Response:
-        """The form, what is being drawn, and what was drawn.
+        """Show the form, and the drawings in progress and finished.
 
-        `again` names a drawing whose settings are shown, `model` a model that is chosen; with
-        `seed=same` the seed is that of the drawing, also if it was a random one.
+        In the query, `again` names a drawing whose settings fill the form, and `model` a model to
+        choose. With `seed=same`, the drawing's seed is used even if it was random.
         """
 
         def read() -> dict[str, Any]:
@@ -86,7 +86,7 @@ class DrawPages:
         return self.studio.page("draw.html.j2", **await asyncio.to_thread(read))
 
     async def ask(self, request: Request) -> Response:
-        """Have something drawn; an error is shown at its field."""
+        """Request a drawing; faults are shown at their fields."""
         typed = typed_in(await read_form(request, _MOST_FIELDS))
 
         def answer() -> Drawing | dict[str, Any]:
@@ -102,19 +102,19 @@ class DrawPages:
         return self.studio.page("draw.html.j2", 422, **found)
 
     async def one(self, request: Request) -> Response:
-        """A drawing with its settings."""
+        """Show a drawing with its settings."""
         return await self._shown(request, "drawing.html.j2")
 
     async def fragment(self, request: Request) -> Response:
-        """How far a drawing is, which a page asks for while it is being drawn."""
+        """Show the state of a drawing; pages poll this part while it is in progress."""
         return await self._shown(request, "drawing_state.html.j2")
 
     async def image(self, request: Request) -> Response:
-        """An image, or all of a drawing as one: `grid.png`; a file to keep with `keep=1`."""
+        """Return an image of a drawing or its grid (`grid.png`); with `keep=1`, as a download."""
         drawing = await self._drawing_of(request)
         file = await asyncio.to_thread(drawing.image, request.path_params["file"])
         if file is None:
-            raise HTTPException(404, "This image is not there.")
+            raise HTTPException(404, "This image does not exist.")
         keeps = request.query_params.get("keep") == "1"
         name = f"{drawing.path.name}-{file.name}" if keeps else None
         return FileResponse(
@@ -122,7 +122,7 @@ class DrawPages:
         )
 
     async def cancel(self, request: Request) -> Response:
-        """Ask for the end of a drawing."""
+        """Request the cancellation of a drawing."""
         drawing = await self._drawing_of(request)
         await asyncio.to_thread(drawing.cancel)
         return await self._shown(request, "drawing_state.html.j2")
@@ -137,12 +137,12 @@ class DrawPages:
         return RedirectResponse("/draw#drawings", 303)
 
     async def start(self, _: Request) -> Response:
-        """Start the worker for what waits."""
+        """Start the worker for the waiting drawings."""
         await asyncio.to_thread(self.desk.start)
         return RedirectResponse("/draw#drawings", 303)
 
     async def stop(self, _: Request) -> Response:
-        """Ask the worker to end, so that its VRAM is free."""
+        """Ask the worker to stop, to free its VRAM."""
         if await asyncio.to_thread(lambda: self.desk.folder.has_worker):
             await asyncio.to_thread(self.desk.folder.stop_worker)
         return RedirectResponse("/draw#worker", 303)
@@ -156,7 +156,7 @@ class DrawPages:
         name = request.path_params["drawing"]
         drawing = await asyncio.to_thread(self.desk.folder.find, name)
         if drawing is None:
-            raise HTTPException(404, "This drawing is not there: it was deleted.")
+            raise HTTPException(404, "This drawing does not exist: it was deleted.")
         return drawing
 
     def _content(
@@ -168,7 +168,7 @@ class DrawPages:
         again: Drawing | None = None,
         before: str = "",
     ) -> dict[str, Any]:
-        """What `draw.html.j2` shows."""
+        """Return the variables of `draw.html.j2`."""
         newest = [d for d in reversed(self.desk.folder.all()) if not before or d.path.name < before]
         shown = newest[:LISTED]
         return {
@@ -189,7 +189,7 @@ class DrawPages:
         }
 
     def _training(self) -> Sequence[str]:
-        """The runs that are being trained on this machine, as far as can be seen."""
+        """Return the names of the runs that seem to be training on this machine."""
         runs = self.studio.folders.all_runs()
         return [summary.run.path.name for summary in runs if summary.state.is_alive]
 

@@ -1,4 +1,4 @@
-"""The form of the page "Draw": what was typed, as a request, and a request as what was typed."""
+"""The form of the page "Draw": converts its fields to a drawing request, and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from impasto.runs.draw_requests import DrawRequest
 from impasto.studio.drawable import Drawable
 
 HYPERNETWORKS = 3
-"""Hypernetworks that the form has room for."""
+"""Number of hypernetwork fields in the form."""
 
 _TEXTS = {
     "model": "", "other_model": "", "prompt": "", "negative": "", "seed": "1", "width": "",
@@ -26,19 +26,19 @@ _PASSED_ON = (
     "prompt", "negative", "width", "height", "steps", "guidance", "sampler", "count", "clip_skip",
     "guidance_rescale",
 )  # fmt: skip
-_RANDOM_SEEDS = 2**32  # as many as A1111 draws from
+_RANDOM_SEEDS = 2**32  # the range of A1111's random seeds
 
 Typed = dict[str, Any]
-"""Field -> what was typed; `random_seed` is a truth value, `axis_models` a list."""
+"""Field -> typed text; but `random_seed` is a bool, and `axis_models` a list."""
 
 
 def untouched() -> Typed:
-    """What the form shows at first."""
+    """Return the initial values of the form."""
     return {**_TEXTS, "random_seed": True, "axis_models": []}
 
 
 def drawn_with(address: str, drawable: Drawable) -> Typed:
-    """What the form shows at first, with a model or hypernetwork chosen if there is such a one."""
+    """Return the initial values of the form, with a model or hypernetwork chosen by address."""
     typed = untouched()
     if len(drawable.models) == 1:
         typed["model"] = next(iter(drawable.models))
@@ -50,22 +50,25 @@ def drawn_with(address: str, drawable: Drawable) -> Typed:
 
 
 def typed_in(form: FormData) -> Typed:
-    """What was typed; files, which the form does not send, count as nothing."""
+    """Return the values of a submitted form; files count as empty fields."""
     found: Typed = {
         name: value if isinstance(value := form.get(name, ""), str) else "" for name in _TEXTS
     }
     for name in ("prompt", "negative", "x_values", "y_values"):
-        found[name] = found[name].replace("\r\n", "\n")  # browsers send lines so
+        found[name] = found[name].replace("\r\n", "\n")  # browsers send CRLF
     chosen = [value for value in form.getlist("axis_models") if isinstance(value, str)]
     return {**found, "random_seed": "random_seed" in form, "axis_models": chosen}
 
 
 def request_from(typed: Typed, drawable: Drawable) -> tuple[DrawRequest | None, dict[str, str]]:
-    """The request that was typed, None with what is wrong at each field.
+    """Convert the values of the form to a request.
 
     Args:
-        typed: What was typed.
-        drawable: What can be chosen; an address of anything else is refused.
+        typed: The values of the form.
+        drawable: The models and hypernetworks that can be chosen; other addresses are refused.
+
+    Returns:
+        The request, or None if there are faults; and the faults by field.
     """
     values: dict[str, Any] = {name: typed[name] for name in _PASSED_ON}
     faults: dict[str, str] = {}
@@ -85,7 +88,7 @@ def request_from(typed: Typed, drawable: Drawable) -> tuple[DrawRequest | None, 
 
 
 def typed_from(request: DrawRequest, drawable: Drawable) -> Typed:
-    """What the form shows to draw a request again; what is not there any more is left out."""
+    """Return the values of the form for a request; models that no longer exist are left out."""
     settings = request.settings
     found = untouched()
     for name in ("prompt", "negative", "sampler"):
@@ -115,7 +118,7 @@ def typed_from(request: DrawRequest, drawable: Drawable) -> Typed:
 
 
 def _fold_other(found: Typed, request: DrawRequest) -> None:
-    """Show two models side by side as they were asked for, and not as the axes that they became."""
+    """Convert axes made from the field "Side by side with" back to that field."""
     models, seeds = request.x, request.y
     if models is None or models.kind != "model" or len(found["axis_models"]) != len(models.values):
         return
@@ -139,7 +142,7 @@ def _model(drawable: Drawable, address: str, field: str, faults: dict[str, str])
     choice = drawable.models.get(address)
     if choice is None:
         faults[field] = (
-            "This model is not there any more." if address else "Choose a model to draw with."
+            "This model no longer exists." if address else "Choose a model to draw with."
         )
     return "" if choice is None else str(choice.path)
 
@@ -154,7 +157,7 @@ def _hypernetworks(
         if choice is not None:
             found.append((str(choice.path), typed[f"strength{number}"]))
         elif address:
-            faults["hypernetworks"] = "This hypernetwork is not there any more."
+            faults["hypernetworks"] = "This hypernetwork no longer exists."
     if len({path for path, _ in found}) < len(found):
         faults["hypernetworks"] = "The same hypernetwork is chosen twice."
     return found
@@ -175,15 +178,15 @@ def _axis(
 
 
 def _add_other(values: dict[str, Any], other: str, faults: dict[str, str]) -> None:
-    """Have the images of two models side by side: the models are the free axis."""
+    """Add a second model for a side-by-side comparison: the models become the free axis."""
     if other and other == values["model"]:
-        faults["other_model"] = "Choose another one than the model above."
+        faults["other_model"] = "Choose a different model from the first one."
     free = next((name for name in ("x", "y") if values[name] is None), None)
     if free is None:
-        faults["other_model"] = "Both axes are taken. Leave one empty, or choose no second model."
+        faults["other_model"] = "Both axes are used. Leave one empty, or choose no second model."
         return
     if "model" in (axis["kind"] for axis in (values["x"], values["y"]) if axis is not None):
-        faults["other_model"] = "An axis has the models already. Choose no second model here."
+        faults["other_model"] = "An axis already varies the model. Choose no second model here."
         return
     values[free] = {"kind": "model", "values": [values["model"] or "?", other or "?"]}
     base, _ = read_request({**values, "x": None, "y": None, "hypernetworks": []})

@@ -1,4 +1,4 @@
-"""Plain values of a drawing, for templates."""
+"""Drawings as plain values for templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from impasto.studio.drawing_desk import DrawingDesk
 
 
 def drawing_view(drawing: Drawing, desk: DrawingDesk) -> dict[str, Any]:
-    """A drawing for `drawing_state.html.j2`."""
+    """Return the variables of `drawing_state.html.j2` for a drawing."""
     status = drawing.status()
     phase = str(status["phase"])
     try:
@@ -45,7 +45,7 @@ def drawing_view(drawing: Drawing, desk: DrawingDesk) -> dict[str, Any]:
 
 
 def _done(drawing: Drawing, status: Mapping[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
-    """The images that are on disk, by place; a status that somebody changed gives none."""
+    """Return the finished images by row and column; invalid entries of the status are ignored."""
     found = {}
     listed = status.get("done")
     for item in listed if isinstance(listed, list) else ():
@@ -60,9 +60,9 @@ def _done(drawing: Drawing, status: Mapping[str, Any]) -> dict[tuple[int, int], 
 
 
 def _now(phase: str, status: Mapping[str, Any], done: int, *, is_worked: bool) -> str:
-    """What happens now, in words."""
+    """Return a sentence on the current activity, or an empty text after the end."""
     if phase == "waiting":
-        return "It is drawn when its turn comes." if is_worked else "Nobody draws it."
+        return "It is waiting for its turn." if is_worked else "No worker is running."
     if phase == "loading":
         model = printable(PurePath(str(status.get("model", ""))).name)
         return f"Loading {model}" if model else "Loading"
@@ -83,7 +83,7 @@ def _progress(status: Mapping[str, Any], done: int) -> dict[str, float] | None:
 
 
 def _labels(request: DrawRequest | None, name: str) -> list[str]:
-    """The labels of columns or rows: a single empty one if nothing varies."""
+    """Return the labels of columns or rows; empty ones if nothing varies along them."""
     if request is None:
         return []
     axis = getattr(request, name)

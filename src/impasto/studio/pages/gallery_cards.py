@@ -1,4 +1,4 @@
-"""The cards of a gallery: thumbnail, caption and what to notice about each image."""
+"""The cards of a gallery: thumbnail, caption and badges of each image."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CAPTION_SHOWN = 160
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the cards of a gallery say of their images that is not in its list.
+    """Facts for the cards of a gallery that are not in its image list.
 
     Attributes:
-        losses: Those of a run, if one is chosen.
-        masks: The masks of the dataset; None where there are none.
-        resolution: What the list was made for, in pixels.
+        losses: The losses of a run; empty if none is chosen.
+        masks: The masks of the dataset; None if it has none.
+        resolution: The resolution that the list was made for, in pixels.
     """
 
     losses: Losses
@@ -36,7 +36,7 @@ class CardFacts:
     resolution: int
 
     def has_mask(self, image: ListedImage) -> bool:
-        """Whether an image has a mask, by the list or by a file."""
+        """Return whether an image has a mask, according to the list or as a file."""
         return bool(image.mask) or (self.masks is not None and self.masks.has(image.path))
 
 
@@ -47,14 +47,14 @@ def gallery_cards(
     choice: GalleryFilter,
     facts: CardFacts,
 ) -> list[dict[str, Any]]:
-    """The cards of some images; the first of each group of copies begins it.
+    """Return the cards of images; the first card of each group of copies has the group's number.
 
     Args:
         dataset: The dataset.
-        derived: Its folder for what is derived from it.
+        derived: Its folder of derived data.
         images: The images of a page of the gallery.
-        choice: What the gallery is filtered and ordered by.
-        facts: What the cards say besides the list.
+        choice: The filters and the order of the gallery.
+        facts: Facts that are not in the list.
     """
     cards, group = list[dict[str, Any]](), 0
     for image in images:
@@ -71,12 +71,12 @@ def _card(
 ) -> dict[str, Any] | None:
     path = dataset.path / image.path
     if is_hidden(image.path) or not path.is_relative_to(dataset.path):
-        return None  # of a list that somebody else made
+        return None  # from a list made by a stranger
     name, is_cropped = address_of([dataset.path], path), _has_crop(path)
     try:
         reason = reason_of(hash_file(derived, dataset.path, path))
     except (OSError, ValueError):
-        reason = image.skipped or "It is not there any more."
+        reason = image.skipped or "It no longer exists."
     return {
         "address": f"{dataset.address}/images/{name}",
         "name": name,
@@ -103,11 +103,11 @@ def _has_crop(path: Path) -> bool:
 
 
 def _badges(image: ListedImage, facts: CardFacts) -> list[tuple[str, str]]:
-    """What to notice about an image: kind and words.
+    """Return the badges of an image: kind and text.
 
     Args:
         image: The image.
-        facts: What its card says besides the list.
+        facts: Facts that are not in the list.
     """
     if image.skipped:
         return [("bad", f"skipped: {image.skipped}")]
@@ -131,5 +131,5 @@ def _badges(image: ListedImage, facts: CardFacts) -> list[tuple[str, str]]:
 
 
 def _times(factor: float) -> str:
-    """How often, in two digits, or in as many as there are before the point."""
+    """Format a factor with two significant digits, or without decimals from 10 on."""
     return f"{factor:.2g}" if factor < 10 else f"{factor:,.0f}"

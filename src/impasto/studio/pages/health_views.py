@@ -1,4 +1,4 @@
-"""What the page of a dataset's health shows: its report's JSON, with thumbnails of the studio."""
+"""Content of a dataset's health page: its report's JSON, with thumbnails of the studio."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _DATA_FILE = REPORT_FILE.with_suffix(".json")
 
 
 def report_view(dataset: Dataset) -> dict[str, Any]:
-    """The health report: when it was written, if it is there, and the task that writes it."""
+    """Return when the health report was written (empty if never), and the task that writes it."""
     return {"when": _written(dataset.derived), "work": work_view(dataset, "report")}
 
 
 def health_page(dataset: Dataset) -> dict[str, Any]:
-    """What the report found.
+    """Return the content of the health page.
 
     Raises:
-        HTTPException: There is none: 404.
-        RunError: It is damaged, or was written by somebody else.
+        HTTPException: 404 if there is no report.
+        RunError: The report is damaged, or of another version.
     """
     derived = dataset.derived
     file = derived / _DATA_FILE
@@ -43,7 +43,7 @@ def health_page(dataset: Dataset) -> dict[str, Any]:
         view = health_view(read_object(file) or {}, drawn)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise RunError(
-            f"{file} is damaged, or of another version. Write the health report again."
+            f"{file} is damaged, or was written by another version. Write the health report again."
         ) from error
     view["place"] = printable(str(dataset.path))
     return {
@@ -64,9 +64,9 @@ def _written(derived: Path) -> str:
 
 
 def _shown(dataset: Dataset, derived: Path, path: str) -> dict[str, str]:
-    """The thumbnail of an image and its page; nothing of one that is not there any more.
+    """Return the addresses of an image's thumbnail and page; empty ones if it no longer exists.
 
-    Reports name images by the dataset's own name and the path below, or by the whole path.
+    Reports name images by the dataset's name and the relative path, or by an absolute path.
     """
     named = PurePath(path)
     inside = (

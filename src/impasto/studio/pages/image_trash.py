@@ -1,4 +1,4 @@
-"""The trash of a dataset: images that its gallery and its pages of images put there."""
+"""The trash of a dataset, to which its gallery and image pages move images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from impasto.studio.pages.removed import address_after_removal
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of the trash."""
+    """Return the routes of the trash."""
     pages = ImageTrashPages(studio)
     here = "/data/{dataset}/trash"
     return [
@@ -38,13 +38,13 @@ class ImageTrashPages:
     """Answers requests for the trash of a dataset.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
 
     async def put(self, request: Request) -> Response:
-        """Move the images of a form into the trash."""
+        """Move the images selected in a form to the trash."""
         dataset = await dataset_in(self.studio, request)
         names = [str(name) for name in (await read_form(request, PER_PAGE)).getlist("image")]
 
@@ -52,18 +52,18 @@ class ImageTrashPages:
             found = [image_of(dataset, name) for name in dict.fromkeys(names)]
             images = [image for image in found if image is not None]
             if not images:
-                raise HTTPException(400, "No image was chosen that is still there.")
+                raise HTTPException(400, "No existing image was selected.")
             put_away(dataset, images, self.studio.folders.data)
 
         return await self._done(request, move)
 
     async def restore(self, request: Request) -> Response:
-        """Move images back to where they were."""
+        """Restore the images of an entry to their original paths."""
         entry = await self._entry(request)
         return await self._done(request, lambda: put_back(entry, self.studio.folders.data))
 
     async def remove(self, request: Request) -> Response:
-        """Delete images for good."""
+        """Delete the images of an entry for good."""
         entry = await self._entry(request)
 
         def measure() -> tuple[int, int]:
@@ -80,7 +80,7 @@ class ImageTrashPages:
         for entry in entries:
             if entry.name == request.path_params["entry"]:
                 return entry
-        raise HTTPException(404, "This is not in the trash any more.")
+        raise HTTPException(404, "This entry is no longer in the trash.")
 
     async def _done(self, request: Request, work: Callable[[], None]) -> Response:
         dataset = await dataset_in(self.studio, request)

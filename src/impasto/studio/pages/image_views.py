@@ -1,4 +1,4 @@
-"""Plain values of one image for its page."""
+"""The content of the page of an image, as plain values for its template."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _LONGEST_SIDE = 1 << 30
 def image_page(
     dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path, resolution: int
 ) -> dict[str, Any]:
-    """What the page of an image shows.
+    """Return the content of the page of an image.
 
     Args:
-        dataset: The folder that the image is in.
-        image: It.
-        facts: What `Views.facts` says of it.
-        masks: The folder where its mask is, or would be.
-        resolution: What buckets are shown for at first, in pixels.
+        dataset: The folder of the dataset.
+        image: The image.
+        facts: The result of `Views.facts` for the image.
+        masks: The folder of its mask, which need not exist.
+        resolution: The resolution in pixels for which the bucket is shown first.
     """
     whole = _whole(facts)
     cut, fault = None, ""
@@ -78,18 +78,18 @@ def image_page(
 
 
 def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
-    """The folder of masks that a form names; None where it is outside of the folders of images.
+    """Return the mask folder named in a form, or None if it is outside the image folders.
 
     Args:
-        data: The folders that the studio shows.
-        dataset: The dataset; relative paths begin there.
-        text: The path; empty for `<dataset>-masks` beside it, or where that would be outside, for
-            `.masks` in it, which no scan takes for images.
+        data: The image folders that the studio shows.
+        dataset: The dataset, from which relative paths are resolved.
+        text: The path. If empty, it is `<dataset>-masks` beside the dataset or, if that is outside
+            the image folders, `.masks` inside it, which scans ignore.
     """
     given = text.strip()
     wanted = [dataset / given] if given else [*usual_mask_folders(dataset)]
     for one_of in wanted:
-        folder = Path(os.path.normpath(one_of))  # links are followed after it, not in its middle
+        folder = Path(os.path.normpath(one_of))  # before links are followed
         try:
             if any(len(os.fsencode(name)) > temporary_names.LONGEST_NAME for name in folder.parts):
                 return None
@@ -101,7 +101,7 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
 
 
 def mask_of(dataset: Path, image: Path, masks: Path) -> Path | None:
-    """The mask that training would take for an image."""
+    """Return the mask that training would use for an image, or None if there is none."""
     subset = Subset(root=dataset, masks=MaskRules(folder=masks))
     return mask_file(ImageRecord(image, Size(1, 1), FileStamp(0, 0), subset=subset))
 
@@ -109,29 +109,29 @@ def mask_of(dataset: Path, image: Path, masks: Path) -> Path | None:
 def bucket_answer(
     image: Path, facts: Mapping[str, Any], given: Mapping[str, str], known: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Where a rectangle of an image would go, and what of it would be kept; or its `fault`.
+    """Return the bucket of a rectangle of an image and the part that it keeps, or its `fault`.
 
     Args:
         image: The image.
-        facts: What `Views.facts` says of it.
-        given: The rectangle and the resolution, as a form has them.
-        known: The options for buckets of its dataset (`known_options`).
+        facts: The result of `Views.facts` for the image.
+        given: The rectangle and the resolution, as texts of a form.
+        known: The bucket options of its dataset (`known_options`).
     """
     try:
         box = _box_of(given)
     except ValueError:
-        return {"fault": "Whole numbers are expected."}
+        return {"fault": "Enter whole numbers."}
     whole = _whole(facts)
     fault = why_not_cut(whole, box)
     resolution = whole_number(given.get("resolution", ""), _LONGEST_SIDE) or 0
     if resolution not in (*OFFERED, resolution_of(known)):
-        fault = "is asked for at a resolution that is not offered here"
+        fault = "has a resolution that is not offered here"
     if fault:
         return {"fault": f"The crop {fault}."}
     rules = BucketRules(**bucket_rules(known, resolution))
     try:
         planned = bucket_of(image, whole, box, resolution, rules)
-    except ConfigError as error:  # the options of a list that somebody wrote by hand
+    except ConfigError as error:  # invalid options in a list that was edited by hand
         return {"fault": str(error)}
     return {
         "bucket": str(planned.bucket),
@@ -142,21 +142,21 @@ def bucket_answer(
 
 
 def keep_crop(image: Path, facts: Mapping[str, Any], given: Mapping[str, str]) -> None:
-    """Write the crop of a form beside its image.
+    """Write the crop in a form to its file beside the image.
 
     Raises:
-        DatasetError: It is none of the image.
+        DatasetError: The crop is not a rectangle inside the image.
         StorageError: The file cannot be written.
     """
     try:
         box = _box_of(given)
     except ValueError as error:
-        raise DatasetError("X, y, width and height are whole numbers.") from error
+        raise DatasetError("X, y, width and height must be whole numbers.") from error
     write_cut(image, _whole(facts), box)
 
 
 def remove_crop(image: Path) -> None:
-    """Use the whole image again.
+    """Remove the crop of an image, so that the whole image is used.
 
     Raises:
         StorageError: The file cannot be removed.
@@ -169,22 +169,22 @@ def _whole(facts: Mapping[str, Any]) -> Size:
 
 
 def _box_of(given: Mapping[str, str]) -> Box:
-    """The rectangle of a form.
+    """Return the rectangle in a form.
 
     Raises:
-        ValueError: A number is missing, is none, or is far too large.
+        ValueError: A number is missing, invalid, or far too large.
     """
     names = ("x", "y", "width", "height")
     typed = (whole_number(given.get(name, ""), _LONGEST_SIDE, -_LONGEST_SIDE) for name in names)
     numbers = [number for number in typed if number is not None]
     if len(numbers) < len(names):
-        raise ValueError("no whole number, or far too large")
+        raise ValueError("not a whole number, or far too large")
     x, y, width, height = numbers
     return Box(x, y, Size(width, height))
 
 
 def _kept(planned: PlannedImage) -> list[float]:
-    """What of a crop its bucket keeps: x, y, width and height as shares of the crop."""
+    """Return the part of a crop that its bucket keeps: x, y, width, height as fractions of it."""
     width, height = planned.resized.wh
     crop = planned.crop
     return [
@@ -212,7 +212,7 @@ def _bytes(number: int) -> str:
 
 
 def _captions(dataset: Path, image: Path) -> list[dict[str, str]]:
-    """The files with words beside an image, and what they say."""
+    """Return the caption files beside an image: name and text."""
     lookup, found = SidecarLookup(), []
     for ending in (CAPTION, TAGS):
         file = lookup.file(image, ending)
@@ -227,9 +227,10 @@ def _captions(dataset: Path, image: Path) -> list[dict[str, str]]:
 
 
 def _neighbours(dataset: Path, image: Path) -> tuple[str, str, int, int]:
-    """Addresses of the images before and after one, its number from 1 on, and how many there are.
+    """Return the addresses of the previous and the next image, the image's number, and the total.
 
-    In the order of their paths, as scans have them; empty where there is none.
+    Images are in the order of their paths, as in scans. An address is empty if there is no such
+    image. Numbers start at 1; the number is 0 if the image is not in the dataset.
     """
     found = image_files(dataset)
     try:

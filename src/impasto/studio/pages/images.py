@@ -1,7 +1,7 @@
-"""The page of one image: its crop, its mask, its words.
+"""The page of one image: its crop, mask and captions.
 
-What it shows is read by `image_views.py`, which is imported when it is first asked for: NumPy and
-Pillow come with it, and a studio that nobody asks for images starts without them.
+Its content is read by `image_views.py`, which is imported on first use: it loads NumPy and Pillow,
+which the studio does not need until an image is opened.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PATIENCE_S = 120.0
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     pages = ImagePages(studio)
     one = "/data/{dataset}/images/{image}"
     return [
@@ -58,7 +58,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What an address names, and how addresses name it."""
+    """A dataset, an image of it, and the address of the image's page."""
 
     dataset: Path
     image: Path
@@ -66,7 +66,7 @@ class _Shown:
 
     @property
     def name(self) -> str:
-        """The path below the dataset, with slashes."""
+        """The path of the image relative to the dataset, with slashes."""
         return self.image.relative_to(self.dataset).as_posix()
 
 
@@ -75,7 +75,7 @@ class ImagePages:
     """Answers requests for one image of a dataset.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
@@ -85,7 +85,7 @@ class ImagePages:
         object.__setattr__(self, "views", Views(self.studio.home / "views"))
 
     async def page(self, request: Request) -> Response:
-        """Everything of one image."""
+        """Show the page of an image."""
         from impasto.studio.pages.image_views import image_page
 
         shown, masks = await self._shown(request), request.query_params.get("masks", "")
@@ -108,23 +108,23 @@ class ImagePages:
         )
 
     async def file(self, request: Request) -> Response:
-        """The image, as browsers can show it."""
+        """Return the image in a format that browsers can show."""
         shown = await self._shown(request)
         return await self._file(shown, shown.image, ".jpg")
 
     async def mask(self, request: Request) -> Response:
-        """The mask of an image, as browsers can show it."""
+        """Return the mask of an image in a format that browsers can show."""
         from impasto.studio.pages.image_views import mask_of
 
         shown = await self._shown(request)
         folder = self._masks(shown, request.query_params.get("masks", ""))
         file = await asyncio.to_thread(mask_of, shown.dataset, shown.image, folder)
         if file is None or not files.is_inside(file, folder):
-            raise HTTPException(404, "This image has no mask there.")
+            raise HTTPException(404, "This image has no mask in that folder.")
         return await self._file(shown, file, ".png")
 
     async def bucket(self, request: Request) -> Response:
-        """Where a rectangle of the image would go, and what of it would be kept, as JSON."""
+        """Return the bucket of a rectangle of the image, and the part that it keeps, as JSON."""
         from impasto.studio.pages.image_views import bucket_answer
 
         shown, given = await self._shown(request), dict(request.query_params)
@@ -138,7 +138,7 @@ class ImagePages:
         return JSONResponse(answer, 422 if "fault" in answer else 200)
 
     async def crop(self, request: Request) -> Response:
-        """Keep a crop beside the image, or remove it."""
+        """Write the crop file of the image, or remove it."""
         from impasto.studio.pages.image_views import keep_crop, remove_crop
 
         shown = await self._shown(request)
@@ -153,13 +153,13 @@ class ImagePages:
         return RedirectResponse(f"{shown.address}{query}", 303)
 
     async def save_mask(self, request: Request) -> Response:
-        """Keep a mask that was painted."""
+        """Save a painted mask."""
         shown = await self._shown(request)
         async with request.form(max_files=1, max_fields=4, max_part_size=_MASK_BYTES) as form:
             folder = self._masks(shown, texts_of(form).get("masks", ""))
             painted = form.get("mask")
             if not isinstance(painted, UploadFile):
-                raise HTTPException(422, "There is no mask in what was sent.")
+                raise HTTPException(422, "The request contains no mask.")
             content = await painted.read(_MASK_BYTES + 1)
         if len(content) > _MASK_BYTES:
             raise HTTPException(413, "A mask of more than 64 MiB is not accepted.")
@@ -183,7 +183,7 @@ class ImagePages:
         return JSONResponse({"saved": printable(str(folder))})
 
     async def make_mask(self, request: Request) -> Response:
-        """Have a model make the mask of this image, as a task."""
+        """Start a task in which a model makes the mask of this image."""
         shown = await self._shown(request)
         given = texts_of(await read_form(request))
         folder = self._masks(shown, given.get("masks", ""))
@@ -211,7 +211,7 @@ class ImagePages:
         return self.studio.page("task_state.html.j2", task=await self._read(begin))
 
     async def showings(self, request: Request) -> Response:
-        """The caption of an image as training will see it, in some epochs."""
+        """Show the caption of an image as training will see it, in the first epochs."""
         shown = await self._shown(request)
         arguments: list[str | Path] = [
             "dataset",
@@ -230,38 +230,38 @@ class ImagePages:
         return self.studio.page("image_showings.html.j2", showings=await self._read(ask))
 
     async def _shown(self, request: Request) -> _Shown:
-        """The image that an address names.
+        """Return the image that an address names.
 
         Raises:
-            HTTPException: There is none: 404.
+            HTTPException: 404 if there is none.
         """
         dataset = await dataset_in(self.studio, request)
         name = request.path_params["dataset"]
         image = await asyncio.to_thread(image_of, dataset, request.path_params["image"])
         if image is None:
-            raise HTTPException(404, "This image is not there: it was removed or renamed.")
+            raise HTTPException(404, "This image does not exist: it was removed or renamed.")
         return _Shown(dataset, image, f"/data/{name}/images/{address_of([dataset], image)}")
 
     def _masks(self, shown: _Shown, text: str) -> Path:
-        """The folder of masks that a form names.
+        """Return the mask folder named in a form.
 
         Raises:
-            HTTPException: It is outside of what the studio shows: 422.
+            HTTPException: 422 if it is outside the folders that the studio shows.
         """
         from impasto.studio.pages.image_views import masks_folder
 
         folder = masks_folder(self.studio.folders.data, shown.dataset, text)
         if folder is None:
             raise HTTPException(
-                422, "The folder of masks has to be in one of the folders that the studio shows."
+                422, "The mask folder must be inside one of the folders that the studio shows."
             )
         return folder
 
     def _model(self, text: str) -> str:
-        """A model of one of the folders of models, or what may be a name of the Hub.
+        """Return the path of a model in a model folder, or a possible id on the Hub.
 
         Raises:
-            HTTPException: It is neither.
+            HTTPException: 422 if it is neither.
         """
         for folder in self.studio.folders.models:
             try:
@@ -274,7 +274,7 @@ class ImagePages:
             return text
         raise HTTPException(
             422,
-            "There is no such model. Give a folder within the folders of models, or the id of a "
+            "There is no such model. Enter a folder inside the model folders, or the id of a "
             "model on the Hub.",
         )
 
@@ -283,29 +283,29 @@ class ImagePages:
         return FileResponse(path, media_type=kind, headers={"cache-control": "no-cache"})
 
     async def _read(self, work: Any) -> Any:
-        """What a function gives that reads, or waits for a process.
+        """Call a function that reads files, or waits for a process, in a separate thread.
 
         Raises:
-            HTTPException: It cannot, with its words: 422.
+            HTTPException: 404 if the image no longer exists; 422 for other errors.
         """
         try:
             return await in_own_thread(work)
         except FileNotFoundError as error:
-            raise HTTPException(404, "This image is not there any more.") from error
+            raise HTTPException(404, "This image no longer exists.") from error
         except ImpastoError as error:
             raise HTTPException(422, str(error)) from error
 
 
 def _number(given: dict[str, str], name: str) -> int:
-    """A number of a form.
+    """Return a number of pixels in a form, 0 if it is empty.
 
     Raises:
-        HTTPException: It is none, or too large: 422.
+        HTTPException: 422 if it is invalid or too large.
     """
     least = 0 if name == "blur" else -_MOST_PIXELS
     number = whole_number(given.get(name, "").strip() or "0", _MOST_PIXELS, least)
     if number is None:
         raise HTTPException(
-            422, f"{name} is a whole number of pixels from {least} to {_MOST_PIXELS}."
+            422, f"{name} must be a whole number of pixels from {least} to {_MOST_PIXELS}."
         )
     return number

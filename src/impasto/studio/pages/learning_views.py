@@ -1,4 +1,4 @@
-"""What the page of a run says of what is learnt: best checkpoint, over-fitting, worst images."""
+"""Learning progress on the page of a run: best checkpoint, over-fitting, images of high loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IMAGES = 24
 
 
 def learning_view(run: RunDirectory) -> dict[str, Any]:
-    """The course of the validation loss in words, and the checkpoint that is best by it."""
+    """Return a description of the validation loss over time, and the best checkpoint by it."""
     learning = read_learning(run)
     if learning is None:
         return {"sentence": "", "nothing_yet": NOTHING_HELD_OUT}
@@ -42,7 +42,7 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
 
 
 def image_loss_view(run: RunDirectory, studio: Studio) -> dict[str, Any]:
-    """The images with the highest loss, linked to where the studio shows them."""
+    """Return the images with the highest loss, with the addresses of their pages."""
     worst = worst_images(run)
     found, folder = worst or (), str(run.status().get("folder", ""))
     rows = [_row(one, folder, studio) for one in found[:_IMAGES]]
@@ -61,7 +61,7 @@ def _row(one: ImageLoss, folder: str, studio: Studio) -> dict[str, Any]:
 
 
 def _addresses(path: Path, studio: Studio) -> dict[str, str]:
-    """Where an image's page and thumbnail are; empty where it is in none of the folders."""
+    """Return the addresses of an image's page and thumbnail; empty outside the studio's folders."""
     dataset = Dataset(studio, path.parent)
     try:
         address = f"{dataset.address}/images/{address_of([path.parent], path)}"

@@ -1,7 +1,6 @@
-"""What forms of the page "Models" ask for, checked and made into commands.
+"""Checks the forms of the page "Models", and converts them to commands.
 
-Names that were typed stand behind `--`, or are joined to their option by `=`, so that none is taken
-for an option.
+Typed names follow `--`, or are joined to their option by `=`, so that none is parsed as an option.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CONVERT_CHOICES = {
     "family": FAMILY_KEYS,
     "prediction-type": ("epsilon", "v_prediction"),
 }
-"""The options of `impasto convert` that a form has, and their values."""
+"""The options of `impasto convert` that the form offers, and their values."""
 
 _ENDINGS = {"safetensors": ".safetensors", "ckpt": ".ckpt", "diffusers": ""}
 _LONGEST = 500
@@ -40,10 +39,10 @@ Arguments = list[str | Path]
 
 
 def convert_arguments(model: FoundModel, form: FormData, folders: Sequence[Path]) -> Arguments:
-    """`impasto convert` as a form asks for it.
+    """Return the arguments of `impasto convert` for a form.
 
     Raises:
-        HTTPException: A field has no value that it can have, or there is something of that name.
+        HTTPException: 400 if a field has an invalid value; 409 if the name is taken.
     """
     chosen = {key: _text(form, key) for key in CONVERT_CHOICES}
     for key, value in chosen.items():
@@ -53,12 +52,12 @@ def convert_arguments(model: FoundModel, form: FormData, folders: Sequence[Path]
     ending = _ENDINGS[chosen["to"] or "safetensors"]
     fault = file_name_problem(name) if name else "is missing"
     if name.startswith("."):
-        fault = "begins with a dot, and such files are hidden"
+        fault = "starts with a dot, and such files are hidden"
     if fault:
-        raise HTTPException(400, f"The name {fault}. Give one such as my-model, without a folder.")
+        raise HTTPException(400, f"The name {fault}. Enter one such as my-model, without a folder.")
     target = _folder(form, folders) / (name if name.endswith(ending) else f"{name}{ending}")
     if target.exists() or target.is_symlink():
-        raise HTTPException(409, f"{target.name} is there already. Choose another name.")
+        raise HTTPException(409, f"{target.name} already exists. Choose another name.")
     options = [f"--{key}={value}" for key, value in chosen.items() if value]
     options += ["--ema"] if form.get("ema") else []
     title = _text(form, "title")
@@ -67,32 +66,32 @@ def convert_arguments(model: FoundModel, form: FormData, folders: Sequence[Path]
 
 
 def download_arguments(form: FormData, folders: Sequence[Path]) -> Arguments:
-    """`impasto download` as a form asks for it; the id is the last word.
+    """Return the arguments of `impasto download` for a form; the last one is the id.
 
     Raises:
-        HTTPException: A field has no value that it can have.
+        HTTPException: 400 if a field has an invalid value.
     """
     hub_id, revision, file = (_text(form, key) for key in ("id", "revision", "file"))
     if not _REPO_ID.fullmatch(hub_id):
-        raise HTTPException(400, "The id is of the form owner/name, as the Hub's pages show it.")
+        raise HTTPException(
+            400, "The id must have the form owner/name, as shown on the pages of the Hub."
+        )
     if revision and not _REVISION.fullmatch(revision):
-        raise HTTPException(400, "The revision is the name of a branch or tag, or a commit.")
+        raise HTTPException(400, "The revision must be the name of a branch or tag, or a commit.")
     options = [f"--revision={revision}"] if revision else []
     options += [f"--file={file}"] if file else []
     return ["download", *options, "--out", _folder(form, folders), "--", hub_id]
 
 
 def publish_arguments(model: FoundModel, form: FormData) -> Arguments:
-    """`impasto publish` as a form asks for it, without what sends it.
-
-    The run stands for its model where it is its only one.
+    """Return the arguments of `impasto publish` for a form, without the option for sending.
 
     Raises:
-        HTTPException: A field has no value that it can have.
+        HTTPException: 400 if a field has an invalid value.
     """
     repo_id = _text(form, "repo")
     if not _REPO_ID.fullmatch(repo_id):
-        raise HTTPException(400, "The repository is of the form owner/name.")
+        raise HTTPException(400, "The repository must have the form owner/name.")
     license_id, name, link = (_text(form, f"license{end}") for end in ("", "-name", "-link"))
     try:
         require_license(license_id, name, link)
@@ -105,7 +104,7 @@ def publish_arguments(model: FoundModel, form: FormData) -> Arguments:
 
 
 def sent_to_publish(arguments: Sequence[str]) -> dict[str, str]:
-    """The fields of the form that `publish_arguments` made a command of; empty of another."""
+    """Return the form fields for a result of `publish_arguments`; empty for another command."""
     if len(arguments) < 2 or arguments[0] != "publish":
         return {}
     options = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[1:-3])
@@ -117,13 +116,13 @@ def _text(form: FormData, key: str) -> str:
     value = form.get(key, "")
     text = value.strip() if isinstance(value, str) else ""
     if len(text) > _LONGEST or not text.isprintable():
-        raise HTTPException(400, f"{key} is too long, or has characters that cannot be shown.")
+        raise HTTPException(400, f"{key} is too long, or has unprintable characters.")
     return text
 
 
 def _folder(form: FormData, folders: Sequence[Path]) -> Path:
-    """The folder of models that a form names by its number; the first without one."""
+    """Return the model folder that a form names by number; the first if there is no number."""
     number = _text(form, "folder") or "0"
     if number not in map(str, range(len(folders))):
-        raise HTTPException(400, "There is no such folder of models.")
+        raise HTTPException(400, "There is no such model folder.")
     return folders[int(number)].absolute()

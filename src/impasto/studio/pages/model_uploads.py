@@ -1,4 +1,4 @@
-"""Cards of models and what would be sent with them: made by a dry run, shown, then published."""
+"""Model uploads to the Hub: cards and file lists are made in a dry run, shown, then published."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _KEPT_UPLOADS = 20
 
 @dataclass(frozen=True)
 class ModelUploads:
-    """Makes cards of models, keeps the newest, and sends what a person has agreed to.
+    """Makes cards of models, stores the newest, and publishes those that the user confirms.
 
     Attributes:
-        studio: Has the folder that they are kept in, and the tasks.
+        studio: The state of the studio, with the folder of the uploads and the tasks.
     """
 
     studio: Studio
 
     def prepare(self, model: FoundModel, arguments: Arguments) -> str:
-        """Begin the dry run of a command to publish a model, and return the name of the upload."""
+        """Start the dry run of a command to publish a model, and return the name of the upload."""
         upload = secrets.token_hex(8)
         folder = self._folder(upload)
         _keep_newest(folder.parent)
@@ -47,22 +47,22 @@ class ModelUploads:
         return upload
 
     def send(self, model: FoundModel, upload: str) -> str:
-        """Publish what was looked at, and return the name of the task.
+        """Publish an upload that was shown, and return the name of the task.
 
         Raises:
-            HTTPException: There is no such upload: 404; the model was changed since: 409.
+            HTTPException: 404 if there is no such upload; 409 if the model has changed since.
         """
         wanted = self._request(upload)
         if wanted.get("model") != model.key:
             raise HTTPException(
-                409, "The model was changed since this was made. Make the card again."
+                409, "The model has changed since this card was made. Make the card again."
             )
         verb, *arguments = map(str, wanted["words"])
         arguments = [verb, "--yes", f"--card={self._folder(upload) / CARD}", *arguments]
         return self.studio.tasks.start(arguments, f"Publish {model.title}", model.address)
 
     def last(self, model: FoundModel) -> dict[str, str]:
-        """What the form to publish a model was last sent with; empty without a card of it."""
+        """Return the form fields of the last upload of a model; empty if there is none."""
         with contextlib.suppress(OSError):
             folder = (self.studio.home / "publish").absolute()
             made = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -72,10 +72,10 @@ class ModelUploads:
         return {}
 
     def view(self, model: FoundModel, name: str) -> dict[str, Any]:
-        """What would be sent, as its page shows it.
+        """Return the content of the page of an upload: the card and the files that would be sent.
 
         Raises:
-            HTTPException: There is no such upload: 404.
+            HTTPException: 404 if there is no such upload.
         """
         wanted, folder = self._request(name), self._folder(name)
         task = self.studio.tasks.find(str(wanted.get("task")))
@@ -101,20 +101,20 @@ class ModelUploads:
         return (self.studio.home / "publish" / upload).absolute()
 
     def _request(self, upload: str) -> dict[str, Any]:
-        """What was asked for when a card was made.
+        """Return the request that an upload was prepared for.
 
         Raises:
-            HTTPException: There is no such upload: 404.
+            HTTPException: 404 if there is no such upload.
         """
         is_name = len(upload) == 16 and upload.isascii() and upload.isalnum()
         found = read_object(self._folder(upload) / "request.json") if is_name else None
         if found is None or not isinstance(found.get("words"), list):
-            raise HTTPException(404, "This card is not there any more. Make it again.")
+            raise HTTPException(404, "This card no longer exists. Make it again.")
         return found
 
 
 def _keep_newest(folder: Path) -> None:
-    """Remove what was made for publishing, but the newest."""
+    """Remove the oldest prepared uploads."""
     with contextlib.suppress(OSError):
         uploads = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for upload in uploads[_KEPT_UPLOADS:]:

@@ -1,4 +1,4 @@
-"""The page "Models": what is there, what it is, and what can be done with it."""
+"""The page "Models": the list of models, and for each its contents and operations."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from impasto.studio.tasks import Made
 from impasto.studio.trash import all_deleted, delete
 
 MOST = 1000
-"""So many models are listed at most, the newest."""
+"""Maximum number of models that are listed, the newest ones."""
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of these pages."""
+    """Return the routes of these pages."""
     pages = ModelPages(studio)
     one = "/models/{root}/{name}"
     return [
@@ -66,8 +66,8 @@ class _Refused:
 
     Attributes:
         form: `convert` or `publish`.
-        typed: Its fields as they were sent.
-        why: What was wrong.
+        typed: Its fields as submitted.
+        why: The error that explains the refusal.
     """
 
     form: str
@@ -80,7 +80,7 @@ class ModelPages:
     """Answers requests for models.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
@@ -90,7 +90,7 @@ class ModelPages:
         return ModelUploads(self.studio)
 
     async def all(self, request: Request) -> Response:
-        """All models, what was deleted, and a form to download another one."""
+        """Show all models, the deleted ones, and a form to download another."""
         emptied = "emptied" in request.query_params
         return await self._all(removed=removal_text(request, "models"), emptied=emptied)
 
@@ -102,7 +102,7 @@ class ModelPages:
         typed: Mapping[str, str] | None = None,
         refused: HTTPException | None = None,
     ) -> Response:
-        """The page of all models; where its form was refused, with what was typed."""
+        """Render the page of all models, with the typed values if its form was refused."""
 
         def read() -> dict[str, Any]:
             folders = self.studio.folders
@@ -126,14 +126,14 @@ class ModelPages:
         return self.studio.page("models.html.j2", status, **await asyncio.to_thread(read))
 
     async def one(self, request: Request) -> Response:
-        """A model: what it is, and the forms to convert, publish and delete it."""
+        """Show a model: its contents, and the forms to convert, publish and delete it."""
         model = await self._model_of(request)
         return await self._one(model, request.query_params.get("task", ""))
 
     async def _one(
         self, model: FoundModel, task: str = "", refused: _Refused | None = None
     ) -> Response:
-        """The page of a model; where one of its forms was refused, with what was typed into it."""
+        """Render the page of a model, with the typed values if one of its forms was refused."""
 
         def read() -> dict[str, Any]:
             users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
@@ -155,17 +155,19 @@ class ModelPages:
         return self.studio.page("model.html.j2", status, **content)
 
     async def inspection(self, request: Request) -> Response:
-        """What a model is, as far as it is known, which the page asks for while it is found out."""
+        """Show the contents of a model, as far as known; polled during an inspection."""
         model = await self._model_of(request)
         task = request.query_params.get("task", "")
         content = await asyncio.to_thread(self._inspection, model, task)
         return self.studio.page("inspection.html.j2", model=model.view(), **content)
 
     async def inspect(self, request: Request) -> Response:
-        """Find out what a model is, in a process of its own."""
+        """Start a task that inspects a model."""
         model = await self._model_of(request)
         out = self._result_of(model)
-        await asyncio.to_thread(out.unlink, missing_ok=True)  # asked for again
+        await asyncio.to_thread(
+            out.unlink, missing_ok=True
+        )  # the old result, if the inspection is repeated
         arguments: Arguments = ["inspect", model.path, "--no-hash", "--out", out]
         task = await asyncio.to_thread(
             self.studio.tasks.start, arguments, f"Inspect {model.title}", model.address
@@ -173,7 +175,7 @@ class ModelPages:
         return RedirectResponse(f"{model.address}?task={task}", 303)
 
     async def convert(self, request: Request) -> Response:
-        """Write a model in another form, beside the others; never over something."""
+        """Start a task that converts a model to a new file in a model folder."""
         model, form = await self._model_of(request), await read_form(request)
         folders = [folder.absolute() for folder in self.studio.folders.models]
         try:
@@ -192,7 +194,7 @@ class ModelPages:
         return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
 
     async def download(self, request: Request) -> Response:
-        """Download a model by its id on the Hub."""
+        """Start a task that downloads a model by its id on the Hub."""
         form = await read_form(request)
         try:
             arguments = download_arguments(form, self.studio.folders.models)
@@ -204,7 +206,7 @@ class ModelPages:
         return RedirectResponse(f"/tasks/{task}", 303)
 
     async def publish(self, request: Request) -> Response:
-        """Make the card of a model and the list of what would be sent: a dry run."""
+        """Start the dry run that makes the card of a model and the list of files to be sent."""
         model, form = await self._model_of(request), await read_form(request)
         try:
             arguments = publish_arguments(model, form)
@@ -214,26 +216,26 @@ class ModelPages:
         return RedirectResponse(f"{model.address}/publish/{upload}", 303)
 
     async def upload(self, request: Request) -> Response:
-        """What would be sent, to be looked at before it is."""
+        """Show the card and the files that would be sent, for confirmation."""
         model = await self._model_of(request)
         content = await asyncio.to_thread(self._uploads.view, model, request.path_params["upload"])
         return self.studio.page("publish.html.j2", model=model.view(), **content)
 
     async def upload_fragment(self, request: Request) -> Response:
-        """The same as a part, which the page asks for while the card is made."""
+        """Show the same as a part, which the page polls while the card is made."""
         model = await self._model_of(request)
         content = await asyncio.to_thread(self._uploads.view, model, request.path_params["upload"])
         return self.studio.page("publish_upload.html.j2", model=model.view(), **content)
 
     async def send(self, request: Request) -> Response:
-        """Publish what was looked at. The token is the process's own, by its environment."""
+        """Start a task that publishes a confirmed upload; its token is from the environment."""
         model = await self._model_of(request)
         upload = request.path_params["upload"]
         task = await asyncio.to_thread(self._uploads.send, model, upload)
         return RedirectResponse(f"/tasks/{task}", 303)
 
     async def ask_delete(self, request: Request) -> Response:
-        """What would be lost with a model."""
+        """Show the runs and jobs that need a model, before it is deleted."""
         model = await self._model_of(request)
 
         def read() -> dict[str, Any]:
@@ -248,7 +250,7 @@ class ModelPages:
         return self.studio.page("delete_model.html.j2", **await asyncio.to_thread(read))
 
     async def delete(self, request: Request) -> Response:
-        """Move a model into the trash, unless a run or job works with it now."""
+        """Move a model to the trash, unless a run or job uses it now."""
         model, form = await self._model_of(request), await read_form(request)
         if form.get("sure") != "yes":
             raise HTTPException(400, "Nothing was deleted: the box was not ticked.")
@@ -259,7 +261,7 @@ class ModelPages:
             alive = working_with(model, folders.runs, runs, Queue(self.studio.queue).jobs())
             if alive:
                 raise HTTPException(
-                    409, f"Nothing was deleted: {', '.join(alive)} works with it now."
+                    409, f"Nothing was deleted: the model is used now by {', '.join(alive)}."
                 )
             delete(model)
 
@@ -267,22 +269,22 @@ class ModelPages:
         return RedirectResponse("/models", 303)
 
     async def _model_of(self, request: Request) -> FoundModel:
-        """The model that an address names.
+        """Return the model that an address names.
 
         Raises:
-            HTTPException: There is none: 404.
+            HTTPException: 404 if there is none.
         """
         root, name = request.path_params["root"], request.path_params["name"]
         model = await asyncio.to_thread(find_model, self.studio.folders, root, name)
         if model is None:
-            raise HTTPException(404, "This model is not there: it was deleted, renamed or moved.")
+            raise HTTPException(404, "This model does not exist: it was deleted, renamed or moved.")
         return model
 
     def _result_of(self, model: FoundModel) -> Path:
         return (self.studio.home / "models" / f"{model.key}.json").absolute()
 
     def _inspection(self, model: FoundModel, name: str) -> dict[str, Any]:
-        """What is known of a model, and the task that finds it out."""
+        """Return the stored results of an inspection, and the task of a running one."""
         task = self.studio.tasks.find(name)
         found = read_object(self._result_of(model))
         sections = {
@@ -297,11 +299,11 @@ class ModelPages:
 
 
 def _as_sent(refused: _Refused | None, published: Mapping[str, str]) -> dict[str, Any]:
-    """What the forms of a model's page show: form -> fields, form -> what was wrong.
+    """Return the contents of the forms on a model's page: form -> fields, and form -> fault.
 
     Args:
-        refused: The form that was refused.
-        published: What the one to publish it was last sent with.
+        refused: The form that was refused; None if none was.
+        published: The fields with which the model was last published.
     """
     typed: dict[str, Mapping[str, str]] = {"convert": {}, "publish": published}
     faults = dict.fromkeys(typed, "")

@@ -1,4 +1,4 @@
-"""The form of a new run, its plan, and the start; how it begins is in `new_start.py`."""
+"""The form of a new run, its plan, and its start; the page before it is in `new_start.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MOST_FIELDS = 400
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of these pages."""
+    """Return the routes of these pages."""
     pages = NewRunPages(studio, Drafts(studio.home / "drafts"), studio.plans)
     return [
         Route("/new/{draft}", pages.form_page),
@@ -57,10 +57,10 @@ class NewRunPages:
     """Answers requests for new runs.
 
     Attributes:
-        studio: What they work with.
-        drafts: What was typed.
-        plans: Makes plans of it.
-        beginning: Held while a run is started: a second click leads to the same one.
+        studio: The state of the studio.
+        drafts: The stored contents of forms.
+        plans: Makes plans of drafts.
+        beginning: Held while a run is started, so that a second click finds the same run.
     """
 
     studio: Studio
@@ -69,7 +69,7 @@ class NewRunPages:
     beginning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def form_page(self, request: Request) -> Response:
-        """The form; while a task makes its settings, that task."""
+        """Show the form, or the task that is making its settings."""
         draft = self._draft_of(request)
         fields = draft.fields()
         await asyncio.to_thread(self.plans.prepare)
@@ -81,7 +81,7 @@ class NewRunPages:
         return self.studio.page("new_form.html.j2", draft=draft.name, masks=masks, **content)
 
     async def waiting(self, request: Request) -> Response:
-        """How the task stands that makes the settings; the form once they are there."""
+        """Show the state of the task that makes the settings; redirect to the form at its end."""
         draft = self._draft_of(request)
 
         def look() -> dict[str, Any] | None:
@@ -97,7 +97,7 @@ class NewRunPages:
         return self.studio.page("new_wait_part.html.j2", draft=draft.name, task=view)
 
     async def check(self, request: Request) -> Response:
-        """Keep what is typed, say what is wrong with it, and have it planned."""
+        """Store the typed values, show their faults, and request a plan of them."""
         draft, typed = self._draft_of(request), await _typed(request)
 
         def look() -> Examined:
@@ -113,13 +113,13 @@ class NewRunPages:
         return await self._panel(draft, found, typed)
 
     async def plan(self, request: Request) -> Response:
-        """The newest plan, which the form asks for while it is being made."""
+        """Show the newest plan; the form polls this while the plan is being made."""
         draft = self._draft_of(request)
         state = await asyncio.to_thread(self.plans.state_of, draft)
         return self.studio.page("new_plan.html.j2", draft=draft.name, plan=plan_view(state))
 
     async def save(self, request: Request) -> Response:
-        """Write the settings to a file of their own."""
+        """Write the settings to a file without starting a run."""
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
         if found.config is None or found.folder_fault:
@@ -133,7 +133,7 @@ class NewRunPages:
         return self._answer(f"Wrote {file}.", command=command)
 
     async def start(self, request: Request) -> Response:
-        """Write the settings, and begin the run in a process of its own, unless it is under way."""
+        """Write the settings and start the run in a separate process, unless it is running."""
         draft, typed = self._draft_of(request), await _typed(request)
         async with self.beginning:
             try:
@@ -145,7 +145,7 @@ class NewRunPages:
         return Response(headers={"hx-redirect": f"/new/{draft.name}/started"})
 
     async def enqueue(self, request: Request) -> Response:
-        """Add the run at the end of the queue."""
+        """Add the run to the end of the queue."""
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
         if found.config is None or found.folder_fault:
@@ -161,10 +161,10 @@ class NewRunPages:
             if is_done
             else " No process works on the queue yet: press Start working on its page."
         )
-        return self._answer(f"It is job {job.number} of the queue.{then}", link="/queue")
+        return self._answer(f"Added to the queue as job {job.number}.{then}", link="/queue")
 
     async def started(self, request: Request) -> Response:
-        """A run that begins; its own page once it is there."""
+        """Show a run that is starting; redirect to its page once its run directory exists."""
         draft = self._draft_of(request)
         address, view = await asyncio.to_thread(self._begun, draft)
         if address:
@@ -173,7 +173,7 @@ class NewRunPages:
         return self.studio.page("new_started.html.j2", draft=draft.name, task=view, run=name)
 
     async def started_fragment(self, request: Request) -> Response:
-        """How far it is, which the page asks for."""
+        """Show the same as a part, which the page polls."""
         draft = self._draft_of(request)
         address, view = await asyncio.to_thread(self._begun, draft)
         if address:
@@ -183,13 +183,13 @@ class NewRunPages:
     def _draft_of(self, request: Request) -> Draft:
         draft = self.drafts.find(request.path_params["draft"])
         if draft is None:
-            raise HTTPException(404, "This form is not there: only the newest ones are kept.")
+            raise HTTPException(404, "This form no longer exists: only the newest ones are kept.")
         return draft
 
     def _task_view(self, draft: Draft) -> dict[str, Any]:
         task = self.studio.tasks.find(str(draft.about().get("task", "")))
         if task is None:
-            raise HTTPException(404, "Nothing works for this form. Begin again.")
+            raise HTTPException(404, "The task of this form no longer exists. Start again.")
         return task_view(self.studio.tasks, task)
 
     def _form(self, fields: dict[str, str]) -> dict[str, Any]:
@@ -230,10 +230,10 @@ class NewRunPages:
         )
 
     def _begin(self, draft: Draft, typed: dict[str, str]) -> str:
-        """Start the run of a form; returns why it cannot be, nothing if it is started.
+        """Start the run of a form; return the reason for a refusal, or an empty text if started.
 
         Raises:
-            ImpastoError: The settings cannot be written, or the process not be started.
+            ImpastoError: The settings cannot be written, or the process cannot be started.
         """
         found = self._kept(draft, typed)
         if found.config is None:
@@ -245,7 +245,7 @@ class NewRunPages:
             return _refusal(found)
         file = choose_file(typed, self.studio.folders)
         write_settings(file, found.text, same_is_fine=True)
-        self.plans.forget(draft)  # it would take time and memory from the run
+        self.plans.forget(draft)  # planning would take time and memory from the run
         self.plans.rest()
         title, back = f"Train {run.name}", f"/new/{draft.name}/started"
         address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
@@ -255,7 +255,7 @@ class NewRunPages:
         return ""
 
     def _is_under_way(self, draft: Draft, run: Path) -> bool:
-        """Whether a task that was started from a form is training a run."""
+        """Return whether the task that was started from a form is training this run."""
         about, tasks = draft.about(), self.studio.tasks
         task = tasks.find(str(about.get("task", "")))
         return about.get("run") == str(run) and task is not None and tasks.state_of(task).is_alive
@@ -268,7 +268,7 @@ class NewRunPages:
         )
 
     def _begun(self, draft: Draft) -> tuple[str, dict[str, Any] | None]:
-        """The address of the run that was started, once it is there; and its task."""
+        """Return the address of the started run, empty until its directory exists; and its task."""
         run_path = draft.about().get("run")
         if not isinstance(run_path, str):
             raise HTTPException(404, "Nothing was started from this form.")
@@ -280,19 +280,19 @@ class NewRunPages:
 
 
 async def _typed(request: Request) -> dict[str, str]:
-    """The text fields of a form.
+    """Return the text fields of a form.
 
     Raises:
-        HTTPException: It is larger than any settings are: 413.
+        HTTPException: 413 if it is larger than settings can be.
     """
     return texts_of(await read_form(request, _MOST_FIELDS, _MOST_BYTES))
 
 
 def _refusal(found: Examined) -> str:
-    """Which settings are to be changed; what is wrong with each stands at its field."""
+    """Return a message that names the settings to correct; each fault is shown at its field."""
     first, *others = found.all_faults.items()
     path, message = first
     if not path:
         return f"Not yet: {message}."
-    more = f" and {counted(len(others), 'other settings')} are" if others else " is"
-    return f"Not yet: {path}{more} to be changed first."
+    more = f" and {counted(len(others), 'other settings')}" if others else ""
+    return f"Not yet: {path}{more} must be corrected first."

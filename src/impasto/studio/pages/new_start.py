@@ -1,4 +1,4 @@
-"""The page "New run": how one begins, from a goal, an old command, the defaults, or another run."""
+"""The page "New run": start from a goal, an sd-scripts command, the defaults, or another run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from impasto.studio.found_masks import unused_masks_of
 from impasto.studio.named_choices import Choice, dataset_choices, model_choices
 from impasto.studio.starting import fields_of_run, goal_arguments, goal_faults, named_paths
 
-_MOST_BYTES = 2 << 20  # as the form itself, which a command may fill
+_MOST_BYTES = 2 << 20  # the same as for the form, all of which a command may set
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     pages = NewStartPages(studio, Drafts(studio.home / "drafts"))
     return [
         Route("/new", pages.start_page),
@@ -39,28 +39,28 @@ def routes(studio: Studio) -> list[BaseRoute]:
 
 @dataclass(frozen=True)
 class NewStartPages:
-    """Answers requests for runs that are to be begun.
+    """Answers requests to start a new run.
 
     Attributes:
-        studio: What they work with.
-        drafts: What was typed.
+        studio: The state of the studio.
+        drafts: The stored contents of forms.
     """
 
     studio: Studio
     drafts: Drafts
 
     async def start_page(self, request: Request) -> Response:
-        """How a run may begin; with `from=RUN`, a copy of that run's settings at once."""
+        """Show the ways to start a run; with `from=RUN`, redirect to a copy of its settings."""
         run = request.query_params.get("from")
         if run is not None:
             draft = await asyncio.to_thread(self._copy_of, run)
             return RedirectResponse(f"/new/{draft.name}", 303)
-        await asyncio.to_thread(self.studio.plans.prepare)  # while the person chooses
+        await asyncio.to_thread(self.studio.plans.prepare)  # while the user chooses
         earlier = self.drafts.find(request.query_params.get("draft", ""))
         return await self._start_page({} if earlier is None else earlier.about())
 
     async def goal(self, request: Request) -> Response:
-        """Have settings made for a goal."""
+        """Start a task that makes settings for a goal."""
         typed = await _typed(request)
         folders = self.studio.folders
 
@@ -81,10 +81,10 @@ class NewStartPages:
         return RedirectResponse(f"/new/{draft.name}", 303)
 
     async def command(self, request: Request) -> Response:
-        """Have settings made of a command of sd-scripts."""
+        """Start a task that makes settings from an sd-scripts command."""
         text = (await _typed(request)).get("command", "")
         if not text.strip() or "\0" in text:
-            return await self._start_page({"command": text}, {"command": "Paste a command here."})
+            return await self._start_page({"command": text}, {"command": "Paste a command."})
 
         def begin() -> Draft:
             draft = self.drafts.create(command=text)
@@ -96,7 +96,7 @@ class NewStartPages:
         return RedirectResponse(f"/new/{draft.name}", 303)
 
     async def blank(self, _: Request) -> Response:
-        """Begin with the defaults."""
+        """Create a draft with the default settings."""
         fields = {"output_dir": str(presence.free_path(self.studio.folders.runs[0] / "my-run"))}
         draft = await asyncio.to_thread(self.drafts.create, fields)
         return RedirectResponse(f"/new/{draft.name}", 303)
@@ -128,16 +128,16 @@ class NewStartPages:
         return self.studio.page("new.html.j2", 422 if faults else 200, **content)
 
     def _copy_of(self, name: str) -> Draft:
-        """A draft with the settings of a run, and a run directory of its own.
+        """Create a draft with the settings of a run and a new run directory.
 
-        Masks that its images have by now are used, as by settings that are made for a goal.
+        Masks that its images have now are used, as in settings that are made for a goal.
 
         Raises:
-            HTTPException: There is no such run: 404; its settings cannot be read: 409.
+            HTTPException: 404 if there is no such run; 409 if its settings cannot be read.
         """
         run = self.studio.folders.run_of(name)
         if run is None:
-            raise HTTPException(404, "This run is not there: it was removed, renamed or moved.")
+            raise HTTPException(404, "This run does not exist: it was removed, renamed or moved.")
         try:
             fields = fields_of_run(run)
         except (ConfigError, ValueError) as error:
@@ -154,5 +154,5 @@ class NewStartPages:
 
 
 async def _typed(request: Request) -> dict[str, str]:
-    """The text fields of a form."""
+    """Return the text fields of a form."""
     return texts_of(await read_form(request, most_bytes=_MOST_BYTES))

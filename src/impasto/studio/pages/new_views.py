@@ -1,4 +1,4 @@
-"""What the templates of a new run show of its plan: plain values, no HTML."""
+"""The plan of a new run, as plain values for templates, without HTML."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _MIB = 2**20
 
 
 def masks_taken(told: Any, fields: Mapping[str, str]) -> str:
-    """A sentence about masks that a copy of a run uses and the run did not; empty without any.
+    """Return a sentence about masks that a copied run uses but the original did not, or "".
 
     Args:
-        told: What was noted of them when the copy was made.
-        fields: What the form has now: a folder that was changed since then needs no word.
+        told: The record of the masks that was made with the copy.
+        fields: The current form fields; if the mask folder was changed, the result is empty.
     """
     if not isinstance(told, Mapping) or told.get("field") != fields.get(MASKS):
         return ""
@@ -32,7 +32,7 @@ def masks_taken(told: Any, fields: Mapping[str, str]) -> str:
 
 
 def plan_view(state: PlanState) -> dict[str, Any]:
-    """A plan for `new_plan.html.j2`."""
+    """Return the variables of `new_plan.html.j2` for a plan."""
     plan, error = state.result, state.result.get("error") or {}
     view: dict[str, Any] = {
         "is_running": state.is_running,
@@ -63,7 +63,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     kinds = {
         "regularisation_used": "for regularisation",
         "held_out": "held out",
-        "without_words": "without words",
+        "without_words": "without a caption",
         "masked": "with a mask",
     }
     for key, text in kinds.items():
@@ -79,11 +79,11 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         *([("Captions", ", ".join(captions))] if captions else []),
         ("Buckets", f"{buckets}: {', '.join(list(data['buckets'])[:8])}{' ...' * (buckets > 8)}"),
         ("Steps", f"{steps['total']:,}; {steps['epochs']:.1f} epochs of {steps['per_epoch']:,}"),
-        *([("Looks", _looks(steps["exposure"]))] if steps.get("exposure") else []),
+        *([("Exposure", _looks(steps["exposure"]))] if steps.get("exposure") else []),
         (
             "Time",
             f"about {duration_text(steps['seconds'])}, {duration_text(steps['seconds_each'])} "
-            f"a step, on this {'GPU' if steps['device'] == 'cuda' else 'CPU'}",
+            f"per step, on this {'GPU' if steps['device'] == 'cuda' else 'CPU'}",
         ),
         ("Disk", f"{size_text(disk['total_bytes'])} of {size_text(disk['free_bytes'])} free"),
     ]
@@ -92,8 +92,8 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 def _looks(exposure: dict[str, Any]) -> str:
     low, high = exposure["usual_looks"]
     return (
-        f"{exposure['looks']:.3g} at each image, {exposure['per_step']:.3g} images a step; "
-        f"{low} to {high} looks are usual for {counted(exposure['images'], 'images')}"
+        f"each image is seen {exposure['looks']:.3g} times, {exposure['per_step']:.3g} images per "
+        f"step; {low} to {high} times are usual for {counted(exposure['images'], 'images')}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The page "Queue": jobs in order, how each stands, who works on them, and what can be changed."""
+"""The page "Queue": the jobs in order with their states, the devices, and changes to both."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _LARGEST_NUMBER = 10**9 - 1
 _FIELDS = ("file", "text", "name")
 
 CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
-    "first": (lambda queue, job: queue.move(job, "first"), "Job {job} is the first one now."),
+    "first": (lambda queue, job: queue.move(job, "first"), "Job {job} is now the first."),
     "up": (lambda queue, job: queue.move(job, "up"), "Job {job} has moved up."),
     "down": (lambda queue, job: queue.move(job, "down"), "Job {job} has moved down."),
-    "last": (lambda queue, job: queue.move(job, "last"), "Job {job} is the last one now."),
+    "last": (lambda queue, job: queue.move(job, "last"), "Job {job} is now the last."),
     "pause": (Queue.pause, "Job {job} is paused, or will be after its current step."),
-    "continue": (Queue.go_on, "Job {job} waits for its turn."),
-    "retry": (Queue.retry, "Job {job} waits for its turn."),
+    "continue": (Queue.go_on, "Job {job} is waiting for its turn."),
+    "retry": (Queue.retry, "Job {job} is waiting for its turn."),
     "repeat": (Queue.repeat, "A new job repeats job {job}."),
-    "remove": (Queue.remove, "Job {job} is removed. Its run, if it has one, stays."),
+    "remove": (Queue.remove, "Job {job} is removed. Its run, if it has one, is kept."),
 }
-"""What the buttons of a job do, and the sentence shown afterwards."""
+"""The actions of a job's buttons, each with the sentence shown afterwards."""
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     pages = QueuePages(studio)
     return [
         Route("/queue", pages.page),
@@ -61,17 +61,17 @@ class QueuePages:
     """Answers requests for the queue.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
 
     async def page(self, _: Request) -> Response:
-        """The queue, and the form that adds a job."""
+        """Show the queue, and the form that adds a job."""
         return await self._shown({}, {})
 
     async def fragment(self, _: Request) -> Response:
-        """Jobs and devices alone, which the page asks for again and again."""
+        """Show only the jobs and devices, a part that the page polls."""
         view = await asyncio.to_thread(queue_view, self.studio)
         return self.studio.page("queue_jobs.html.j2", **view)
 
@@ -80,7 +80,7 @@ class QueuePages:
         job, name = request.path_params["job"], request.path_params["change"]
         number = whole_number(job, _LARGEST_NUMBER)
         if name not in CHANGES or number is None:
-            raise HTTPException(404, "There is no such job, or no such change.")
+            raise HTTPException(404, "There is no such job or action.")
         change, said = CHANGES[name]
         try:
             await asyncio.to_thread(change, Queue(self.studio.queue), number)
@@ -89,30 +89,30 @@ class QueuePages:
         return self._said(said.format(job=number))
 
     async def start(self, request: Request) -> Response:
-        """Have a process of its own work the queue off on a device."""
+        """Start a process that works through the queue on a device."""
         form = await read_form(request)
         number = whole_number(str(form.get("device", "0")), _LARGEST_NUMBER)
         if number is None or not is_device_number(number):
-            raise HTTPException(400, "A device is a number: 0 is the first GPU.")
+            raise HTTPException(400, "The device must be a number: 0 is the first GPU.")
         try:
             name = await asyncio.to_thread(self._start, number)
         except RunError as error:
             raise HTTPException(409, str(error)) from error
         if "hx-request" not in request.headers:
             return RedirectResponse("/queue", 303)
-        return self._said(f"A process begins to work on device {name}; that takes some seconds.")
+        return self._said(f"A process is starting on device {name}; that takes a few seconds.")
 
     async def stop(self, request: Request) -> Response:
-        """Have whoever works on a device stop after the step it is at."""
+        """Ask the process that works on a device to stop after its current step."""
         device = request.path_params["device"]
         try:
             await asyncio.to_thread(ask_runner_to_stop, self.studio.queue, device)
         except RunError as error:
             raise HTTPException(409, str(error)) from error
-        return self._said(f"Device {device} is asked to stop after its current step.")
+        return self._said(f"The process on device {device} will stop after its current step.")
 
     async def add(self, request: Request) -> Response:
-        """Add a settings file, by its path or its text."""
+        """Add a job for a settings file, given by its path or its text."""
         form = await read_form(request, most_bytes=_LARGEST_BYTES)
         given = {name: str(form.get(name, "")) for name in _FIELDS}
         paused = form.get("paused") is not None
@@ -135,33 +135,33 @@ class QueuePages:
         )
 
     def _said(self, message: str) -> Response:
-        """A sentence for the line above the list, which is read again at once."""
+        """Return a sentence for the line above the list, and make the page reload the list."""
         answer = self.studio.page("queue_said.html.j2", message=message)
         answer.headers["hx-trigger"] = "queue-changed"
         return answer
 
     def _start(self, number: int) -> str:
-        """Start the process; returns what the device is called.
+        """Start the process for a device, and return the name of the device.
 
         Raises:
-            RunError: Somebody works on it already, or it is not there.
+            RunError: The device is in use or does not exist, or its process is being started.
         """
         name, folder = device_name(number), self.studio.queue
         holder = runner_of(folder, name)
         if holder is not None:
             raise RunError(f"Device {name} is already in use by {holder.description}.")
         if is_starting(self.studio, number):
-            raise RunError(f"The process for device {name} is being started already.")
+            raise RunError(f"The process for device {name} is already being started.")
         arguments = ["queue", "run", "--queue", str(folder), "--device", str(number), "--wait"]
         self.studio.tasks.start(arguments, f"Work on device {name}", "/queue")
         return name
 
     def _add(self, given: dict[str, str], *, paused: bool) -> dict[str, str]:
-        """Add a job; returns what is wrong by the name of its field, or nothing."""
+        """Add a job; return the fault by its field, or an empty dict if there is none."""
         file, text = given["file"].strip(), given["text"]
         if bool(file) == bool(text.strip()):
             return {
-                "file": "Give the path of a settings file, or paste its text below: one of both."
+                "file": "Enter either the path of a settings file, or its text below, but not both."
             }
         field = "file" if file else "text"
         try:
@@ -176,10 +176,10 @@ class QueuePages:
         return {}
 
     def _content_of(self, name: str) -> str:
-        """The text of a settings file below a folder of runs.
+        """Return the text of a settings file below a folder of runs.
 
         Raises:
-            RunError: There is none of that name, or it is no settings file.
+            RunError: There is no such file, or it is not a settings file.
         """
         for folder in self.studio.folders.runs:
             try:
@@ -187,17 +187,19 @@ class QueuePages:
                 if not files.is_inside(path, folder) or not path.is_file():
                     continue
                 if path.suffix.lower() != ".toml" or path.stat().st_size > _LARGEST_BYTES:
-                    raise RunError(f"{name} is no settings file: those end in .toml.")
+                    raise RunError(
+                        f"{name} is not a settings file: it must end in .toml, with at most 1 MiB."
+                    )
                 return read_text(path)
             except (OSError, ValueError) as error:
                 raise RunError(f"{name[:200]} cannot be read: {error}.") from error
         raise RunError(f"There is no file {name[:200]} in the folders of runs.")
 
     def _require_fitting(self, text: str) -> None:
-        """Make sure that settings are valid, and that the studio will show their run.
+        """Check that settings are valid, and that the studio will show their run.
 
         Raises:
-            ImpastoError: They are not, or it would not.
+            ImpastoError: The settings are invalid, or their run directory is not shown.
         """
         output = Path.cwd() / output_of(text)
         values = parse_toml(text)
@@ -205,6 +207,6 @@ class QueuePages:
         build_run_config(values, source="The settings")
         if not any(files.is_inside(output, folder) for folder in self.studio.folders.runs):
             raise RunError(
-                f"output_dir is {output}, which is in none of the folders of runs that this studio "
+                f"output_dir is {output}, which is outside the folders of runs that this studio "
                 f"shows. Choose one in {' or '.join(map(str, self.studio.folders.runs))}."
             )

@@ -1,4 +1,4 @@
-"""What the templates of the queue show: plain values, made from its folder."""
+"""The queue as plain values for templates, read from its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from impasto.studio.core import Studio
 from impasto.studio.pages.tasks import task_view
 
 _NEWEST = 10
-"""The newest tasks that work on queues, among which those of this queue are looked for."""
+"""Number of newest queue tasks among which those of this queue are searched for."""
 
 _LATEST = 2**33
 
 
 def queue_view(studio: Studio) -> dict[str, Any]:
-    """The jobs in order, the devices, and the newest process that has failed to work on them."""
+    """Return the content of the page: jobs in order, devices, and the newest task if it failed."""
     jobs = Queue(studio.queue).jobs()
     last = len(jobs) - 1
     return {
@@ -42,19 +42,19 @@ def queue_view(studio: Studio) -> dict[str, Any]:
 
 
 def _beside(studio: Studio, jobs: list[Job]) -> str:
-    """The runs that train without the queue, as far as can be seen, in words; or nothing."""
+    """Return the names of runs that seem to train outside the queue, joined by commas, or ""."""
     own = {job.run.path.absolute() for job in jobs if job.state == "working" and job.run}
     alive = (found.run.path for found in studio.folders.all_runs() if found.state.is_alive)
     return ", ".join(printable(path.name) for path in alive if path.absolute() not in own)
 
 
 def is_worked_on(studio: Studio) -> bool:
-    """Whether a process works on the queue, or is about to."""
+    """Return whether a process works on the queue, or is starting to."""
     return bool(runners_of(studio.queue)) or is_starting(studio, 0)
 
 
 def is_starting(studio: Studio, number: int) -> bool:
-    """Whether a process for a device was started, by this studio or the one before, and lives."""
+    """Return whether a task for a device, of this studio or an earlier one, is running."""
     return any(
         _device_in(arguments) == str(number) and studio.tasks.state_of(task).is_alive
         for task, arguments in _tasks(studio)
@@ -84,7 +84,7 @@ def _row(studio: Studio, job: Job) -> dict[str, Any]:
 
 
 def _address(studio: Studio, run: RunDirectory | None) -> str:
-    """The page of a run; empty where the studio does not show it."""
+    """Return the address of a run's page, or an empty text if the studio does not show it."""
     if run is None:
         return ""
     try:
@@ -97,14 +97,14 @@ def _address(studio: Studio, run: RunDirectory | None) -> str:
 def _when(job: Job) -> str:
     said, at = ("added", job.added_at)
     if job.began_at:
-        said, at = ("ended", job.ended_at) if job.ended_at else ("began", job.began_at)
+        said, at = ("ended", job.ended_at) if job.ended_at else ("started", job.began_at)
     if not 0 < at < _LATEST:
         return ""
     return f"{said} {time.strftime('%Y-%m-%d %H:%M', time.localtime(at))}"
 
 
 def _devices(studio: Studio, jobs: list[Job]) -> list[dict[str, Any]]:
-    """Those that are worked on, and the first, which is there to be started."""
+    """Return the devices in use, and in any case the first device, so that it can be started."""
     runners, first = runners_of(studio.queue), plain_name(device_name(0))
     found = []
     for name in sorted({*runners, first}, key=lambda name: (name != first, name)):
@@ -126,7 +126,7 @@ def _is_on(job: Job, device: str) -> bool:
 
 
 def _failure(studio: Studio) -> dict[str, Any] | None:
-    """The newest process that was to work on the queue, if it ended with an error."""
+    """Return the newest task of the queue if it ended with an error, or None."""
     for task, _ in _tasks(studio):
         view = task_view(studio.tasks, task)
         return view if view["state"] in ("failed", "killed") else None
@@ -134,7 +134,7 @@ def _failure(studio: Studio) -> dict[str, Any] | None:
 
 
 def _tasks(studio: Studio) -> list[tuple[Any, list[Any]]]:
-    """The newest tasks that work on this queue, with their words."""
+    """Return the newest tasks that work on this queue, with their arguments."""
     found = []
     for task in itertools.islice(studio.tasks.newest("queue", "run"), _NEWEST):
         arguments = list(task.description().get("words", ()))

@@ -1,4 +1,4 @@
-"""What a page says after something was removed for good: once, by its address."""
+"""The message after items were removed for good, passed to a page in its address."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _MOST = 10**15
 
 
 def address_after_removal(page: str, number: int, size: int) -> str:
-    """The address of a page that says what was removed.
+    """Return the address of a page that reports what was removed.
 
     Args:
         page: The address of the page, without a query.
-        number: How many things were removed.
-        size: The bytes that they took.
+        number: Number of items that were removed.
+        size: Their size in bytes.
     """
     return f"{page}?removed={number}&freed={size}"
 
 
 def removal_text(request: Request, plural: str) -> str:
-    """What was removed just now and how much of the disk it gave back; empty where nothing was.
+    """Return a sentence on what was just removed and the space it freed, or "" without a report.
 
     Args:
         request: The request for the page.
-        plural: What the things are called.
+        plural: The plural noun for the items.
     """
     asked = request.query_params
     number = whole_number(asked.get("removed", ""), _MOST)
@@ -34,6 +34,6 @@ def removal_text(request: Request, plural: str) -> str:
     if number is None or size is None:
         return ""
     if not number:
-        return "Nothing was removed: none of it was in the trash any more."
+        return "Nothing was removed: these items were no longer in the trash."
     what = counted(number, f"{plural} were")
     return f"{what} removed for good. That freed {size_text(size)}."

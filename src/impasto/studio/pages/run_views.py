@@ -1,4 +1,4 @@
-"""What the templates of the studio show, made from run directories: plain values, no HTML."""
+"""Runs as plain values for templates, without HTML, read from run directories."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASKS: dict[CommandName, str] = {
     "stop": "Stop after this step",
     "stop-now": "Stop now",
 }
-"""What the buttons that ask a run for something say."""
+"""Labels of the buttons that send requests to a run."""
 
 _LOG_LINES = 300
 _LOG_BYTES = 256 << 10
@@ -33,7 +33,7 @@ _LOG_BYTES = 256 << 10
 def run_rows(
     summaries: Iterable[RunSummary], name_of: Callable[[RunDirectory], str]
 ) -> list[dict[str, Any]]:
-    """The list of runs, one row each."""
+    """Return the list of runs, one row per run."""
     return [
         {
             "name": name_of(summary.run),
@@ -50,8 +50,8 @@ def run_rows(
 
 
 def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
-    """Everything of one run but its curves, which the page asks for itself."""
-    position = RunWatch(run).position  # before anything is read: what comes meanwhile is told again
+    """Return the content of a run's page, except the curves, which the page requests separately."""
+    position = RunWatch(run).position  # first, so that changes during the reading are sent again
     return {
         "title": run.path.name or str(run.path),
         "place": str(run.path.resolve()),
@@ -65,10 +65,10 @@ def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
 
 
 def samples_view(run: RunDirectory) -> dict[str, Any]:
-    """The steps that previews were drawn at, and those of the newest.
+    """Return the steps that have previews, and the previews of the newest step.
 
-    Of the steps between the first and the newest only the folders are looked at: a run may have
-    thousands, of which the page shows one at a time.
+    For the steps in between, only the folders are listed, not their files: a run may have thousands
+    of steps, of which the page shows one at a time.
     """
     steps = run.sampled_steps()
     newest = newest_previews(run, steps)
@@ -88,7 +88,7 @@ def samples_view(run: RunDirectory) -> dict[str, Any]:
 
 
 def _why_none(run: RunDirectory) -> str:
-    """Why a run has no previews, or when it draws the first."""
+    """Return a sentence on why a run has no previews, or when it will draw the first."""
     try:
         asked = parse_toml(read_text(run.config_file)).get("previews", {})
         prompts = asked.get("prompts") or asked.get("prompt_file")
@@ -96,20 +96,20 @@ def _why_none(run: RunDirectory) -> str:
     except (OSError, ValueError, AttributeError):
         return "No previews yet."
     if not prompts:
-        return "This run draws no previews, since its settings have no prompts for them."
+        return "This run draws no previews, since its settings have no prompts."
     if every == 0 and not epochs:
-        return "No previews yet. The run draws them at its end, or by “Preview now”."
-    often = f": after every {every} steps" if every and not epochs else ""
-    return f"No previews yet. The run draws them as it goes{often}, or by “Preview now”."
+        return "No previews yet. The run draws them at its end, or on “Preview now”."
+    often = f" every {every} steps" if every and not epochs else " during training"
+    return f"No previews yet. The run draws them{often}, or on “Preview now”."
 
 
 def _prompt(run: RunDirectory, step: int, name: str) -> str:
-    """The prompt of a preview, as its file tells; its name where it does not."""
+    """Return the prompt stored in a preview, or the name of its file if there is none."""
     return parameters_of(run.samples / step_name(step) / name).partition("\n")[0] or name
 
 
 def state_view(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
-    """How a run stands, and what can be asked of it then."""
+    """Return the state of a run, and the requests and actions that are possible in it."""
     model, mixture = run.exported_model(), mixture_of(run)
     waits = not state.is_alive and processes.is_starting(run.path)
     ending = waits and state.status.get("pid") == processes.pid_of(run.path)
@@ -126,7 +126,7 @@ def state_view(run: RunDirectory, state: RunState, processes: RunProcesses) -> d
         "ending": ending,
         "can_resume": state.can_go_on and not waits,
         "newest_state": saved[-1] if saved else None,
-        "at_stop": f"What came after step {saved[-1]:,} will be lost."
+        "at_stop": f"All training after step {saved[-1]:,} will be lost."
         if saved
         else "No state is saved yet: all steps will be lost.",
         "failure": "" if state.is_alive else processes.failure_of(run.path),
@@ -159,7 +159,9 @@ def _newest_sample(run: RunDirectory) -> tuple[int, str] | None:
 
 
 def _log(run: RunDirectory) -> list[dict[str, str]]:
-    begin = max(0, size_of(run.events_file) - _LOG_BYTES)  # may begin within a line, which is left
+    begin = max(
+        0, size_of(run.events_file) - _LOG_BYTES
+    )  # may start within a line, which is skipped
     lines = (line_of(event) for _, event in read_events(run.events_file, begin))
     return [line for line in lines if line is not None][-_LOG_LINES:]
 
@@ -172,7 +174,7 @@ def _settings(run: RunDirectory) -> str:
 
 
 def _facts(run: RunDirectory) -> list[tuple[str, str]]:
-    """The dataset and the machine, as far as the run has written them down."""
+    """Return facts about the dataset and the machine, as far as the run has recorded them."""
     dataset, environment = _json(run, "dataset.json"), _json(run, "environment.json")
     found = []
     if "pictures" in dataset:

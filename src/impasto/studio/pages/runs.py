@@ -1,4 +1,4 @@
-"""The pages "Runs" and "Run": how runs stand, what changes in them, and what they are asked."""
+"""The pages "Runs" and "Run": the states of runs, their live updates, and requests to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of these pages."""
+    """Return the routes of these pages."""
     pages = RunPages(studio)
     return [
         Route("/", pages.start_page),
@@ -61,11 +61,11 @@ class RunPages:
     """Answers requests for runs.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
         reading: Held while every line of a large file is read, which takes seconds and memory: a
-            page that compares 24 runs asks for all of them at once.
-        reading_losses: Held while losses of images are read, for the same reason.
-        kept: Curves that were read already.
+            page that compares 24 runs requests all of them at once.
+        reading_losses: Held while image losses are read, for the same reason.
+        kept: The cache of curves.
     """
 
     studio: Studio
@@ -74,38 +74,39 @@ class RunPages:
     kept: KeptCurves = field(default_factory=KeptCurves)
 
     async def run_of(self, request: Request) -> RunDirectory:
-        """The run that an address names.
+        """Return the run that an address names.
 
         Raises:
-            HTTPException: There is none: 404.
+            HTTPException: 404 if there is none.
         """
         run = await asyncio.to_thread(self.studio.folders.run_of, request.path_params["run"])
         if run is None:
-            raise HTTPException(404, "This run is not there: it was removed, renamed or moved.")
+            raise HTTPException(404, "This run does not exist: it was removed, renamed or moved.")
         return run
 
     async def start_page(self, _: Request) -> Response:
-        """Recent runs, and how they stand."""
+        """Show the start page with all runs and their states."""
         return self.studio.page(
             "start.html.j2", runs=await self._rows(), folders=self._folder_names()
         )
 
     async def runs_fragment(self, _: Request) -> Response:
-        """The list of runs alone, which the page asks for again and again."""
+        """Show only the list of runs, a part that the page polls."""
         return self.studio.page(
             "runs.html.j2", runs=await self._rows(), folders=self._folder_names()
         )
 
     async def run_page(self, request: Request) -> Response:
-        """Everything of one run."""
+        """Show the page of a run."""
         run = await self.run_of(request)
         content = await asyncio.to_thread(run_page, run, self.studio.run_processes)
         return self.studio.page("run.html.j2", name=self.studio.folders.name_of(run), **content)
 
     async def curves(self, request: Request) -> Response:
-        """The curves as JSON; with `exact=1`, of every line of a large file.
+        """Return the curves as JSON; with `exact=1`, from every line of a large file.
 
-        The header `x-curves` says whether they are of every line: then nothing else is to be asked.
+        The header `x-curves` is `exact` if every line was read, so that no second request is
+        needed; else it is `sketched`.
         """
         run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
         file = run.metrics_file
@@ -114,27 +115,27 @@ class RunPages:
             is_long = exact and await asyncio.to_thread(size_of, file) >= SKETCHED_FROM
             async with self.reading if is_long else contextlib.nullcontext():
                 if is_long and await request.is_disconnected():
-                    return Response(status_code=400)  # whoever asked left while others were served
+                    return Response(status_code=400)  # the client has left while others were served
                 found = await asyncio.to_thread(self.kept.read, file, exact=exact)
         kind = "exact" if found.is_exact else "sketched"
         headers = {"cache-control": "no-store", "x-curves": kind}
         return Response(found.content, media_type="application/json", headers=headers)
 
     async def learning(self, request: Request) -> Response:
-        """What the validation losses say, as a part of the page."""
+        """Show the learning progress by the validation losses, as a part of the page."""
         run = await self.run_of(request)
         content = await asyncio.to_thread(learning_view, run)
         return self.studio.page("learning.html.j2", **content)
 
     async def images(self, request: Request) -> Response:
-        """The images that are learnt worst, as a part of the page."""
+        """Show the images with the highest loss, as a part of the page."""
         run = await self.run_of(request)
         async with self.reading_losses:
             content = await asyncio.to_thread(image_loss_view, run, self.studio)
         return self.studio.page("image_losses.html.j2", **content)
 
     async def stream(self, request: Request) -> Response:
-        """What happens in a run from now on, as server-sent events."""
+        """Stream the changes of a run as server-sent events."""
         run = await self.run_of(request)
         return StreamingResponse(
             self._told(run, request),
@@ -143,47 +144,47 @@ class RunPages:
         )
 
     async def samples(self, request: Request) -> Response:
-        """All previews, as a part of the page."""
+        """Show the previews, as a part of the page."""
         run = await self.run_of(request)
         content = await asyncio.to_thread(samples_view, run)
         name = self.studio.folders.name_of(run)
         return self.studio.page("samples.html.j2", name=name, **content)
 
     async def sample(self, request: Request) -> Response:
-        """A preview of a run."""
+        """Return the file of a preview."""
         run, step = await self.run_of(request), request.path_params["step"]
         folder, name = run.samples / _step_folder(step), request.path_params["file"]
         file = await asyncio.to_thread(file_of, run, folder, name)
         kind = None if file is None else _IMAGES.get(file.suffix.lower())
         if file is None or kind is None:
-            raise HTTPException(404, "This preview is not there.")
+            raise HTTPException(404, "This preview does not exist.")
         headers = {"cache-control": "no-store"}  # a new run may have the name of an old one
         return FileResponse(file, media_type=kind, headers=headers)
 
     async def report(self, request: Request) -> Response:
-        """The report of a run, as a file to keep: its styles are not those of this server."""
+        """Write the report of a run, and return it as a download with its own styles."""
         run = await self.run_of(request)
         await in_own_thread(run_verb, ["report", run.path.absolute()])
         name = f"{printable(run.path.name)}.html"
         return FileResponse(run.report, media_type="text/html", filename=name)
 
     async def command(self, request: Request) -> Response:
-        """Ask a run for something."""
+        """Send a command to a run."""
         run, kind = await self.run_of(request), request.path_params["command"]
         if kind not in get_args(CommandName):
             raise HTTPException(404, f"There is no command {kind}.")
         state = await asyncio.to_thread(run.state)
         if not state.is_alive:
-            raise HTTPException(409, f"Nobody is training this run. {state.sentence(run.path)}")
+            raise HTTPException(409, f"No process is training this run. {state.sentence(run.path)}")
         await asyncio.to_thread(send_command, run.commands, kind)
         return self.studio.page("asked.html.j2", label=ASKS[kind])
 
     async def resume(self, request: Request) -> Response:
-        """Continue a run in a process of its own."""
+        """Resume a run in a separate process."""
         run = await self.run_of(request)
         state = await asyncio.to_thread(run.state)
         if state.is_alive:
-            raise HTTPException(409, "This run is being trained already.")
+            raise HTTPException(409, "This run is already being trained.")
         folder = str(state.status.get("folder", ""))
         await asyncio.to_thread(
             self.studio.run_processes.start, ["resume", run.path], run.path, folder
@@ -210,13 +211,13 @@ class RunPages:
             await asyncio.sleep(self.studio.look_every_s)
 
     def _news(self, watch: RunWatch, run: RunDirectory, *, is_free: bool = False) -> bytes:
-        """What a look finds, as events; a comment, which finds out who has left, if nothing.
+        """Return the changes of a run as events, or else a comment, which detects lost clients.
 
         Args:
-            watch: Looks at the run.
+            watch: Reads the changes.
             run: The run.
-            is_free: Whether a process that the studio started for it has just ended, after which
-                it can be resumed.
+            is_free: Whether a process that the studio started for the run has just ended, after
+                which the run can be resumed.
         """
         news = watch.look()
         told = []
@@ -232,7 +233,7 @@ class RunPages:
         return ("".join(told) or ": still here\n\n").encode("utf-8", errors="replace")
 
     def _state(self, run: RunDirectory, state: RunState) -> str:
-        """How a run stands, as a part of its page; where it is not any more, that."""
+        """Return the state of a run as a part of its page, or a message if the run is gone."""
         if not run.is_there():
             return self.studio.templates.get_template("run_gone.html.j2").render()
         content = state_view(run, state, self.studio.run_processes)
@@ -241,10 +242,10 @@ class RunPages:
 
 
 def _step_folder(text: str) -> str:
-    """The folder of a step that an address names.
+    """Return the name of the folder of a step in an address.
 
     Raises:
-        HTTPException: It is no number of a step: 404.
+        HTTPException: 404 if it is not a valid step number.
     """
     step = whole_number(text, _LARGEST_STEP)
     if step is None:
@@ -253,7 +254,7 @@ def _step_folder(text: str) -> str:
 
 
 def _event(data: str, name: str = "") -> str:
-    """A server-sent event (HTML Living Standard, 9.2); every line of the data has its own field."""
+    """Format a server-sent event (HTML Living Standard, 9.2), with a field per line of data."""
     head = f"event: {name}\n" if name else ""
     lines = data.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return head + "".join(f"data: {line}\n" for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""A dataset as the pages of the studio show it: its name, its addresses and its tasks."""
+"""A dataset as shown by the pages: its name, its addresses and its tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Dataset:
     """A dataset that is shown.
 
     Attributes:
-        studio: What it is shown by.
+        studio: The studio that shows it.
         path: Its folder.
     """
 
@@ -32,33 +32,34 @@ class Dataset:
 
     @property
     def address(self) -> str:
-        """The address of its gallery."""
+        """The address of the dataset's gallery."""
         return f"/data/{self.name}"
 
     @property
     def derived(self) -> Path:
-        """The folder for what is derived from it."""
+        """The folder for data derived from the dataset."""
         return derived_of(self.path, self.studio.home)
 
     @property
     def title(self) -> str:
-        """The name of the dataset as people see it."""
+        """The printable name of the dataset."""
         return printable(self.path.name or str(self.path))
 
     def newest_task(self, verb: str) -> TaskDirectory | None:
-        """The task that did something to it last: `list` or `report`."""
+        """Return the newest task of a verb (`list` or `report`) on the dataset, or None."""
         tasks = self.studio.tasks.newest("dataset", verb)
         return next((t for t in tasks if t.description().get("back") == self.address), None)
 
 
 def thumbnail_address(dataset: Dataset, derived: Path, path: Path) -> str:
-    """Where the thumbnail of an image is; another address once the image has changed.
+    """Return the address of an image's thumbnail, which changes with the image.
 
-    Browsers keep what is at such an address. It has no version of an image that is not there.
+    It contains a version of the image, so that browsers can cache the thumbnail; if the image does
+    not exist, it has no version.
 
     Args:
         dataset: The dataset.
-        derived: Its folder for what is derived from it.
+        derived: Its folder of derived data.
         path: The image.
     """
     address = f"{dataset.address}/thumbnails/{address_of([dataset.path], path)}"

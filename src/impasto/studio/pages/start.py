@@ -1,4 +1,4 @@
-"""The page "Start": the machine in a line, the demo, and the runs that `pages/runs.py` lists."""
+"""Parts of the start page: the line on the machine, and the demo; `runs.py` has its runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from impasto.studio.verbs import in_own_thread
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of these parts."""
     page = StartPage(studio, studio.machine)
     return [
         Route("/parts/machine", page.machine_fragment),
@@ -35,10 +35,10 @@ class StartPage:
     """Answers requests for the start page, but for its list of runs.
 
     Attributes:
-        studio: What it works with.
-        machine: What the machine has.
-        looking: Held while a process looks at the machine: one at a time is enough.
-        beginning: Held while the demo is started: a second click leads to the same one.
+        studio: The state of the studio.
+        machine: Examines the machine.
+        looking: Held while a process examines the machine, so that there is only one at a time.
+        beginning: Held while the demo is started, so that a second click finds the same task.
     """
 
     studio: Studio
@@ -47,7 +47,7 @@ class StartPage:
     beginning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def machine_fragment(self, _: Request) -> Response:
-        """The machine in a line, and what to do about it."""
+        """Show the facts about the machine in a line, and advice about it."""
         async with self.looking:
             found = await asyncio.to_thread(self.machine.remembered)
             if found is None:
@@ -58,13 +58,13 @@ class StartPage:
         return self.studio.page("machine.html.j2", **_machine_view(found))
 
     async def demo(self, _: Request) -> Response:
-        """Train the demo in a folder of its own among the runs, unless that is under way."""
+        """Train the demo in a new run directory, unless it is being trained."""
         async with self.beginning:
             name = await asyncio.to_thread(self._demo_task)
         return RedirectResponse(f"/tasks/{name}", 303)
 
     def _demo_task(self) -> str:
-        """The name of the task that trains the demo."""
+        """Return the name of the task that trains the demo; start one if none is running."""
         tasks = self.studio.tasks
         for task in tasks.newest("demo"):
             if tasks.state_of(task).is_alive:

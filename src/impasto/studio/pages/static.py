@@ -1,4 +1,4 @@
-"""Scripts, styles and icons of the pages."""
+"""The route of the scripts, styles and icons of the pages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from impasto.studio.static_files import PREFIX, static_files
 
 
 def routes(_: Studio) -> list[BaseRoute]:
-    """The route of these files."""
+    """Return the route of these files."""
     return [Route(f"{PREFIX}/{{asset}}", static_file)]
 
 
 async def static_file(request: Request) -> Response:
-    """A file, which a browser may keep for good where the address has its version."""
+    """Return a file, which browsers may cache for ever if the address has its current version."""
     found = static_files().get(request.path_params["asset"])
     if found is None:
         raise HTTPException(404, "There is no such file.")

@@ -1,4 +1,4 @@
-"""The pages of tasks: what the studio has started beside runs, and what came of it."""
+"""The pages of tasks: the commands that the studio has started, and their states and output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MESSAGES = 40
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of these pages."""
+    """Return the routes of these pages."""
     pages = TaskPages(studio)
     return [
         Route("/tasks", pages.all),
@@ -41,13 +41,13 @@ class TaskPages:
     """Answers requests for tasks.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
 
     async def all(self, _: Request) -> Response:
-        """All tasks, the newest first."""
+        """Show all tasks, the newest first."""
 
         def read() -> list[dict[str, Any]]:
             return [task_view(self.studio.tasks, task) for task in self.studio.tasks.all()]
@@ -55,11 +55,11 @@ class TaskPages:
         return self.studio.page("tasks.html.j2", tasks=await asyncio.to_thread(read))
 
     async def one(self, request: Request) -> Response:
-        """A task, with what it printed."""
+        """Show a task with its output."""
         return await self._shown(request, "task.html.j2")
 
     async def fragment(self, request: Request) -> Response:
-        """How a task stands, which a page asks for while it is at work."""
+        """Show the state of a task, a part that pages poll while it is running."""
         return await self._shown(request, "task_state.html.j2")
 
     async def stop(self, request: Request) -> Response:
@@ -76,12 +76,12 @@ class TaskPages:
     def _task_of(self, request: Request) -> TaskDirectory:
         task = self.studio.tasks.find(request.path_params["task"])
         if task is None:
-            raise HTTPException(404, "This task is not there: only the newest ones are kept.")
+            raise HTTPException(404, "This task no longer exists: only the newest ones are kept.")
         return task
 
 
 def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
-    """A task for `task_state.html.j2`, which any page can include."""
+    """Return the variables of `task_state.html.j2` for a task; any page can include it."""
     state, about = tasks.state_of(task), task.description()
     began = about.get("started_at")
     return {
@@ -100,7 +100,7 @@ def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
 
 
 def _made_view(made: Any, *, is_done: bool) -> dict[str, Any] | None:
-    """What a task makes, once there is a page of it: a run at its beginning, else at the end."""
+    """Return the link to a task's result once it has a page: for a run, at its start."""
     if not isinstance(made, Mapping):
         return None
     path = Path(str(made.get("path")))

@@ -39,7 +39,7 @@ _NOTHING: dict[str, Any] = {"task": None, "tried": "", "rows": []}
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
-    """The routes of this page."""
+    """Return the routes of this page."""
     pages = TryPages(studio)
     here = "/data/{dataset}/captions/try"
     return [
@@ -52,16 +52,16 @@ def routes(studio: Studio) -> list[BaseRoute]:
 
 @dataclass(frozen=True)
 class TryPages:
-    """Answers requests for models that are tried.
+    """Answers requests to try models.
 
     Attributes:
-        studio: What they work with.
+        studio: The state of the studio.
     """
 
     studio: Studio
 
     async def page(self, request: Request) -> Response:
-        """The form, and what the models said that were tried."""
+        """Show the form, and the results of the models that were tried."""
         dataset = await dataset_in(self.studio, request)
         query = request.query_params
         tried = await asyncio.to_thread(
@@ -91,7 +91,7 @@ class TryPages:
         )
 
     async def fragment(self, request: Request) -> Response:
-        """What the models have said so far, which the page asks for while they are at work."""
+        """Show the results so far, a part that the page polls while the models run."""
         dataset = await dataset_in(self.studio, request)
         task = request.query_params.get("task", "")
         tried = await asyncio.to_thread(self._tried, dataset, request.path_params["tried"], task)
@@ -110,7 +110,7 @@ class TryPages:
             except ConfigError as error:
                 faults[number] = str(error)
         if not asked:
-            faults["1"] = "Give a model: one of those that are listed, a Hub id, or a folder."
+            faults["1"] = "Enter a model: one of the listed names, a Hub id, or a folder."
         if faults:
             return await self._page(dataset, {**_NOTHING, "columns": _typed(form)}, faults, 400)
         token = secrets.token_hex(16)
@@ -139,7 +139,7 @@ class TryPages:
             raise HTTPException(400, str(error)) from error
         existing = str(form.get("existing", ""))
         if existing not in _EXISTING:
-            raise HTTPException(400, "Choose what becomes of words that are there.")
+            raise HTTPException(400, "Choose what to do with existing captions.")
         arguments = ["dataset", _VERBS[kind], str(dataset.absolute()), f"--existing={existing}"]
         arguments += [f"--model={model}"]
         if kind == "captioner" and setting:
@@ -157,28 +157,30 @@ class TryPages:
         return RedirectResponse(f"{here}?{urlencode({**query, 'task': task})}", 303)
 
     def _start(self, arguments: list[str], title: str, back: str, home: Path) -> str:
-        home.mkdir(parents=True, exist_ok=True)  # a name of the Hub is no path from there
+        home.mkdir(
+            parents=True, exist_ok=True
+        )  # from this folder, an id on the Hub cannot be taken for a path
         return self.studio.tasks.start(arguments, title, back, home)
 
     def _model(self, form: FormData, number: str) -> tuple[str, str, str]:
-        """Kind, model and setting of a row of a form.
+        """Return the kind, model and setting in a row of a form.
 
         Raises:
-            ConfigError: They are refused, with the reason.
+            ConfigError: A value is invalid; the message has the reason.
         """
         kind, model = str(form.get(f"kind-{number}", "")), str(form.get(f"model-{number}", ""))
         setting = str(form.get(f"setting-{number}", "")).strip()
         model = model.strip()
         if kind not in _VERBS:
-            raise ConfigError("A model is a tagger or a captioner.")
+            raise ConfigError("The kind must be tagger or captioner.")
         if reason := why_not_offered(model, kind, self.studio.folders.models):
             raise ConfigError(f"{reason[:1].upper()}{reason[1:]}.")
         if kind == "tagger" and not _is_threshold(setting or "default"):
             raise ConfigError(
-                "The threshold is a number from 0 to 1, or default, balance or model."
+                "The threshold must be a number from 0 to 1, or default, balance or model."
             )
         if len(setting) > _LONGEST_PROMPT or "\0" in setting:
-            raise ConfigError(f"A prompt has up to {_LONGEST_PROMPT:,} characters.")
+            raise ConfigError(f"A prompt must have at most {_LONGEST_PROMPT:,} characters.")
         return kind, model, setting or ("default" if kind == "tagger" else "")
 
     def _tried(self, dataset: Path, token: str, task_name: str) -> dict[str, Any]:
@@ -207,20 +209,20 @@ class TryPages:
 
 
 def _others(messages: list[tuple[str, str]], columns: list[dict[str, Any]]) -> list[Any]:
-    """The messages of a task without those that the table of its models says."""
+    """Return the messages of a task without those that the table of results shows."""
     errors = [column["error"] for column in columns if column["error"]]
     return [(kind, text) for kind, text in messages if not any(e in text for e in errors)]
 
 
 def _typed(form: FormData) -> list[dict[str, Any]]:
-    """What was typed, as columns that the form is filled in from; no model has said anything."""
+    """Return the typed values as columns, from which the form is filled in; without results."""
     names = ("kind", "model", "setting")
     rows = ({key: str(form.get(f"{key}-{n}", "")) for key in names} for n in range(1, MODELS + 1))
     return [*rows]
 
 
 def _short(model: str) -> str:
-    """A model as a heading: of a folder its name."""
+    """Return the heading for a model; for a folder, its name."""
     return Path(model).name if Path(model).is_absolute() else model
 
 

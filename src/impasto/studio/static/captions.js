@@ -1,4 +1,4 @@
-// The page "Captions": ranges of images by shift and click, rows of operations, what is not saved, the end of a task.
+// The page "Captions": range selection with Shift-click, rows of operations, a warning for unsaved text, a reload when a task ends.
 "use strict";
 (() => {
   const form = document.getElementById("edit");
@@ -54,12 +54,12 @@
     });
     number();
 
-    // A preview is of the form as it was: what is changed after it has to be previewed again.
+    // A preview shows the form as submitted: any later change of the form removes it.
     const preview = document.getElementById("preview");
     const waiting = document.getElementById("waiting");
     form.addEventListener("submit", () => {
       preview.replaceChildren();
-      waiting.textContent = "Looking at the captions …";
+      waiting.textContent = "Reading the captions …";
     });
     new MutationObserver(() => {
       if (preview.childNodes.length) waiting.textContent = "";
@@ -94,7 +94,7 @@
     });
   }
 
-  // What a task has written is shown once it is done: the page is loaded again, one time.
+  // When a task has ended, reload the page once, to show what the task has written.
   const place = document.getElementById("task-shown");
   const isAtWork = () => place.querySelector(".task[hx-get]") !== null;
   if (place && isAtWork()) {

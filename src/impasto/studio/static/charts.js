@@ -1,10 +1,10 @@
-// What the pages with curves share: colours, axes, labels, and how a number is written.
+// Shared by the pages with curves: colours, axes, labels and the format of numbers.
 "use strict";
 const charts = (() => {
   const css = getComputedStyle(document.documentElement);
   const colour = (name) => css.getPropertyValue(name).trim();
   const HEIGHT = 220;
-  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss", training_sample_loss: "loss of training images", preview_kernel_distance: "kernel distance", preview_similarity: "similarity" };
+  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "fraction of the time", grad_norm: "norm", validation_loss: "validation loss", training_sample_loss: "loss of training images", preview_kernel_distance: "kernel distance", preview_similarity: "similarity" };
   const WHOLE = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
   const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : (+tick.toPrecision(3)).toExponential();
   return {
@@ -23,7 +23,7 @@ const charts = (() => {
       box.append(head);
       return box;
     },
-    // what all charts over steps have: whole numbers below, short ones at the left
+    // the part that all charts over steps have in common: whole numbers on the x axis, short numbers on the y axis
     frame: (width) => {
       const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
       return {
@@ -32,7 +32,7 @@ const charts = (() => {
         axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 64, values: (_, ticks) => ticks.map(inShort) }],
       };
     },
-    // calls `resize` when the window has got another width, and `draw` when light turns dark
+    // calls `resize` when the width of the window changes, and `draw` when the colour scheme changes
     follow: (resize, draw) => {
       let waiting = 0;
       addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(resize, 100); });

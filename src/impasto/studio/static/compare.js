@@ -1,4 +1,4 @@
-// The page that compares runs: one chart for each value with a curve of each run, and the samples.
+// The page that compares runs: one chart per value, with one curve per run, and the samples.
 "use strict";
 (() => {
   const { colour, HEIGHT, valueOf, widthOf } = charts;
@@ -15,9 +15,9 @@
   const runs = boxes.map((box, n) => ({ address: box.dataset.run, title: box.dataset.title, box, curves: {}, n }));
   const smooth = document.getElementById("smooth");
   const note = document.getElementById("curves-note");
-  const shown = []; // {chart, plot, box, of: the runs that have a curve in it}
+  const shown = []; // {chart, plot, box, of: the runs with a curve in it}
 
-  // a mean over a part of the curve, whose beginning is the mean of what there is so far
+  // a running mean over a fraction of the curve; at its start, the mean of all values so far
   function smoothed([steps, values]) {
     const parts = Number(smooth.value);
     if (!parts) return [steps, values];
@@ -60,7 +60,7 @@
   function describe(box, chart, of) {
     const words = of.filter((run) => run.box.checked).map((run) => {
       const values = run.curves[chart.name][1];
-      return `${run.title} is ${+values[values.length - 1].toPrecision(4)} at last`;
+      return `${run.title} ends at ${+values[values.length - 1].toPrecision(4)}`;
     });
     box.setAttribute("aria-label", `${chart.title}: ${words.join(", ") || "no run is shown"}`);
   }
@@ -91,7 +91,7 @@
 
   async function readAll() {
     const lost = new Set();
-    for (const exact of [false, true]) { // a first look at long files, then every line
+    for (const exact of [false, true]) { // first a coarse version of long files, then every line
       const wanted = runs.filter((run) => !run.isExact);
       if (!wanted.length) break;
       await Promise.all(wanted.map((run) => read(run, exact).catch((error) => lost.add(`${run.title}: ${error.message}`))));

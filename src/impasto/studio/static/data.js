@@ -1,9 +1,9 @@
-// The pages of datasets: why a thumbnail is missing, files that are dropped or chosen, and what they change.
+// The pages of datasets: the reason for a missing thumbnail, uploads of dropped or chosen files, and the update of the page after them.
 "use strict";
 (() => {
   async function explain(image) {
     const note = document.createElement("span");
-    if (image.closest(".strip")) { // one of a few of a dataset, where there is no room for words
+    if (image.closest(".strip")) { // in the list of datasets there is no room for a reason
       note.className = "no-image";
       return image.replaceWith(note);
     }
@@ -20,16 +20,16 @@
 
   const isThumbnail = (node) => node instanceof HTMLImageElement && node.closest(".thumb, .strip");
   addEventListener("error", (event) => { if (isThumbnail(event.target)) explain(event.target); }, true);
-  for (const image of document.querySelectorAll(".thumb img, .strip img")) { // those that failed before
+  for (const image of document.querySelectorAll(".thumb img, .strip img")) { // those that failed before this script ran
     if (image.complete && image.currentSrc && !image.naturalWidth) explain(image);
   }
 
   const form = document.getElementById("upload");
   if (!form) return;
 
-  // What the folder has now is shown in place of what it had, beside what became of the files that were sent.
+  // Parts of the page that are replaced with the current state of the folder after an upload; the results per file stay.
   const PARTS = ["facts", "filters", "found", "unused", "compared", "buckets", "reading"];
-  const READINGS = 3; // of a folder that changes all the time
+  const READINGS = 3; // at most, for a folder that keeps changing
   let readings = 0;
   const reading = document.getElementById("reading");
 
@@ -43,16 +43,16 @@
     for (const id of PARTS) {
       const old = document.getElementById(id), part = now.getElementById(id);
       if (!old || !part) continue;
-      if (id === "filters" && old.querySelector("[open]")) continue; // somebody is about to choose
+      if (id === "filters" && old.querySelector("[open]")) continue; // the user is about to choose a filter
       if (id === "reading" && readings > READINGS) continue;
       const focused = old.contains(document.activeElement) ? document.activeElement : null;
       old.replaceChildren(...part.childNodes);
       window.htmx.process(old);
-      if (focused) { // somebody who goes by keyboard stays where they are
+      if (focused) { // keep the keyboard focus where it was
         [...old.querySelectorAll(focused.tagName)].find(e => e.outerHTML === focused.outerHTML)?.focus();
       }
     }
-    for (const field of document.querySelectorAll(".read [type=number]")) { // those that nobody has filled in
+    for (const field of document.querySelectorAll(".read [type=number]")) { // those that the user has left empty
       if (!field.value) field.value = now.querySelector(`.read [name=${field.name}]`).value;
     }
   }
@@ -70,20 +70,20 @@
     item.className = kind;
     title.textContent = name;
     item.append(title, `: ${words}`);
-    list.prepend(item); // those that were refused come first
+    list.prepend(item); // refused files are listed first
   }
 
-  // Files of a folder: images and captions that are not hidden, each with the name that it gets here.
-  // Where two folders have files of one name, all but the first have their folder's name in front: a
-  // caption must not become that of another image.
+  // Files of a folder: images and captions that are not hidden, each with the name under which it is uploaded.
+  // Where files in two folders have the same name, all but the first get their folder's name as a prefix: a
+  // caption must not become the caption of another image.
   const folder = document.getElementById("folder"), endings = folder.dataset.endings.split(" ");
 
   function named(found) { // [{file, folder}] -> [{file, name}]
     const kept = found.filter(({ file, folder: inside }) =>
       endings.some((ending) => file.name.toLowerCase().endsWith(ending)) &&
       ![...inside.split("/"), file.name].some((part) => part.startsWith(".")));
-    kept.sort((a, b) => Boolean(a.folder) - Boolean(b.folder)); // those beside the folders keep their names
-    const first = new Map(); // name without ending -> the folder that it is of
+    kept.sort((a, b) => Boolean(a.folder) - Boolean(b.folder)); // files outside a folder keep their names
+    const first = new Map(); // name without extension -> the folder that keeps it
     const stem = (name) => name.replace(/\.[^.]*$/, "").toLowerCase();
     for (const { file, folder: inside } of kept) if (!first.has(stem(file.name))) first.set(stem(file.name), inside);
     return kept.map(({ file, folder: inside }) => ({
@@ -109,19 +109,19 @@
     } catch { unread.push(entry.name); }
   }
 
-  async function dropped(transfer) { // the entries have to be asked for before anything is waited for
+  async function dropped(transfer) { // the entries must be read before the first await
     const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
     if (!entries.some((entry) => entry.isDirectory)) {
       return sendAll([...transfer.files].map((file) => ({ file, name: file.name })));
     }
     if (busy) return;
     const found = [], unread = [];
-    status.textContent = "Looking through the folders …";
+    status.textContent = "Reading the folders …";
     for (const entry of entries) await walk(entry, found, unread);
     sendAll(named(found), unread, found.length);
   }
 
-  class DiskError extends Error {} // that the dataset cannot be written: none of the other files could be
+  class DiskError extends Error {} // the dataset folder cannot be written, so no further file is sent
 
   async function send(file, name) {
     const body = new FormData();
@@ -138,7 +138,7 @@
         if (answer.status >= 500) throw new DiskError();
         return taken;
       }
-      const said = new DOMParser().parseFromString(text, "text/html"); // what was refused, as a page says it
+      const said = new DOMParser().parseFromString(text, "text/html"); // the error page with the reason for the refusal
       add(name, said.body.textContent.trim(), "refused");
       if (answer.status >= 500) throw new DiskError();
     } catch (error) {
@@ -148,7 +148,7 @@
     return false;
   }
 
-  // files: [{file, name}]; unread: names of what could not be read; of: how many files a folder had
+  // files: [{file, name}]; unread: names of entries that could not be read; of: the number of files in the folder
   async function sendAll(files, unread = [], of = files.length) {
     if (busy) return;
     list.replaceChildren();
@@ -167,7 +167,7 @@
       status.textContent = `${number} of ${files.length} files sent`;
       try {
         if (await send(file, name)) taken += 1;
-      } catch { // the disk is full: it has been said once, which is enough
+      } catch { // the disk is full: report it once only
         stopped = files.length - number - 1;
         break;
       }
@@ -177,7 +177,7 @@
     status.textContent = `${taken} of ${files.length} files added. `;
     if (refused) status.textContent += `${refused} ${refused === 1 ? "was" : "were"} refused, for the reasons below. `;
     if (stopped) status.textContent += `${stopped} were not sent, since the dataset cannot be written. `;
-    if (others) status.textContent += `${others} that are no images or captions were left out. `;
+    if (others) status.textContent += `${others} were left out, since they are neither images nor captions. `;
     if (taken) {
       const link = document.createElement("a");
       link.href = `${location.pathname}#found`;
@@ -201,7 +201,7 @@
   });
   for (const field of [input, folder]) {
     field.addEventListener("change", () => {
-      list.replaceChildren(); // what was said of other files
+      list.replaceChildren(); // the results of an earlier upload
       const number = input.files.length + folder.files.length;
       status.textContent = number ? `${number} file${number === 1 ? "" : "s"} chosen. Press Add them.` : "";
     });

@@ -92,7 +92,7 @@
     return { x: (event.clientX - place.left) * scaleOf(), y: (event.clientY - place.top) * scaleOf() };
   };
 
-  // The corner opposite to the one that is dragged stays where it is.
+  // The rectangle between a fixed corner and the dragged one.
   const between = (fixed, point) => {
     const right = point.x >= fixed.x;
     const down = point.y >= fixed.y;
@@ -165,7 +165,7 @@
   window.addEventListener("pageshow", () => { isSavingCrop = false; });
   const isCropUnsaved = () => !isSavingCrop && JSON.stringify(read()) !== opened;
 
-  // a small image is shown larger, so that a crop and a mask can be drawn on it
+  // enlarge a small image on the page, so that a crop and a mask can be drawn on it
 
   const LEAST_SHOWN = 640;
   const enlarged = LEAST_SHOWN / Math.max(whole.width, whole.height);
@@ -174,7 +174,7 @@
     stage.style.width = `min(100%, ${Math.round(whole.width * enlarged)}px, ${(80 * whole.width / whole.height).toFixed(1)}vh)`;
   }
 
-  // the mask: a canvas whose opacity is what does not count
+  // the mask: a canvas that is opaque where an area is left out of training
 
   const LONGEST = 1536;
   const TINT = [196, 40, 110];
@@ -189,8 +189,8 @@
   const undo = document.getElementById("undo");
   const brush = document.getElementById("brush");
   const before = [];
-  let changes = 0; // of the mask since the page was opened
-  let saved = 0; // how many of them are saved
+  let changes = 0; // number of changes to the mask since the page was opened
+  let saved = 0; // number of changes that are saved
   let isSaving = false;
 
   const enable = () => { save.disabled = isSaving || changes === saved; };
@@ -227,7 +227,7 @@
       pen.putImageData(pixels, 0, 0);
       stage.classList.add("loaded");
     });
-    image.addEventListener("error", () => { said.textContent = "The mask that is there cannot be shown."; });
+    image.addEventListener("error", () => { said.textContent = "The existing mask cannot be shown."; });
     image.src = `${address}/mask${query}`;
   };
   if (stage.dataset.mask) load();
@@ -304,7 +304,7 @@
       if (answer.ok) {
         const { saved: file } = await answer.json();
         saved = number;
-        said.textContent = `Saved in ${file}.${changes === saved ? "" : " What was painted since is not saved yet."}`;
+        said.textContent = `Saved in ${file}.${changes === saved ? "" : " Later changes are not saved yet."}`;
         const state = document.getElementById("mask-state");
         state.textContent = state.dataset.there;
         document.querySelector("[name=overwrite]").required = true;

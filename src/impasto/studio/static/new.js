@@ -1,4 +1,4 @@
-// The form of a new run: shows what is wrong at its field, hides the settings of other kinds, finds settings, copies.
+// The form of a new run: shows each error at its field, hides the settings of other kinds, finds settings, copies text.
 "use strict";
 (() => {
   const form = document.getElementById("settings");
@@ -51,11 +51,11 @@
     }
   };
 
-  // The usual settings stay where they are: what is found among them is linked.
+  // The usual settings are never hidden by a search: matches among them are shown as links.
   const tellFound = (words, above, below) => {
     found.replaceChildren();
     if (!words) return;
-    found.append(above.length ? "Among the usual settings: " : below ? "" : "No setting has that in its name or in what it says.");
+    found.append(above.length ? "Among the usual settings: " : below ? "" : "No setting has this text in its name or description.");
     above.slice(0, 8).forEach((field, number) => {
       const link = document.createElement("a");
       link.href = `#${controlOf(field).id}`;
@@ -64,7 +64,7 @@
     });
   };
 
-  // A link to a field opens the section that it is in.
+  // A link to a field opens the section that contains it.
   document.addEventListener("click", (event) => {
     const link = event.target.closest('a[href^="#f-"]');
     if (!link) return;
@@ -90,7 +90,7 @@
   });
 
   find.addEventListener("input", (event) => {
-    event.stopPropagation(); // it is no setting
+    event.stopPropagation(); // the search box is not a setting
     showFound();
   });
   find.addEventListener("change", (event) => event.stopPropagation());

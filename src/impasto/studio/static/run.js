@@ -18,8 +18,8 @@
   ];
   const curves = {}; // name -> [steps, values]
   const shown = []; // {chart, names, plot}
-  const late = []; // what was told since the file was last asked for
-  let fault = ""; // why what is shown is not the whole file
+  const late = []; // records that arrived since the last request for the file
+  let fault = ""; // the reason why the charts do not show the whole file
 
   const namesOf = (chart) => Object.keys(curves)
     .filter((name) => chart.names ? chart.names.includes(name) : chart.match.test(name))
@@ -61,10 +61,10 @@
     box.setAttribute("aria-label", `${title}, steps ${x.min} to ${x.max}: ${names.map((name) => `${labelOf(name)} ${lastOf(name)}`).join(", ")}`);
   }
 
-  const lastOf = (name) => { const values = curves[name][1]; return values.length ? `is ${+values[values.length - 1].toPrecision(4)} at last` : "has no value"; };
+  const lastOf = (name) => { const values = curves[name][1]; return values.length ? `ends at ${+values[values.length - 1].toPrecision(4)}` : "has no value"; };
 
   async function read(exact) {
-    late.length = 0; // the file has those
+    late.length = 0; // the file contains them
     const answer = await fetch(`/runs/${run}/curves${exact ? "?exact=1" : ""}`); // as the page's head preloads it
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const isExact = answer.headers.get("x-curves") === "exact";
@@ -73,12 +73,12 @@
     Object.assign(curves, found);
     fault = "";
     draw();
-    if (late.length) add(late); // what was told while the file was being read
+    if (late.length) add(late); // records that arrived while the file was being read
     performance.mark(isExact ? "curves-exact" : "curves-sketched");
     return isExact;
   }
 
-  // one after the other, so that the last one has all; what fails is said beside the curves that are there
+  // one read after another, so that the last has every record; an error is shown above the existing curves
   let reading = Promise.resolve();
   function readNext(exact) {
     reading = reading.then(() => read(exact)).catch((error) => {
@@ -89,7 +89,7 @@
     return reading;
   }
 
-  // whether a part of a chart is looked at closely; asked before numbers are added, which a plot may share
+  // whether a chart is zoomed in; called before records are added, since a plot may share the arrays
   const isZoomed = ({ scales, data }) => {
     const { min, max } = scales.x, steps = data[0];
     return min != null && (min > steps[0] || max < steps[steps.length - 1]); // null: not drawn yet
@@ -102,7 +102,7 @@
       for (const [name, value] of Object.entries(values)) {
         if (!(name in curves)) { curves[name] = [[], []]; isNew = true; }
         const [steps, kept] = curves[name];
-        while (steps.length && steps[steps.length - 1] >= step) { steps.pop(); kept.pop(); } // done again after a resume
+        while (steps.length && steps[steps.length - 1] >= step) { steps.pop(); kept.pop(); } // repeated after a resume
         steps.push(step);
         kept.push(value);
       }
@@ -123,7 +123,7 @@
     add(records);
     if (records.some(({ values }) => "validation_loss" in values)) refresh("learning");
   });
-  live.addEventListener("gap", () => readNext(true)); // those told are the last of more: after an hour's sleep, for one
+  live.addEventListener("gap", () => readNext(true)); // records were missed, for example after an hour of sleep
 
   const lost = document.getElementById("lost");
   live.addEventListener("htmx:sse:error", () => { lost.hidden = false; });
@@ -144,7 +144,7 @@
     if (atEnd) log.scrollTop = log.scrollHeight;
   });
 
-  // new samples are shown at once, unless somebody looks at older ones
+  // show new samples at once, unless the user is viewing older ones
   live.addEventListener("samples", () => {
     const step = document.getElementById("step");
     if (!step || step.value === step.max) return refresh("samples");

@@ -1,6 +1,6 @@
-// What all pages share: where no answer comes at all, the page says so until one comes.
+// Shared by all pages: while the studio does not answer, the page says so.
 "use strict";
-document.addEventListener("input", event => { // who types a seed wants that one
+document.addEventListener("input", event => { // typing a seed turns the random seed off
   const random = event.target.id === "seed" && document.getElementById("random_seed");
   if (random) random.checked = false;
 });
@@ -17,7 +17,7 @@ document.addEventListener("input", event => { // who types a seed wants that one
   }, true);
 })();
 (() => {
-  const WORDS = "The studio does not answer. Is it still running? Runs and tasks go on without it. Where it was started anew, open the address that it printed.";
+  const WORDS = "The studio does not answer. Is it still running? Runs and tasks continue without it. If it has been restarted, open the address that it printed.";
   const place = document.getElementById("asked");
   if (!place) return;
   document.addEventListener("htmx:error", () => { place.textContent = WORDS; });
