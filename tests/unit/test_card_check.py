@@ -161,4 +161,4 @@ def test_this_card():
     result = impasto("doctor", "--gpu")
     for name in ("Precisions", "Attention", "Resume", "Compile", "Memory"):
         assert name in result.stdout
-    assert "did not come to its end" not in result.stdout
+    assert "did not complete" not in result.stdout
