@@ -141,7 +141,7 @@ def test_images_that_are_gone_are_told(tmp_path):
     found = find_images(runs, held, held, SilentProgress())
     assert "training images of b cannot be looked at" in found.notes[0]
     assert found.training is found.real
-    with pytest.raises(ConfigError, match="no run among the models held any out"):
+    with pytest.raises(ConfigError, match="no run among the models has held-out images"):
         find_images({"c": run_config(run(tmp_path / "c", held))}, None, None, SilentProgress())
 
 

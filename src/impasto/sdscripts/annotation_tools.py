@@ -277,4 +277,4 @@ def _write(
     if isinstance(target, MetadataTarget) and target.kept is not None:
         console.note(f"What was there is kept as {target.kept}.")
     if done.written:
-        console.note(f"Take it back with: {undo_command(folder, target.folders)}")
+        console.note(f"Undo with: {undo_command(folder, target.folders)}")
