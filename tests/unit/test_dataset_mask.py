@@ -138,7 +138,7 @@ def test_masks_go_where_training_reads_them_and_are_not_lost(folder, tmp_path):
 def test_nothing_found_writes_no_mask_and_is_told(folder, tmp_path):
     told = run(folder, "--model", segformer(tmp_path / "model", winner="dog"), "--label", "cat")
     assert "Nothing found   3" in told
-    assert "all of each image counts: a.png, b.jpg, sub/a.png" in told
+    assert "the whole image counts: a.png, b.jpg, sub/a.png" in told
     assert not (tmp_path / "set-masks").exists()
 
 
@@ -186,7 +186,7 @@ def test_an_image_in_the_place_of_a_mask_is_not_replaced(folder, tmp_path, capti
         (other / "sub" / "a.txt").write_text("a cat", encoding="utf-8")
     before = (other / "sub" / "a.png").read_bytes()
     Image.new("RGBA", (48, 32), (255, 255, 255, 255)).save(drawn)
-    with pytest.raises(DatasetError, match=r"was not written: sub/a\.png: .* no mask"):
+    with pytest.raises(DatasetError, match=r"was not written: sub/a\.png: .* not a mask"):
         run(folder, "--only", "sub/a.png", "--from", drawn, "--out", other, "--overwrite")
     assert (other / "sub" / "a.png").read_bytes() == before
 
