@@ -41,5 +41,5 @@ def demo_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def held_out_captions() -> list[str]:
-    """Return captions of the twelve things that the base model knows and no training image shows."""
+    """Return the captions of twelve things that the base model knows but the image set lacks."""
     return [p.read_text(encoding="utf-8").strip() for p in sorted(HELD_OUT.glob("*.txt"))]
