@@ -397,7 +397,7 @@ def test_an_optimizer_in_the_place_of_another_is_told(name):
             ["--lr_scheduler=polynomial", "--lr_scheduler_args", "power=2"],
             "does not accept here: give --lr_scheduler_power",
         ),
-        ([*MIN_LR, "--lr_scheduler_args", "lr=1"], "it takes min_lr or min_lr_rate"),
+        ([*MIN_LR, "--lr_scheduler_args", "lr=1"], "it accepts min_lr or min_lr_rate"),
         ([*MIN_LR, "--lr_scheduler_args", "min_lr=x"], "'min_lr=x'; expected a number"),
         (
             [*MIN_LR, "--lr_scheduler_min_lr_ratio=0.2", "--lr_scheduler_args", "min_lr_rate=0.1"],

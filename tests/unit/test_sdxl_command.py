@@ -231,7 +231,7 @@ def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_fil
         words += [f"--{changing}" + ("" if value == "true" else f"={value}")]
     flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
     tree = translate(SDXL_TRAIN, flags).tree
-    with pytest.raises(ConfigError, match=f"--cache_text_encoder_outputs keeps .* {changing}"):
+    with pytest.raises(ConfigError, match=f"--cache_text_encoder_outputs caches .* {changing}"):
         build_settings(SDXL_TRAIN, flags, tree)
     without = {name: value for name, value in flags.items() if name != words[0].lstrip("-")}
     build_settings(SDXL_TRAIN, without, translate(SDXL_TRAIN, without).tree)
