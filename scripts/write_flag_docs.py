@@ -12,22 +12,22 @@ from impasto.sdscripts.flags import ROWS
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
 HEAD = """# Flags of sd-scripts' fine_tune.py, train_db.py and sdxl_train.py
 
-What becomes of each, from `src/impasto/sdscripts/flags.py`. Written by
+How Impasto treats each flag, from `src/impasto/sdscripts/flags.py`. Written by
 `scripts/write_flag_docs.py`; do not edit by hand. Settings are described in [config.md](config.md),
 and the differences in [The old command](guide/sd-scripts.md).
 """
-COLUMNS = "| flag | here |\n|---|---|\n"
+COLUMNS = "| flag | in Impasto |\n|---|---|\n"
 
 
 def fate(flag: Flag) -> str:
     if flag.refusal:
-        return f"refused: {flag.refusal}"
+        return f"rejected: {flag.refusal}"
     if flag.notice:
-        return f"changes nothing, and says so: {flag.notice}"
+        return f"accepted without effect, with a notice: {flag.notice}"
     if flag.differs:
         place = f"`{flag.to}`, " if flag.to else ""
-        return f"{place}not quite as there: {flag.differs}"
-    return f"`{flag.to}`" if flag.to else "as there"
+        return f"{place}with a difference: {flag.differs}"
+    return f"`{flag.to}`" if flag.to else "same as in sd-scripts"
 
 
 def table(scripts: tuple[str, ...]) -> str:
@@ -36,7 +36,7 @@ def table(scripts: tuple[str, ...]) -> str:
 
 
 def _heading(scripts: tuple[str, ...]) -> str:
-    return " and ".join(scripts) if len(scripts) > 1 else f"{scripts[0]} alone"
+    return " and ".join(scripts) if len(scripts) > 1 else f"{scripts[0]} only"
 
 
 def page() -> str:

@@ -1,4 +1,4 @@
-"""How the C library and PyTorch take and give back RAM, set before they do.
+"""Configures how the C library and PyTorch allocate and free RAM, before they are used.
 
 A training step on a CPU takes and frees gigabytes. In pages of 4 KiB that is a million page
 faults per step; and glibc keeps what is freed, in pieces, since it raises its threshold for mapped
@@ -49,7 +49,7 @@ def tune_allocation() -> None:
 
 
 def use_one_arena() -> None:
-    """Have all threads of this process take memory from one place; call it before there are any.
+    """Make all threads of this process share one malloc arena; call it before threads are started.
 
     glibc gives a thread a separate arena, in which what was freed stays for that thread alone
     (mallopt(3), M_ARENA_MAX). A server whose many threads take turns at the same work keeps the

@@ -1,4 +1,4 @@
-"""Writing while other work goes on: from copies in RAM, one after another."""
+"""Writes files in a background thread, one after another, from copies in RAM."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class BackgroundWriter:
         return _is_free(size_bytes)
 
     def submit(self, work: Callable[[], object]) -> None:
-        """Have something done after what was submitted before.
+        """Queue work to be done after everything submitted before.
 
         Raises:
-            ImpastoError: As the work before it, if that has failed meanwhile.
+            ImpastoError: The error of earlier work, if that has failed meanwhile.
         """
         self.raise_error()
         self._waiting.append(self._pool.submit(_without_result, work))

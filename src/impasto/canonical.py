@@ -18,10 +18,10 @@ from typing import Any
 
 
 def canonical(value: object) -> str:
-    """Plain values, collections of them and dataclasses as one line of ASCII.
+    """Return plain values, collections of them and dataclasses as one line of ASCII JSON.
 
     Raises:
-        TypeError: It holds something whose text nobody has fixed.
+        TypeError: The value contains a type without a canonical text.
     """
     return json.dumps(_plain(value), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
@@ -46,5 +46,5 @@ def _plain(value: object) -> Any:
 
 
 def sort_key(path: str, separator: str = os.sep) -> str:
-    """What paths are sorted by: the same order on Windows, so that a run draws the same images."""
+    """Return a sort key for paths that gives the same order on Windows, for reproducible runs."""
     return path.replace(separator, "/")

@@ -18,25 +18,25 @@ class ControlGroup:
     """The folder of a group.
 
     Attributes:
-        folder: Where its files are, if it is there.
-        is_v1: Whether it is of version 1, where each controller has groups of its own.
+        folder: The folder of its files; it may not exist.
+        is_v1: Whether it is of version 1, where each controller has separate groups.
     """
 
     folder: Path
     is_v1: bool
 
     def text(self, name: str) -> str:
-        """What is in one of its files; nothing where that cannot be read."""
+        """Return the content of one of its files, or an empty string if it cannot be read."""
         return _text(self.folder / name)
 
     def number(self, name: str) -> int | None:
-        """The number in one of its files; None where it says "max", or is not there."""
+        """Return the number in one of its files; None if it contains "max" or is missing."""
         text = self.text(name).strip()
         return int(text) if text.isdigit() else None
 
 
 def control_groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
-    """The groups that this process is in, each before those that it lies in.
+    """Yield the groups that this process is in, each before its parents.
 
     A container may see its own group as the root of all, while /proc names it from outside; then
     the folders of that name are not there, and the root has its numbers.

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: those of the machine, or fewer in a container or batch job.
+"""The number of CPUs that this process may use: all, or fewer in a container or batch job.
 
 Slurm and `taskset` say on which CPUs a process runs; Docker and Kubernetes let it run on all of
 them, and give it a share of their time by control groups.
@@ -15,7 +15,7 @@ from impasto.control_groups import ROOT, ControlGroup, control_groups
 
 
 def usable_cpus(root: Path = ROOT) -> int:
-    """CPUs that this process can keep busy, at least 1; a part of one counts as a whole.
+    """Return the number of CPUs that this process may use, at least 1; fractions are rounded up.
 
     Args:
         root: The folder with `proc` and `sys`.

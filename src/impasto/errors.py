@@ -1,4 +1,4 @@
-"""Everything that can go wrong on purpose, and the exit code each error ends the program with.
+"""All errors that Impasto reports to the user, and the exit code of each.
 
     ImpastoError                  1   anything below, or a fault with no better name
     ├── ConfigError               2   a setting, flag or argument is wrong
@@ -45,7 +45,7 @@ class ConfigError(ImpastoError):
 
 
 class DatasetError(ImpastoError):
-    """The images, captions or cached latents cannot be used as they are."""
+    """The images, captions or cached latents are missing, damaged or otherwise unusable."""
 
     exit_code = 3
 
@@ -62,7 +62,7 @@ class OtherFamilyError(ModelError):
     Args:
         message: The paragraph to show.
         source: The path or id of the model.
-        families: Those that it may be of, by the words of `model.family`.
+        families: The families that it may belong to, as values of `model.family`.
     """
 
     def __init__(self, message: str, source: str, families: tuple[str, ...]) -> None:
@@ -96,7 +96,7 @@ class NotSentError(StorageError):
 
 
 class MissingDependencyError(ImpastoError):
-    """A package or a device that this command needs is not there.
+    """A package or a device that this command needs is missing.
 
     Args:
         message: The paragraph to show.

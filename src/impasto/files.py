@@ -37,7 +37,7 @@ _KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
 
 @contextlib.contextmanager
 def dry_run() -> Iterator[None]:
-    """Within this, nothing is remembered or made ready for writing: for dry runs, which look."""
+    """Disable caches and preparations for writing within this context, for dry runs."""
     token = _KEEPS.set(False)
     try:
         yield
@@ -98,7 +98,7 @@ def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
 def rewrite_file(path: Path) -> Iterator[Path]:
     """Replace a file of the user as `replace_file` does; of a link, the file that it leads to.
 
-    Whoever writes where a link of somebody else may lead has to look first (`is_inside`).
+    Callers that write where another user's link may lead must check `is_inside` first.
 
     Raises:
         StorageError: As for `replace_file`; or the link leads in a circle.
@@ -112,7 +112,7 @@ def rewrite_file(path: Path) -> Iterator[Path]:
 
 
 def real_path(path: Path) -> Path:
-    """A path after all links on the way; of links in a circle the path as it is."""
+    """Return a path with all links resolved; if links form a cycle, the path is not resolved."""
     return Path(os.path.realpath(path))
 
 
@@ -165,7 +165,7 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder of ours: all of it or, for whoever looks meanwhile, nothing of it."""
+    """Remove a folder of Impasto's atomically: other processes see all of it or nothing."""
     partial = partial_name(path)
     with contextlib.suppress(OSError):  # what is held open stays, under its name
         path.replace(partial)
@@ -193,14 +193,14 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write JSON, durably if not said otherwise; keys in the order given, non-ASCII as it is."""
+    """Write JSON, durably by default; keys keep their order, and non-ASCII is not escaped."""
     write_text(path, json_text(value, indent=1) + "\n", durable=durable)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON with non-ASCII characters as they are, escaped where UTF-8 cannot hold them.
+    """Return JSON with unescaped non-ASCII characters, unless UTF-8 cannot encode them.
 
-    Names of files that are not UTF-8 come with such characters.
+    File names that are not UTF-8 contain such characters.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
@@ -222,7 +222,7 @@ def write_cached_json(path: Path, value: Any) -> None:
 
 
 def sha256_of(path: Path, advance: Advance | None = None) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; `advance` is told the number of bytes read."""
+    """Return the SHA-256 of a file in hexadecimal; `advance` is called with the bytes read."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size  # making 4 MiB takes longer than reading 4 KiB
@@ -284,10 +284,10 @@ def require_writable(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename; on Windows again for a while, since nobody may have the file open there.
+    """Rename a file or folder; on Windows retry for a while, since open files cannot be renamed.
 
-    Virus scanners and indexers open what was just written. A file that is mapped into memory stays
-    open until its program closes it.
+    Virus scanners and indexers open newly written files. A memory-mapped file stays open until its
+    program closes it.
     """
     for pause in _PAUSES if os.name == "nt" else ():
         try:
@@ -300,7 +300,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def _file_mode() -> int:
-    """What a new file's permissions are by the user's umask; safetensors gives its own 0600."""
+    """Return the permissions of new files by the user's umask; safetensors would use 0600."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -310,7 +310,7 @@ _FILE_MODE = _file_mode()
 
 
 def _mode_of(path: Path) -> int | None:
-    """The permissions of a file that is there; None where there is none, or a link."""
+    """Return the permissions of a file; None if it is missing or is a link."""
     try:
         status = path.lstat()
     except FileNotFoundError:

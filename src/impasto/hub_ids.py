@@ -1,4 +1,4 @@
-"""How models on the Hugging Face Hub are named: `owner/name`."""
+"""The syntax of model ids on the Hugging Face Hub: `owner/name`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How this user runs Impasto: commands for hints, ready to paste; how to install what is missing.
+"""Builds commands for hints, as this user runs Impasto, ready to paste, and install commands.
 
-`start.py` says by `IMPASTO_PROGRAM` how it was called itself. It also names a file by
-`IMPASTO_EXTRA_FILE`: an extra that is written into it is installed, and the command is run again.
+`start.py` passes its own command line in `IMPASTO_PROGRAM`. It also passes a file in
+`IMPASTO_EXTRA_FILE`: an extra written to it is installed, and the command is run again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def program() -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this is the one process of a run, or the first of those that a launcher started."""
+    """Return whether this is the main process of a run (rank 0, or without a launcher)."""
     rank = os.environ.get("RANK", "").strip()
     return not rank.isdecimal() or int(rank) == 0
 
@@ -77,7 +77,7 @@ def missing_extra(extra: str, problem: str, otherwise: str = "") -> MissingDepen
 
 
 def install_extra(extra: str) -> str:
-    """The command that installs an extra here: by `start.py`, from the checkout, or its packages.
+    """Return the command that installs an extra here: with `start.py` or pip.
 
     The name on the package registry is not this project's, so it is never asked for by name.
     """

@@ -1,4 +1,4 @@
-"""The file of a lock: created all at once, kept fresh, read, and removed after its holder has died.
+"""Lock files: created atomically, touched regularly, read, and removed if their holder has died.
 
 A lock is a small JSON file with the process that holds it; it is there or not, so nothing depends
 on `flock`, which network disks pretend to have. Two signs tell a lock of a dead process: on the
@@ -30,16 +30,16 @@ _BEING_WRITTEN_S = 10.0  # a lock file that cannot be read may be read so much l
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who holds a lock, as its file says.
+    """The holder of a lock, as recorded in the lock file.
 
     Attributes:
-        text: The file as it is.
-        owner: The process; None where the file is damaged.
+        text: The content of the file.
+        owner: The process; None if the file is damaged.
         host: The name of its machine.
-        since: When it took the lock, for people.
-        what: What it is doing.
-        age_s: Seconds since it gave a sign of life.
-        was_read: Whether the file could be read; where not, it says nothing of the owner.
+        since: When it took the lock, as text.
+        what: A description of its work.
+        age_s: Seconds since it last touched the file.
+        was_read: Whether the file could be read; if not, the owner is unknown.
     """
 
     text: str
@@ -52,7 +52,7 @@ class LockHolder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the holder still runs, as far as that can be told."""
+        """Whether the holder still runs, as far as that can be determined."""
         if not self.was_read:  # it gives signs of life, as far as is known
             return self.age_s < STALE_S
         if self.owner is None:
@@ -78,7 +78,7 @@ class LockHolder:
 
 
 class LockFile:
-    """A lock file of this process, kept fresh by a thread while it is there."""
+    """A lock file of this process, touched regularly by a thread while it exists."""
 
     def __init__(self, file: Path, what: str) -> None:
         self.file = file
@@ -158,15 +158,15 @@ def create_lock(partial: Path, lock: Path) -> bool:
 
 
 def remove_dead(lock: Path, holder: LockHolder, partial: Path) -> None:
-    """Take a dead process's lock away, unless another process was faster and has taken it.
+    """Remove the lock of a dead process, unless another process has replaced it already.
 
-    Only who has the lock for it looks and removes: of two who found the same dead lock, the slower
-    would remove what a third has taken since.
+    This is done under a second lock: if two processes found the same dead lock, the slower one
+    would otherwise remove the lock that a third has taken since.
 
     Args:
-        lock: The dead process's.
-        holder: What it said.
-        partial: A file with what this process's own lock says.
+        lock: The lock file of the dead process.
+        holder: The content of that file.
+        partial: A file with the content of this process's own lock.
     """
     breaking = lock.with_name(f"{lock.name.removesuffix('.lock')}.breaking.lock")
     if not create_lock(partial, breaking):
@@ -186,7 +186,7 @@ def remove_dead(lock: Path, holder: LockHolder, partial: Path) -> None:
 
 
 def read_lock(file: Path, *, now: float) -> LockHolder | None:
-    """What a lock file says; None where there is none. `now` is of the disk's clock."""
+    """Read a lock file; None if it is missing. `now` is the time of the disk's clock."""
     try:
         touched = file.stat().st_mtime
     except OSError:
@@ -207,7 +207,7 @@ def _text_of(file: Path) -> str:
 
 
 def _text_if_read(file: Path) -> str | None:
-    """What a lock says; empty where there is none, None where it cannot be read just now."""
+    """Return the content of a lock file; empty if it is missing, None if it is unreadable now."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

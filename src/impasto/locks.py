@@ -1,9 +1,9 @@
-"""Locks of folders that hold between processes, also of several machines on a network disk.
+"""Locks of folders between processes, including those of several machines on a network disk.
 
-Each is a file beside what it locks (`lock_file.py`).
+Each lock is a file in the folder that it locks (`lock_file.py`).
 
-A folder of an object store is locked for the processes of this machine alone, in the folder of its
-copies: what is in the store never changes, so other machines need no lock to read and to add.
+A folder of an object store is locked only for the processes of this machine, in the folder of its
+copies: objects in the store never change, so other machines need no lock to read and add objects.
 
 `FolderLock` is for one process at a time, `SharedLock` for any number that use a folder together.
 """
@@ -34,14 +34,14 @@ _ATTEMPTS = 20
 
 
 class FolderLock:
-    """A folder for this process alone, while it is entered as a context.
+    """An exclusive lock of a folder for this process, held while entered as a context.
 
     Args:
         folder: The folder, which exists.
-        what: What the process is doing, for others to read.
-        on_busy: Is told who holds the lock. It raises, and the lock is not taken; or returns, and
-            the lock is tried again a moment later.
-        name: Of the lock file; a folder may have several locks.
+        what: A description of the process's work, shown to other processes.
+        on_busy: Called with the holder of the lock. If it raises, the lock is not taken; if it
+            returns, the lock is tried again a moment later.
+        name: The name of the lock file; a folder may have several locks.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class LockWaiter:
     """Waits for the holder of a lock, and notes it once if that takes more than two seconds.
 
     Args:
-        note: Is given the words.
-        doing: What has to wait: "writing latents to <folder>".
+        note: Called with the message.
+        doing: The waiting work, such as "writing latents to <folder>".
     """
 
     def __init__(self, note: Callable[[str], None], doing: str) -> None:
@@ -96,7 +96,7 @@ class LockWaiter:
         self._since: float | None = None
 
     def __call__(self, holder: LockHolder) -> None:
-        """Be told who holds the lock, at each look."""
+        """Note the holder of the lock; called at each attempt."""
         if self._since is None:
             self._since = time.monotonic()
         elif time.monotonic() - self._since > _NAMED_AFTER_S:
@@ -105,15 +105,15 @@ class LockWaiter:
 
 
 class SharedLock:
-    """Holds a folder together with other processes, while entered as a context.
+    """A shared lock of a folder, held together with other processes while entered as a context.
 
-    It waits for a process that is tidying the folder up (`exclusive_lock`). Where the folder cannot
-    be written there is no lock: nobody can remove anything there either.
+    It waits for a process that holds the `exclusive_lock`. If the folder cannot be written, there
+    is no lock: no process can remove anything there either.
 
     Args:
-        folder: The folder; created if it can be.
-        what: What the process is doing, for others to read.
-        on_busy: Is told who is tidying up, at each look.
+        folder: The folder; created if possible.
+        what: A description of the process's work, shown to other processes.
+        on_busy: Called with the holder of the exclusive lock, at each attempt.
     """
 
     def __init__(self, folder: Path, what: str, on_busy: Callable[[LockHolder], None]) -> None:
@@ -149,12 +149,12 @@ class SharedLock:
 def exclusive_lock(
     folder: Path, what: str, on_busy: Callable[[LockHolder], None]
 ) -> Iterator[None]:
-    """Have a folder without any process that uses it, to remove things from it.
+    """Lock a folder against all other processes, shared locks included, to remove files from it.
 
     Args:
         folder: The folder, which exists.
-        what: What the process is doing, for others to read.
-        on_busy: Is told of a process that uses the folder; it has to raise.
+        what: A description of the process's work, shown to other processes.
+        on_busy: Called with a process that uses the folder; it must raise.
     """
     folder = machine_folder(folder)
     with FolderLock(folder, what, on_busy, TIDY_NAME):
@@ -174,12 +174,12 @@ def lock_holder(folder: Path, name: str = LOCK_NAME) -> LockHolder | None:
 
 
 def shared_lock_holders(folder: Path) -> list[LockHolder]:
-    """The living processes that use a folder; what dead ones left of themselves is removed."""
+    """Return the running processes that use a folder; lock files of dead processes are removed."""
     return list(shared_locks(folder).values())
 
 
 def shared_locks(folder: Path) -> dict[Path, LockHolder]:
-    """As `shared_lock_holders`, by the files that say so: a process may have several."""
+    """Return lock file -> running process that uses a folder; a process may have several files."""
     living, now = {}, temporary_names.disk_time(folder)
     for file in sorted(folder.glob(PRESENCE_PATTERN)):
         holder = read_lock(file, now=now)
@@ -194,5 +194,5 @@ def shared_locks(folder: Path) -> dict[Path, LockHolder]:
 
 
 def is_of_locks(path: Path) -> bool:
-    """Whether a file is a lock, or what a lock is made from."""
+    """Return whether a file is a lock or the temporary file of one, by its name."""
     return path.name.startswith(".") and path.name.endswith(".lock")

@@ -1,12 +1,12 @@
-"""How an image inside a tar or a table is written as a path, and how a person reads it.
+"""Paths of images inside a tar or a table, and their form for users.
 
-The path says all that reading takes, so a record, a stage or a process needs nothing besides:
+The path contains everything needed to read the image, so records and processes pass nothing else:
 
     cats-000.tar/@000000001536+20480/cat.jpg      bytes 1,536 to 22,016 of the tar
     cats.parquet/@row+image+000000000042/cats.parquet#42     row 42 of the column `image`
 
-A person sees `cats-000.tar/cat.jpg` and `cats.parquet#42` (`plain`), which is also what random
-numbers, masks and metadata know an image by: where it stands in its file is no part of its name.
+Users see `cats-000.tar/cat.jpg` and `cats.parquet#42` (`plain`), which is also the name by which
+random numbers, masks and metadata identify an image: its offset in the file is not part of it.
 Nothing is opened here, and the system is never asked for such a path.
 """
 
@@ -24,7 +24,7 @@ TAR = ".tar"
 PARQUET, ARROW = ".parquet", ".arrow"
 TABLES = (PARQUET, ARROW)
 CONTAINERS = (TAR, *TABLES)
-"""Endings of the files that hold many images, in lower case."""
+"""Extensions of the files that hold many images, in lower case."""
 
 SEGMENT = re.compile(r"seg-(\d{20})-[^./\\]+-([0-9a-f]{8})-(\d+)\.arrow\Z")
 """Files of Impasto's own tables (`data/columns/segments.py`): what is known of images."""
@@ -42,11 +42,11 @@ class TarMember:
 
     Attributes:
         container: The tar.
-        offset: Where its bytes begin.
-        size: How many there are.
+        offset: The offset of its first byte.
+        size: Its size in bytes.
         name: Its name in the tar.
-        field: Of JSON, the key whose value is meant; empty for the usual ones, None for a file
-            that is meant whole.
+        field: For JSON, the key of the selected value; empty for the usual keys, None for the
+            whole file.
     """
 
     container: Path
@@ -90,7 +90,7 @@ def path_in_table(table: str, column: str, row: int) -> str:
 
 
 def member_of(path: str | os.PathLike[str]) -> Member | None:
-    """What a path names inside a file; None for the path of a file of its own."""
+    """Parse the path of a member of a tar or table; None for the path of an ordinary file."""
     text = os.fspath(path)
     match = _MEMBER.search(text) if "@" in text else None
     if match is None:
@@ -109,7 +109,7 @@ def is_member(path: str | os.PathLike[str]) -> bool:
 
 
 def plain(path: str | os.PathLike[str]) -> str:
-    """A path as a person knows it: without the place in the file that holds it."""
+    """Return a path as shown to users: without the position inside the containing file."""
     text = os.fspath(path)
     match = _MEMBER.search(text) if "@" in text else None
     if match is None:
@@ -121,24 +121,21 @@ def plain(path: str | os.PathLike[str]) -> str:
 
 
 def is_container(name: str) -> bool:
-    """Whether a file holds many images, by its ending; derived data of Impasto's own does not."""
+    """Return whether a file holds many images, by its extension; Impasto's own tables do not."""
     return name.lower().endswith(CONTAINERS) and SEGMENT.search(name) is None
 
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-"""Endings of tars without places to read members from."""
+"""Extensions of compressed tars, which have no offsets to read members from."""
 
 
 def is_named(path: Path) -> bool:
-    """Whether a path names such files themselves, by their ending or by wildcards.
-
-    A folder is none of them, whatever it is called.
-    """
+    """Return whether a path names container files, by extension or wildcards; False for folders."""
     name = path.name
     is_pattern = WILD.search(name) is not None and name.endswith("*")
     return (is_container(name) or is_pattern) and not is_dir(path)
 
 
 def folder_of(path: Path) -> Path:
-    """The folder that the images of a place are below: of a file or a pattern, the one it is in."""
+    """Return the folder of the images: the parent of a container file or pattern, else the path."""
     return path.parent if is_named(path) else path

@@ -1,4 +1,4 @@
-"""The optimizers that are known by name: where each is, and what it can do. Imports no library."""
+"""The table of optimizers that have a name: their modules and properties. Imports no library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FACTOR = (0.1, 2.0)
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """Where an optimizer is, what it can do, and what it is given by default.
+    """The module, properties and default arguments of an optimizer.
 
     Attributes:
         module: The module to import; empty where it is still to be found.
@@ -195,7 +195,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 
 
 def row_of(kind: str) -> OptimizerRow:
-    """What is known of an optimizer by its name alone; nothing is imported.
+    """Return the table row of an optimizer by its name; nothing is imported.
 
     Args:
         kind: A name of the table, of a class, or `module.Class`.
@@ -233,12 +233,12 @@ def row_of(kind: str) -> OptimizerRow:
 
 
 def plain_name(name: str) -> str:
-    """A name as it is compared: in small letters, without dashes."""
+    """Return a name normalised for comparison: in lower case, without dashes."""
     return name.lower().replace("_", "").replace("-", "")
 
 
 def not_by_chunks(kind: str, setting: str) -> str:
-    """Why an optimizer is refused where it would go through the weights in chunks.
+    """Return why an optimizer cannot update the weights in chunks.
 
     Args:
         kind: The name of the optimizer.
@@ -260,7 +260,7 @@ _SETTINGS_OF_RATES = (
 def one_rate_only(
     kind: str, rates: Sequence[float], settings: Sequence[str] = _SETTINGS_OF_RATES
 ) -> str:
-    """Why different rates are refused, and what to set.
+    """Return why an optimizer does not support different learning rates, and what to set instead.
 
     Args:
         kind: The name of the optimizer.

@@ -1,8 +1,8 @@
-"""Which process something on disk belongs to, and whether that process still runs.
+"""Identifies the process that owns something on disk, and whether it still runs.
 
-A process is told apart by its number, the moment it started, and the place where its number means
-something: a machine since its last boot and, on Linux, a namespace of process numbers (a container
-has its own). Used in the names of temporary files (`files.py`) and in lock files (`locks.py`).
+A process is identified by its id, its start time and the scope of its id: a machine since its last
+boot and, on Linux, a PID namespace (a container has a separate one). Used in the names of temporary
+files (`files.py`) and in lock files (`locks.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _STARTS_DIFFER_BY = 2  # seconds by which psutil's start of one process may vary
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process, as it is named on disk.
+    """The identity of a process, as recorded on disk.
 
     Attributes:
-        pid: Its number.
-        start: When it started: clock ticks since boot on Linux, seconds since 1970 elsewhere.
-        machine: Where its number means something: six hexadecimal digits.
+        pid: Its process id.
+        start: Its start time: clock ticks since boot on Linux, seconds since 1970 elsewhere.
+        machine: The scope of the process id, as six hexadecimal digits.
     """
 
     pid: int
@@ -63,7 +63,7 @@ def current_process() -> ProcessIdentity:
 
 
 def boot_mark() -> str:
-    """What differs after each start of this machine; empty where the system does not say."""
+    """Return an id that changes with each boot of this machine; empty if the system has none."""
     return _text_of("/proc/sys/kernel/random/boot_id") if sys.platform == "linux" else ""
 
 
@@ -90,7 +90,7 @@ _UNKNOWN_START = -1
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process started; None where there is none of that number, or only its remains."""
+    """Return the start time of a process; None if it does not exist or is a zombie."""
     return _start_on_linux(pid) if sys.platform == "linux" else _start_elsewhere(pid)
 
 

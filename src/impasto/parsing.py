@@ -45,7 +45,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def read_caption_file(path: Path) -> str:
-    """The text of a file with captions or tags: UTF-8, or UTF-16 where the file says so.
+    """Read a file with captions or tags: UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
         OSError: As for `read_text`.
@@ -110,10 +110,10 @@ def parse_json(
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object of a file; None where it is missing, damaged, too large or something else.
+    """Read the JSON object in a file; None if it is missing, damaged, too large or not an object.
 
-    For files that a process of ours has written, and that somebody else may have put there. Names
-    of files in it may hold half a surrogate pair: bytes that are not UTF-8.
+    For files written by Impasto, which another user may have replaced. File names in it may
+    contain lone surrogates: bytes that are not UTF-8.
     """
     try:
         _require_end(path)
@@ -128,7 +128,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def json_fault(error: json.JSONDecodeError) -> str:
-    """What is wrong with JSON, without where: Python's own words may end in "starting at"."""
+    """Return the reason of a JSON error without its position; Python's may end in "starting at"."""
     return f"not valid JSON ({error.msg.removesuffix(' starting at')})"
 
 

@@ -1,8 +1,8 @@
-"""Looks whether a file or folder is there, for names that people give.
+"""Checks whether files and folders exist, for paths that users give.
 
-`Path.exists`, `is_file` and `is_dir` of Python 3.11 raise where the system refuses to look: a name
-of over 255 bytes, or a folder that may not be entered. What cannot be looked at is not there for
-whoever asks, who then says so in words; a check of input goes through these.
+`Path.exists`, `is_file` and `is_dir` of Python 3.11 raise where the system refuses access: a name
+of over 255 bytes, or a folder without permission. Here such a path counts as missing, so that
+callers can report it; all checks of user input use these functions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def is_dir(path: Path) -> bool:
 def is_link(path: Path) -> bool:
     """Whether a path is a link itself: symbolic, or a junction of Windows.
 
-    A junction (`mklink /J`) is no link for `Path.is_symlink` but a folder like any other, so
-    whoever removes or follows folders asks here. Python has `isjunction` from 3.12 on.
+    For `Path.is_symlink`, a junction (`mklink /J`) is an ordinary folder, so callers that remove
+    or follow folders use this function. Python has `isjunction` from 3.12 on.
     """
     try:
         found = os.lstat(path)
@@ -47,10 +47,10 @@ def is_link(path: Path) -> bool:
 
 
 def is_withheld(path: Path) -> bool:
-    """Whether a file or folder may well be there, and cannot be read now.
+    """Return whether a file or folder may exist but cannot be read now.
 
-    That is so of a network disk that does not answer, of missing rights, and of a link to a disk
-    that is away. What is gone, its folder included, is not withheld.
+    Reasons are a network disk that does not answer, missing permissions, or a link to a disk that
+    is disconnected. A path whose file or folder is deleted is not withheld.
     """
     try:
         status = os.lstat(path)
@@ -72,11 +72,11 @@ def is_withheld(path: Path) -> bool:
 
 
 def free_path(wanted: Path) -> Path:
-    """The first of `wanted`, `wanted-2`, `wanted-3` ... that is not there; `a-2` goes on to `a-3`.
+    """Return the first of `wanted`, `wanted-2`, `wanted-3` ... that does not exist.
 
-    A number of three digits or more is no count but a part of the name, such as a date.
-
-    Whoever writes there has to make sure of it again: somebody else may be as quick.
+    `a-2` continues with `a-3`. A number of three digits or more is part of the name, such as a
+    date. Callers must still handle that the path exists when they write: another process may be
+    faster.
     """
     counted = _COUNTED.fullmatch(wanted.name)
     base = wanted.name if counted is None else counted[1]

@@ -1,4 +1,4 @@
-"""How long-running work tells whoever watches how far it is; the command line draws the bars."""
+"""The interface by which long-running work reports progress; the command line draws the bars."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SHOWN_AFTER_S = 2.0
 
 @contextlib.contextmanager
 def slow_stage(progress: Progress, description: str, total: int, unit: str) -> Iterator[Advance]:
-    """A stage that is shown only once it has taken two seconds: for what is often quicker.
+    """Open a stage that is shown only after two seconds, for work that is often faster.
 
-    What is shown then is how much is left.
+    It then shows the remaining items.
     """
     began, done = time.monotonic(), 0
     advance: Advance | None = None
@@ -53,10 +53,10 @@ _AGREEING = {"have": "has", "are": "is", "were": "was", "do": "does", "lose": "l
 
 
 def counted(number: int, plural: str) -> str:
-    """A number with what it counts, in grammatical English: `1 image`, `1,200 files were read`.
+    """Return a number with its noun, in grammatical English: `1 image`, `1,200 files were read`.
 
     Args:
-        number: How many.
+        number: The number.
         plural: The plural, perhaps with a verb at its end: `long captions have`.
     """
     if number != 1:
@@ -75,7 +75,7 @@ def none_of(number: int, plural: str) -> str:
 
 
 def singular(plural: str) -> str:
-    """One of what a regular English plural names; units such as MiB stay."""
+    """Return the singular of a regular English plural; units such as MiB stay."""
     if plural.endswith("ies"):
         return f"{plural[:-3]}y"
     if plural.endswith(("ches", "shes", "xes", "sses")):

@@ -1,8 +1,7 @@
-"""What of a run's settings may leave the machine: in an exported file, or in a page to show.
+"""Removes private settings of a run from exported models and report pages.
 
-An exported model and a report are made to be given away. Whole paths name a person and their
-folders, and prompts are words that nobody asked to publish; both stay out unless `saving.publish`
-names them.
+Exported models and reports are made to be shared. Absolute paths reveal a person's name and
+folders, and prompts may be private; both are left out unless `saving.publish` lists them.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ _HOMES = frozenset({"home", "Users"})  # folders whose folders are called by per
 
 
 def redact_settings(settings: Mapping[str, Any], publish: Collection[str]) -> dict[str, Any]:
-    """Settings as they may be given away.
+    """Return the settings without private values.
 
     Args:
         settings: The resolved tree, as plain values.
-        publish: What may be told besides: `paths`, `prompts`.
+        publish: The kinds of private values to keep: `paths`, `prompts`.
     """
     return {
         key: _redact(key, value, publish)
@@ -64,7 +63,7 @@ def redact_settings(settings: Mapping[str, Any], publish: Collection[str]) -> di
 
 
 def redact_text(text: str, publish: Collection[str], folders: Collection[str] = ()) -> str:
-    """A sentence in which absolute paths are cut to their last part, unless they may be told.
+    """Return a sentence with absolute paths cut to their last part, unless `publish` has `paths`.
 
     Folders' names hold spaces, and nothing in a sentence says where a path ends. What is between
     two separators is taken for a name unless it holds what names hardly ever do: rather a word too

@@ -1,7 +1,7 @@
-"""How much RAM this process may take: what the machine has, or less in a container or batch job.
+"""The RAM that this process may use: all of the machine, or less in a container or batch job.
 
-Docker, Kubernetes and Slurm limit RAM by control groups of Linux, and the kernel kills who takes
-more. psutil asks the whole machine, so the groups are asked besides.
+Docker, Kubernetes and Slurm limit RAM by Linux control groups, and the kernel kills a process that
+exceeds the limit. psutil reports the whole machine, so the control groups are read too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _V2 = _Names("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def free_bytes(root: Path = ROOT) -> int:
-    """RAM that this process could take besides what it has, as far as its control groups let it.
+    """Return the bytes of RAM that this process can still allocate, within its control groups.
 
     Args:
         root: The folder with `proc` and `sys`.
@@ -47,7 +47,7 @@ def free_bytes(root: Path = ROOT) -> int:
 
 
 def total_bytes(root: Path = ROOT) -> int:
-    """RAM of the machine, or what its control groups let this process have of it.
+    """Return the bytes of RAM of the machine, or the limit of this process's control groups.
 
     Args:
         root: The folder with `proc` and `sys`.

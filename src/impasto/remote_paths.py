@@ -1,4 +1,4 @@
-"""How locations in an object store are written: as URLs outside, as paths inside.
+"""Locations in an object store: URLs for users, paths inside the program.
 
 `s3://bucket/cats` is the path whose first part is `s3:`, so that names below it, parents and
 endings are found as of any other path. Nothing is opened here: `impasto.storage` does that. What
@@ -53,12 +53,12 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def absolute(path: Path) -> Path:
-    """An absolute path; one in an object store is as it is."""
+    """Return a path made absolute; a location in an object store is unchanged."""
     return path if is_remote(path) else path.absolute()
 
 
 def location_fault(path: Path) -> str:
-    """What is wrong with a path as a location of data; empty where nothing is.
+    """Return why a path is not valid as a location of data; empty if it is valid.
 
     Keys and passwords in a URL would be written into settings, reports and models.
     """
@@ -81,10 +81,10 @@ def location_fault(path: Path) -> str:
 
 
 def copies_folder() -> Path:
-    """The folder of this machine for copies of objects, and for what is derived from them.
+    """Return the local folder for copies of objects and data derived from them.
 
-    `IMPASTO_STORE_CACHE` names another. It is no setting, since it belongs to a machine and not to
-    a run, whose settings go with it to the next machine.
+    `IMPASTO_STORE_CACHE` overrides it. This is not a setting, since it belongs to a machine and not
+    to a run, whose settings may move to another machine.
     """
     given = os.environ.get(COPIES_VARIABLE)
     if given:
@@ -97,11 +97,11 @@ def copies_folder() -> Path:
 
 
 def local_folder_of(location: Path, kind: str) -> Path:
-    """The folder of this machine that belongs to a folder of an object store.
+    """Return the local folder that belongs to a folder of an object store.
 
     Args:
         location: The folder in the store.
-        kind: What is in it: `objects` for copies, `derived` for what is made of them.
+        kind: Its content: `objects` for copies, `derived` for data derived from them.
     """
     digest = hashlib.sha256(shown(location).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return copies_folder() / kind / digest

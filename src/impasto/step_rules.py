@@ -9,7 +9,7 @@ Steps = int | float | str
 
 
 def counted(steps: Steps, total: int) -> int:
-    """A number of steps: as it is, or the share of `total` that it stands for.
+    """Return a number of steps; a fraction or percentage is taken of `total`.
 
     Raises:
         ValueError: It is neither a number of steps, nor a fraction, nor a percentage.

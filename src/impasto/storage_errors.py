@@ -1,4 +1,4 @@
-"""What a failed write or read says: the disk is full, one file is at fault, or neither."""
+"""Messages for failed writes and reads: the disk is full, one file is at fault, or neither."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 def is_file_specific(error: BaseException) -> bool:
-    """Whether a failed write has to do with one file, so that others may still be written."""
+    """Return whether a failed write concerns only one file, so that others may still be written."""
     cause = error.__cause__ if isinstance(error, StorageError) else error
     return isinstance(cause, OSError) and cause.errno in _ONE_FILE
 

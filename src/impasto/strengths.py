@@ -9,7 +9,7 @@ from impasto.errors import ConfigError
 
 
 def path_and_strength(spec: str) -> tuple[Path, float]:
-    """A file and its strength, which is 1 where none is given.
+    """Parse `FILE` or `FILE:STRENGTH`; the strength is 1 by default.
 
     Raises:
         ConfigError: The strength is NaN or infinite.

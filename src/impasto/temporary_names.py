@@ -1,7 +1,7 @@
-"""Names under which files are written before they get their own, and what was left under them.
+"""Temporary names for files being written, and the removal of files left under them.
 
-A temporary name has the process that writes in it, so that what a killed one left is told from
-what another one is writing.
+A temporary name contains the identity of the writing process, so that leftovers of killed processes
+are distinguished from files that are being written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts le
 
 
 def shortened(name: str, most: int) -> str:
-    """The beginning of a name, of at most so many bytes, without a character cut in two."""
+    """Return the start of a name, at most `most` bytes long, without splitting a character."""
     while len(os.fsencode(name)) > most:
         name = name[:-1]
     return name
@@ -87,7 +87,7 @@ def _modified_at(path: Path) -> float:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove what a killed process left under a temporary name in `folder`; return how many went.
+    """Remove temporary files of killed processes in `folder`, and return their number.
 
     A temporary file has its process in its name; others, of other programs, are left alone. So is
     one of a process that runs, and one of another machine (on a network disk) that was touched
@@ -99,7 +99,7 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def _is_removed(leftover: Path) -> bool:
-    """Remove what is left over, or give it its name back; False where that cannot be."""
+    """Remove a leftover, or restore its original name; return False if neither is possible."""
     match = _OWNED.fullmatch(leftover.name)
     path = leftover.with_name(match["name"]) if match else leftover
     try:
@@ -115,7 +115,7 @@ def _is_removed(leftover: Path) -> bool:
 
 
 def partial_files_in(folder: Path) -> list[Path]:
-    """What lies in a folder under a temporary name of ours, of processes that run or not."""
+    """Return the files in a folder with temporary names of Impasto, of running processes or not."""
     try:
         return sorted(path for path in folder.glob(".*") if _OWNED.fullmatch(path.name))
     except OSError:
@@ -135,9 +135,9 @@ def is_stale_partial(partial: Path) -> bool:
 
 
 def disk_time(folder: Path) -> float:
-    """What the clock of a folder's disk says, which is what times of change are of.
+    """Return the time of the clock of a folder's disk, which modification times are based on.
 
-    It is this machine's where nothing can be written.
+    If nothing can be written there, this machine's clock is used.
     """
     probe = partial_name(folder / "clock")
     try:

@@ -1,7 +1,7 @@
-"""Whether a file beside a dataset may be written, whose folders a stranger may have laid out.
+"""Checks whether a file of a dataset may be written, as the dataset may come from a stranger.
 
-Links may lead out of a dataset, and names may be of folders or of somebody else's files. Who writes
-beside images asks here first; `files.py` writes.
+Links may lead out of a dataset, and paths may be folders or other users' files. Callers that write
+beside images check here first; `files.py` writes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from impasto.temporary_names import LONGEST_NAME
 
 
 def why_not_written(path: Path, folders: Sequence[Path]) -> str:
-    """Why a file is not written that a stranger may have laid out; empty where it may be.
+    """Return why a file of a dataset must not be written; empty if it may be.
 
     Args:
-        path: The file, there or not.
-        folders: Where it may be: a link that leads out of all of them is not followed.
+        path: The file, which need not exist.
+        folders: The allowed folders: a link that leads out of all of them is not followed.
     """
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         return f"the name {path.name} has over {LONGEST_NAME} bytes, which no file system takes"

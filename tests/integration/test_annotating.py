@@ -213,7 +213,7 @@ def test_the_small_captioner_knows_the_demos_pictures(folder):
         right += said == (PICTURES / path.name).with_suffix(".txt").read_text().strip()
     assert right >= 9
     again = impasto(*words)
-    assert "Left as they were  12" in again.stdout
+    assert "Left unchanged  12" in again.stdout
 
 
 def test_a_run_goes_on_where_it_was_stopped(folder):
@@ -270,7 +270,7 @@ def test_what_somebody_changed_since_is_left_alone(folder):
     edited = folder / "0001-butterfly.txt"
     edited.write_text("edited by hand\n", encoding="utf-8")
     done = in_a_process("dataset", "undo", folder)
-    assert "Left alone: 0001-butterfly.txt: " in done.stdout
+    assert "Left unchanged: 0001-butterfly.txt: " in done.stdout
     assert edited.read_text(encoding="utf-8") == "edited by hand\n"
     assert not (folder / "0002-pool-8-ball.txt").exists()
 
@@ -291,13 +291,13 @@ def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_pat
     done = impasto("dataset", "tag", folder, "--model", TAGGER)
     assert done.returncode == 0, done.stderr
     assert not (folder / "0001-butterfly.txt").exists()
-    assert "Left as they were  3" in done.stdout  # mine, the sentence, and what the link holds
+    assert "Left unchanged  3" in done.stdout  # mine, the sentence, and what the link holds
     assert "its text would be written to shared.txt, as would that of shared.png" in done.stdout
     assert long.with_suffix(".txt").is_file()
     forced = impasto("dataset", "tag", folder, "--model", TAGGER, "--existing", "overwrite")
     assert f"{linked.name}: a link that leads out of the dataset" in forced.stdout
     assert profile.read_text(encoding="utf-8") == "own"
-    assert "Skipped            2" in forced.stdout
+    assert "Skipped         2" in forced.stdout
     for _ in range(2):
         assert impasto("dataset", "undo", folder).returncode == 0
     assert files_of(folder) == before

@@ -457,7 +457,7 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     unread = impasto("dataset", "cache", "verify", folder, "--remove")
     assert unread.returncode == 3
     assert "1 of 3 shards" in unread.stderr
-    assert "none of these was removed" in unread.stderr.replace("\n", " ")
+    assert "none of them was removed" in unread.stderr.replace("\n", " ")
     shard.unlink()
     aside.rename(shard)
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0

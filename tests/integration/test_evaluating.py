@@ -166,7 +166,7 @@ def test_a_run_that_was_trained_on_what_is_measured_by_is_named(
     said = [model["opened_with"]["prediction_type"] for model in values["models"]]
     assert said == ["epsilon", "v_prediction", "epsilon", "v_prediction"]
     for folder in (held, pictures):
-        with pytest.raises(ConfigError, match="taken for real images"):
+        with pytest.raises(ConfigError, match="count as real images"):
             run_here(*runs, "--images", draw_images(tmp_path / "others", 2), "--training", held,
                      "--out", folder / "evaluation", *FEW)  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_memory_that_runs_out_is_told_with_where(tmp_path, nano_model, pictures,
         with pytest.raises(OutOfMemoryError, match=r"while drawing\. Draw smaller images"):
             run_here(*words)
     monkeypatch.setattr(evaluate, "measure", full)
-    with pytest.raises(OutOfMemoryError, match=r"while measuring\. Take a smaller feature network"):
+    with pytest.raises(OutOfMemoryError, match=r"while measuring\. Use a smaller feature network"):
         run_here(*words)
 
 
@@ -377,8 +377,8 @@ def test_what_is_refused_is_refused_before_anything_is_drawn(
         ((nano_model, *images, "--training", tmp_path / "no"), DatasetError, "is not there"),
         ((nano_model, *images, "--features", "clap"), ConfigError, "no feature network 'clap'"),
         ((nano_model, *images, "--tagger", "clap"), ConfigError, "no model 'clap'"),
-        ((nano_model, *images, "--out", pictures / "out"), ConfigError, "taken for real images"),
-        ((nano_model, *images, "--out", full), ConfigError, "no part of an evaluation"),
+        ((nano_model, *images, "--out", pictures / "out"), ConfigError, "count as real images"),
+        ((nano_model, *images, "--out", full), ConfigError, "not part of an evaluation"),
         ((nano_model, *images, "--out", full / "novel.txt"), ConfigError, "is a file"),
         ((nano_model, *images, "--sampler", "x"), ConfigError, "no sampler 'x'"),
         ((nano_model, *images, "--width", "33"), ConfigError, "multiple of 8"),
@@ -402,6 +402,6 @@ def test_two_processes_do_not_write_the_same_results(tmp_path, nano_model, pictu
 
     with (
         FolderLock(out, "evaluating", refuse),
-        pytest.raises(RunError, match="Another process evaluates"),
+        pytest.raises(RunError, match="Another process is evaluating"),
     ):
         run_here(nano_model, "--images", pictures, "--out", out, *FEW)

@@ -110,7 +110,7 @@ def test_the_command_can_be_repeated_and_resumed(tmp_path, project, capsys):
     capsys.readouterr()
     drop_in.run(FINE_TUNE, [*words, f"--resume={out / 'last-run'}"])
     assert "Continuing" in capsys.readouterr().out
-    with pytest.raises(RunError, match="is no run of Impasto"):
+    with pytest.raises(RunError, match="is not a run of Impasto"):
         drop_in.run(FINE_TUNE, [*words, f"--resume={tmp_path}"])
 
 
@@ -118,7 +118,7 @@ def test_faults_of_the_command_are_one_sentence(project, tmp_path, capsys):
     words = [f"--pretrained_model_name_or_path={project}", f"--output_dir={tmp_path / 'o'}"]
     for extra, expected in (
         (["--learnin_rate=1"], "no flag --learnin_rate. The nearest is --learning_rate"),
-        (["--deepspeed"], "--deepspeed is not taken"),
+        (["--deepspeed"], "--deepspeed is not supported"),
         ([], "Give --dataset_config, or --train_data_dir"),
         ([f"--dataset_config={tmp_path / 'none.toml'}"], "none.toml is not there"),
     ):

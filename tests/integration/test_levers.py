@@ -456,7 +456,7 @@ def test_the_plan_tells_memory_by_parts_and_time_and_what_would_make_it_fit(run_
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
     assert "Memory, at most while training on" in text
-    for part in ("Weights", "Activations", "Optimizer", "Workspace", "In all"):
+    for part in ("Weights", "Activations", "Optimizer", "Workspace", "Total"):
         assert part in text
     assert "a step" in text
     assert "training.memory allows 6.0 GiB: the run will take about" in text

@@ -111,7 +111,7 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(
     told = " ".join(planned.output.split())
     assert "1e-06 to 0.01, each 2.78 times the one before" in told
     assert "10 at most, of batches of up to" in told
-    assert "In all" in told
+    assert "Total" in told
     passes = int(re.search(r"at 2 timesteps: ([0-9]+) forward passes each time", told)[1])
     assert images is None or passes == 2 * images
     done = CliRunner().invoke(commands, find, catch_exceptions=False)

@@ -128,9 +128,9 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["merge", "A", "B"], "Say where the mixture goes"),
+        (["merge", "A", "B"], "Give the file to write the mixture to"),
         (["merge", "A", "--out", "o"], "there is nothing to merge"),
-        (["merge", "A", "B", "C", "--out", "o"], "Say how they are mixed"),
+        (["merge", "A", "B", "C", "--out", "o"], "Choose how to mix them"),
         (["merge", "A", "B", "--out", "o.pt"], r"ends in \.pt"),
         (["merge", "A", "B", "--out", "o", "--block", "IN04"], "expected NAME=RATIO"),
         (["merge", "A", "B", "--out", "o", "--block", "IN04=nan"], "expected NAME=RATIO"),
@@ -138,18 +138,18 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path, 
         (["merge", "A", "B", "--out", "o", "--blocks", "1,11"], "expected numbers from -10 to 10"),
         (["merge", "A", "B", "--out", "o", "--block", "IN04=1e9"], "from -10 to 10"),
         (["merge", "A", "--lora", "l", "--ratio", "1", "--out", "o"], "--ratio has no effect here"),
-        (["merge", "A", "B", "--shares", "1,2", "--out", "o"], "--shares is for"),
-        (["merge", "A", "B", "--last", "2", "--out", "o"], "--last is for one run"),
+        (["merge", "A", "B", "--shares", "1,2", "--out", "o"], "--shares works only with"),
+        (["merge", "A", "B", "--last", "2", "--out", "o"], "--last works only for one run"),
         (
             ["merge", "A", "B", "--formula", "average", "--shares", "1,-1", "--out", "o"],
             "expected 2 numbers",
         ),
-        (["merge", "A", "B", "--previews", "p", "--out", "o"], "--previews is for --along"),
-        (["merge", "A", "--along", "0"], "expected two ratios or more"),
-        (["merge", "A", "--along", "0,9"], "expected two ratios or more"),
+        (["merge", "A", "B", "--previews", "p", "--out", "o"], "--previews works only with --along"),
+        (["merge", "A", "--along", "0"], "expected two or more ratios"),
+        (["merge", "A", "--along", "0,9"], "expected two or more ratios"),
         (["merge", "A", "B", "--along", "0,1"], "--along takes one run"),
         (["merge", "A", "--along", "0,1", "--ratio", "1"], "--ratio has no effect with --along"),
-        (["merge", "A", "--along", "0,1", "--title", "t"], "--title is for what --out writes"),
+        (["merge", "A", "--along", "0,1", "--title", "t"], "--title has no effect without --out"),
         (["merge", "A", "--along", "0,1", "--weights", "ema"], "--weights has no effect with"),
         (["merge", "A", "--along", "0,1"], "is not a run directory"),
         (["merge", "A", "B", "--out", "o"], "The model A does not exist"),
@@ -175,7 +175,7 @@ def test_options_that_do_not_go_together(words, message, tmp_path, monkeypatch):
 def test_a_run_with_one_model_has_no_average(train_config, tmp_path):
     text = dump_toml(train_config(output_dir=str(tmp_path)))
     (tmp_path / "config.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="has 0 models on the disk, and at least 2 are needed"):
+    with pytest.raises(ConfigError, match="has 0 models on disk, but at least 2 are needed"):
         call("merge", tmp_path, "--formula", "average", "--out", tmp_path / "o")
 
 

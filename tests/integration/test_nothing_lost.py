@@ -198,7 +198,7 @@ def test_dry_runs_write_nothing(verb, run_file, pictures, tmp_path):
     assert done.exit_code == 0, done.output
     assert sorted(tmp_path.rglob("*")) == before
     expected = {
-        "tag": "Would get words",
+        "tag": "Would be written",
         "clean": "Nothing was written (--dry-run).",
         "plan": f"previews.prompts = {json.dumps(['a cat ' * 40, 'b'])}",
     }

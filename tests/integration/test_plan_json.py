@@ -117,7 +117,7 @@ def test_what_would_stop_the_run_comes_with_the_numbers(made):
 def test_json_belongs_to_plan(made):
     done = impasto("train", made / "it.toml", "--json")
     assert done.returncode == 2
-    assert "--json belongs to --plan" in done.stderr
+    assert "--json works only with --plan" in done.stderr
     assert not (made / "run").exists()
 
 

@@ -234,7 +234,7 @@ def test_metadata_does_not_hold_class_tokens(folders, tmp_path):
     subset = {"image_dir": str(folders[0] / "4_sks ball"), "class_tokens": "sks ball"}
     data.write_text(tomli_w.dumps({"datasets": [{"subsets": [subset]}]}), encoding="utf-8")
     told = output("dataset", "merge", data, tmp_path / "meta.json")
-    assert "neither class_tokens nor is_reg" in told
+    assert "does not contain class_tokens and is_reg" in told
     assert not any(json.loads((tmp_path / "meta.json").read_text(encoding="utf-8")).values())
 
 

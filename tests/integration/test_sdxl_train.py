@@ -187,7 +187,7 @@ def test_the_other_command_is_named_for_a_model_of_the_other_family(
     for script, flags, expected in (
         (FINE_TUNE, words, r"model of SDXL, which fine_tune\.py does not train\. Run sdxl_train"),
         (SDXL_TRAIN, [*words, other], r"model of SD 1\.x, which sdxl_train\.py .* Run fine_tune"),
-        (FINE_TUNE, [*words, other, "--v2"], r"model of SD 1\.x\. Take --v2 out"),
+        (FINE_TUNE, [*words, other, "--v2"], r"model of SD 1\.x\. Remove --v2"),
         (FINE_TUNE, [*words, other.replace(str(nano_model), str(nano_sd2_model))], "Add --v2"),
     ):
         with pytest.raises(ModelError, match=expected):

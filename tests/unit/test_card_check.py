@@ -56,7 +56,7 @@ def test_the_precision_that_is_taken_is_compared_with_the_fastest(monkeypatch, s
     monkeypatch.setattr(card_check, "native_precision", lambda _: native)
     outcome = precisions(CPU)
     assert outcome.found.startswith("float32 10, bf16 ")
-    assert outcome.found.endswith("TFLOP/s; auto takes bf16")
+    assert outcome.found.endswith("TFLOP/s; auto uses bf16")
     assert outcome.advice == "" if advice is None else advice in outcome.advice
 
 
@@ -68,16 +68,16 @@ def test_float8_is_measured_where_the_card_has_it(monkeypatch):
     monkeypatch.setattr(card_check, "has_float8", lambda _: True)
     monkeypatch.setattr(card_check, "float8_rate", lambda _: 19e12)
     outcome = precisions(CPU)
-    assert outcome.found == "float32 10, bf16 10, fp16 10, float8 19 TFLOP/s; auto takes bf16"
+    assert outcome.found == "float32 10, bf16 10, fp16 10, float8 19 TFLOP/s; auto uses bf16"
     assert outcome.advice == ""
 
 
 @pytest.mark.parametrize(
-    ("measured", "advice"), [(9, ""), (11, ""), (13, "Runs take 30 % more here")]
+    ("measured", "advice"), [(9, ""), (11, ""), (13, "Runs use 30 % more memory here")]
 )
 def test_memory_that_was_not_foreseen_is_said(measured, advice):
     outcome = compared(10 << 30, measured << 30)
-    assert outcome.found == f"10.0 GiB predicted, {measured}.0 GiB measured, of tensors"
+    assert outcome.found == f"10.0 GiB of tensors predicted, {measured}.0 GiB measured"
     assert outcome.advice.startswith(advice)
     assert bool(outcome.advice) == bool(advice)
 
@@ -95,7 +95,7 @@ def test_a_check_that_fails_says_so_and_the_others_go_on(monkeypatch, tmp_path):
         monkeypatch.setattr(card_check, name, refused)
     found = dict(check_gpu(CPU, tmp_path, SilentProgress()))
     assert list(found) == ["Precisions", "Attention", "Resume", "Compile", "Memory"]
-    assert found["Precisions"].advice == "It ended with: CUDA error: misaligned address"
+    assert found["Precisions"].advice == "It failed with: CUDA error: misaligned address"
     assert found["Attention"].advice == ""
     assert found["Resume"].advice == "The card is too old."
     assert found["Compile"].advice == "The card is too old."
@@ -152,7 +152,7 @@ def test_a_run_is_ended_and_resumed(tmp_path):
 def test_without_a_card_there_is_nothing_to_try():
     result = impasto("doctor", "--gpu")
     assert result.returncode == MissingDependencyError.exit_code
-    assert "There is no card to try out." in result.stderr
+    assert "There is no GPU to test." in result.stderr
 
 
 @pytest.mark.gpu
@@ -161,4 +161,4 @@ def test_this_card():
     result = impasto("doctor", "--gpu")
     for name in ("Precisions", "Attention", "Resume", "Compile", "Memory"):
         assert name in result.stdout
-    assert "did not come to its end" not in result.stdout
+    assert "did not complete" not in result.stdout

@@ -100,7 +100,7 @@ def test_which_images_are_meant(folder, tmp_path):
         listed.write_bytes(f"{mark}a.png\r\nsub/c.png\r\n".encode(encoding))
         assert changes(folder, "--add=x", "--images", listed).keys() == {"a.png", "sub/c.png"}
     listed.write_bytes(b"\xff\xfea")
-    with pytest.raises(ConfigError, match="says UTF-16 and is not"):
+    with pytest.raises(ConfigError, match="is not valid UTF-16"):
         edit(folder, "--add=x", "--images", listed, "--yes")
     listed.write_bytes(b"bare.png\0")
     assert changes(folder, "--set", "new\ncaption", "--images", listed) == {
@@ -260,7 +260,7 @@ def test_the_list_says_what_each_edit_did(folder):
         "regular expression 'cat' by '<b>'",
         "add 'x' first; remove 'solo'",
     ]
-    assert "3 edits can be taken back." in run("undo", folder, "--list").stdout
+    assert "3 edits can be undone." in run("undo", folder, "--list").stdout
     assert run("undo", folder, "--list", "--force").exit_code == 2
     assert run("undo", folder, "--json").exit_code == 2
 
@@ -397,7 +397,7 @@ def test_the_command_that_takes_it_back_can_be_pasted(folder, tmp_path):
     for words in (("edit", folder, "--add=x"), ("clean", folder)):
         (folder / "a.txt").write_text("cat, dog_food, cat", encoding="utf-8")
         told = run(*words, "--yes", "--cache-dir", tmp_path / "my notes").stdout
-        command = shlex.split(told.rpartition("Take it back with: ")[2])
+        command = shlex.split(told.rpartition("Undo with: ")[2])
         assert command[-2:] == ["--cache-dir", str(tmp_path / "my notes")]
         assert run(*command[command.index("undo") :]).exit_code == 0
         assert (folder / "a.txt").read_text(encoding="utf-8") == "cat, dog_food, cat"

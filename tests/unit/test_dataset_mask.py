@@ -118,7 +118,7 @@ def test_masks_go_where_training_reads_them_and_are_not_lost(folder, tmp_path):
     assert sorted(p.relative_to(masks).as_posix() for p in masks.rglob("*.*")) == [
         "a.png", "b.png", "sub/a.png",
     ]  # fmt: skip
-    assert "Masks written      3" in told
+    assert "Masks written   3" in told
     subset = Subset(root=folder, masks=MaskRules(folder=masks))
     for record in scan_folder(folder, subset=subset).records:
         with Image.open(mask_file(record)) as mask:
@@ -126,8 +126,8 @@ def test_masks_go_where_training_reads_them_and_are_not_lost(folder, tmp_path):
             assert mask.getextrema() == (128, 128)
     (masks / "b.png").unlink()
     told = run(folder, "--model", model, "--label", "dog")
-    assert "Masks written      1" in told
-    assert "Left as they were  2" in told
+    assert "Masks written   1" in told
+    assert "Left unchanged  2" in told
     assert Image.open(masks / "b.png").getextrema() == (255, 255)
     assert Image.open(masks / "a.png").getextrema() == (128, 128)
     run(folder, "--model", model, "--label", "dog", "--overwrite", "--only", "sub/a.png")
@@ -137,8 +137,8 @@ def test_masks_go_where_training_reads_them_and_are_not_lost(folder, tmp_path):
 
 def test_nothing_found_writes_no_mask_and_is_told(folder, tmp_path):
     told = run(folder, "--model", segformer(tmp_path / "model", winner="dog"), "--label", "cat")
-    assert "Nothing found      3" in told
-    assert "all of each image counts: a.png, b.jpg, sub/a.png" in told
+    assert "Nothing found   3" in told
+    assert "the whole image counts: a.png, b.jpg, sub/a.png" in told
     assert not (tmp_path / "set-masks").exists()
 
 
@@ -167,11 +167,11 @@ def test_a_drawn_mask_is_taken_for_one_image(folder, tmp_path):
     Image.new("L", (48, 48)).save(drawn)
     from impasto.errors import DatasetError
 
-    with pytest.raises(DatasetError, match="expected the same shape"):
+    with pytest.raises(DatasetError, match="expected the same aspect ratio"):
         run(folder, "--only", "a.png", "--from", drawn, "--out", tmp_path / "m")
     with pytest.raises(ConfigError, match=r"no usable image 'c\.png'"):
         run(folder, "--only", "c.png", "--from", drawn)
-    assert "--from goes with --only" in run(folder, "--from", drawn)
+    assert "--from needs --only" in run(folder, "--from", drawn)
 
 
 @pytest.mark.parametrize("captioned", [False, True])
@@ -186,7 +186,7 @@ def test_an_image_in_the_place_of_a_mask_is_not_replaced(folder, tmp_path, capti
         (other / "sub" / "a.txt").write_text("a cat", encoding="utf-8")
     before = (other / "sub" / "a.png").read_bytes()
     Image.new("RGBA", (48, 32), (255, 255, 255, 255)).save(drawn)
-    with pytest.raises(DatasetError, match=r"was not written: sub/a\.png: .* no mask"):
+    with pytest.raises(DatasetError, match=r"was not written: sub/a\.png: .* not a mask"):
         run(folder, "--only", "sub/a.png", "--from", drawn, "--out", other, "--overwrite")
     assert (other / "sub" / "a.png").read_bytes() == before
 

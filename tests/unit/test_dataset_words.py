@@ -42,7 +42,7 @@ def test_of_folders_with_other_endings_one_after_the_other_is_tagged(tmp_path):
     file.write_text(f"[general]\n{text}", encoding="utf-8")
     config = load_dataset_config(file, {})
     for ending in (".txt", ".caption"):
-        with pytest.raises(ConfigError, match="Give one folder after the other"):
+        with pytest.raises(ConfigError, match="Process each folder separately"):
             _require_read(config, file, ending)
     draw_images(tmp_path / "c", 1)
     _require_read(load_dataset_config(tmp_path / "c", {}), tmp_path / "c", ".txt")

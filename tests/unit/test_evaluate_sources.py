@@ -136,12 +136,12 @@ def test_previews_of_a_run_that_was_named_go_before_those_of_its_base(tmp_path):
 def test_images_that_are_gone_are_told(tmp_path):
     held = draw_images(tmp_path / "held", 4)
     runs = {"b": run_config(run(tmp_path / "run", tmp_path / "gone"))}
-    with pytest.raises(DatasetError, match=r"run b cannot be looked at.*give both --images"):
+    with pytest.raises(DatasetError, match=r"run b cannot be read.*give both --images"):
         find_images(runs, held, None, SilentProgress())
     found = find_images(runs, held, held, SilentProgress())
-    assert "training images of b cannot be looked at" in found.notes[0]
+    assert "training images of b cannot be read" in found.notes[0]
     assert found.training is found.real
-    with pytest.raises(ConfigError, match="no run among the models held any out"):
+    with pytest.raises(ConfigError, match="no run among the models has held-out images"):
         find_images({"c": run_config(run(tmp_path / "c", held))}, None, None, SilentProgress())
 
 

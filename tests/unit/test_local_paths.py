@@ -62,7 +62,7 @@ def test_a_url_is_refused_before_anything_is_done(words, tmp_path, monkeypatch):
     error = CliRunner().invoke(impasto, words).exception
     assert isinstance(error, ConfigError), error
     url = next(word for word in words if "://" in word)
-    assert f"is {url}, which is a URL; expected a path of this machine. " in str(error)
+    assert f"is {url}, which is a URL; expected a path on this machine. " in str(error)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -81,7 +81,7 @@ def test_what_was_there_is_kept_and_named(run, meta):
     code, told = run(metadata_tools.clean_captions_and_tags, meta, meta)
     assert code == 0
     assert "1 of 1 entry changed" in told
-    assert f"What was there is kept as {meta}.bak." in told
+    assert f"The old file is kept as {meta}.bak." in told
     assert json.loads(meta.with_name("meta.json.bak").read_text("utf-8")) == WORDS
     assert json.loads(meta.read_text("utf-8"))["a"]["tags"] == "1girl, white shirt"
 
@@ -92,7 +92,7 @@ def test_metadata_that_stays_as_it_is_is_not_written(run, meta):
     kept = meta.with_name("meta.json.bak")
     before, _ = meta.stat(), kept.unlink()
     code, told = run(*words)
-    assert (code, "says all of that already" in told) == (0, True), told
+    assert (code, "contains all of that already" in told) == (0, True), told
     assert not kept.exists()
     assert meta.stat().st_mtime_ns == before.st_mtime_ns
     other = meta.with_name("other.json")

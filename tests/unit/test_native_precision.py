@@ -179,7 +179,7 @@ def test_a_long_first_update_shows_that_it_is_at_work():
     assert told.wait(60)
     heartbeat.stop()
     count = len(lines)
-    assert lines[0].startswith("step 1/10: at work for")
+    assert lines[0].startswith("step 1/10: running for")
     heartbeat.stop()
     assert len(lines) == count
 

@@ -134,7 +134,7 @@ def test_a_long_wait_in_a_pipe_is_named_and_moves(monkeypatch):
         advance(1000)
         wait_for("Reading the model: 1,000 of 2,000 MiB", output)
     with console.stage("Predicting memory", None, "settings"):
-        wait_for("Predicting memory: at work for ", output)
+        wait_for("Predicting memory: running for ", output)
 
 
 def test_in_a_pipe_a_wait_within_a_wait_is_not_told_twice(monkeypatch):

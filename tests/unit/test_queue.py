@@ -657,7 +657,7 @@ def test_a_folder_that_is_gone_fails_its_job_in_words(queue, run_queue, tmp_path
     _, thread, errors = run_queue()
     thread.join(timeout=60)
     assert errors == []
-    assert "not there any more" in queue.find(1).message
+    assert "does not exist any more" in queue.find(1).message
 
 
 def test_a_run_of_somebody_else_is_never_taken_for_the_jobs_own(queue, run_queue):

@@ -402,7 +402,7 @@ def test_the_list_tells_a_living_run_from_a_killed_one(tmp_path):
     assert json.loads(line)["state"] == "killed"
     refused = impasto("ask", run.path, "save")
     assert refused.returncode == 5
-    assert "Nobody is training" in refused.stderr
+    assert "is not being trained" in refused.stderr
 
 
 def test_a_list_of_nothing_says_so(tmp_path):

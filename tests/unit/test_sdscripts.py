@@ -108,7 +108,7 @@ def test_no_flag_is_without_effect_in_silence(script, name):
     flag, companions = flags_of(script)[name], companions_of(script, name)
     words = words_for(flag)
     if flag.refusal:
-        with pytest.raises(ConfigError, match=f"--{name} is not taken"):
+        with pytest.raises(ConfigError, match=f"--{name} is not supported"):
             parse_flags(script, words)
         return
     found = settings(*companions, *words, script=script)
@@ -189,7 +189,7 @@ def test_a_warm_up_that_sd_scripts_ignores_is_told():
 def test_a_fall_at_the_end_without_steps_is_a_level_rate_as_there():
     found = settings("--lr_scheduler=warmup_stable_decay", "--lr_warmup_steps=10")
     assert found.tree["schedule"] == {"kind": "constant", "warmup_steps": 10}
-    assert any("it never falls" in notice for notice in found.notices)
+    assert any("it never decays" in notice for notice in found.notices)
     found = settings("--lr_scheduler=warmup_stable_decay", "--lr_decay_steps=0.1")
     assert found.tree["schedule"]["kind"] == "warmup_stable_decay"
     assert found.tree["schedule"]["decay_steps"] == 0.1
@@ -197,7 +197,7 @@ def test_a_fall_at_the_end_without_steps_is_a_level_rate_as_there():
 
 def test_a_constant_rate_has_no_warmup():
     """sd-scripts' `get_scheduler_fix` refuses it too."""
-    with pytest.raises(ConfigError, match="choose constant_with_warmup, or take it out"):
+    with pytest.raises(ConfigError, match="choose constant_with_warmup, or remove it"):
         settings("--lr_scheduler=constant", "--lr_warmup_steps=10")
     assert settings("--lr_scheduler=constant", "--lr_warmup_steps=0").tree["schedule"] == {
         "kind": "constant", "warmup_steps": 0,
@@ -245,7 +245,7 @@ def test_beginnings_of_names_are_taken():
 
 
 def test_a_refused_flag_is_named_before_a_file_is_read():
-    with pytest.raises(ConfigError, match="--output_config is not taken"):
+    with pytest.raises(ConfigError, match="--output_config is not supported"):
         parse_flags(FINE_TUNE, ["--output_config", "--config_file=nowhere.toml"])
 
 
@@ -370,7 +370,7 @@ def test_optimizers_that_find_their_rate_take_the_arguments_of_their_own_package
 def test_an_optimizer_in_the_place_of_another_is_told(name):
     (told,) = [n for n in settings(f"--optimizer_type={name}").notices if "optimizer_type" in n]
     assert told.startswith(f"--optimizer_type={name}: ")
-    assert "other rates than that of sd-scripts" in told
+    assert "other rates than the one in sd-scripts" in told
 
 
 @pytest.mark.parametrize(
@@ -387,17 +387,17 @@ def test_an_optimizer_in_the_place_of_another_is_told(name):
         (["--learnin_rate=1"], "The nearest is --learning_rate"),
         (["--max_train_steps=many"], "expected a number"),
         (["--mixed_precision=fp8"], "choose one of no, fp16, bf16"),
-        (["--save_n_epoch_ratio=5"], "Give --save_every_n_epochs in its place"),
+        (["--save_n_epoch_ratio=5"], "Give --save_every_n_epochs instead"),
         (["--lr_scheduler_args", "min_lr"], "expected key=value"),
         (
             ["--lr_scheduler=polynomial", "--lr_scheduler_args", "lr_end=0"],
-            "has lr_end, which --lr_scheduler polynomial does not take here: take it out",
+            "has lr_end, which --lr_scheduler polynomial does not accept here: remove it",
         ),
         (
             ["--lr_scheduler=polynomial", "--lr_scheduler_args", "power=2"],
-            "does not take here: give --lr_scheduler_power",
+            "does not accept here: give --lr_scheduler_power",
         ),
-        ([*MIN_LR, "--lr_scheduler_args", "lr=1"], "it takes min_lr or min_lr_rate"),
+        ([*MIN_LR, "--lr_scheduler_args", "lr=1"], "it accepts min_lr or min_lr_rate"),
         ([*MIN_LR, "--lr_scheduler_args", "min_lr=x"], "'min_lr=x'; expected a number"),
         (
             [*MIN_LR, "--lr_scheduler_min_lr_ratio=0.2", "--lr_scheduler_args", "min_lr_rate=0.1"],
@@ -496,7 +496,7 @@ def test_a_command_becomes_settings_that_say_where_they_come_from():
     import tomllib
 
     build_run_config(tomllib.loads(text), source="test")
-    with pytest.raises(ConfigError, match=r"train_network\.py is none of .* fine_tune\.py"):
+    with pytest.raises(ConfigError, match=r"train_network\.py is not one of .* fine_tune\.py"):
         command_to_toml(["python", "train_network.py"])
 
 

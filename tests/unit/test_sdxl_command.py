@@ -185,11 +185,11 @@ def test_what_has_no_effect_there_has_none_here(words, place, told):
         (["--hypernetwork_module=x"], r"no flag --hypernetwork_module\.$"),
         (["--block_lr=1,2"], "--block_lr is '1,2'; expected 23 numbers"),
         ([TRAINED, f"--block_lr={','.join(['0'] * 23)}"], "--block_lr is 0 for every block"),
-        (["--weighted_captions", "--cache_text_encoder_outputs"], "do not go together"),
-        (["--weighted_captions", "--cache_text_encoder_outputs_to_disk"], "do not go together"),
-        (["--learning_rate=0"], "some of the U-Net always learns"),
-        (["--fused_backward_pass", "--gradient_accumulation_steps=2"], "Take one of the two out"),
-        ([TRAINED, "--cache_text_encoder_outputs"], "--train_text_encoder changes that"),
+        (["--weighted_captions", "--cache_text_encoder_outputs"], "do not work together"),
+        (["--weighted_captions", "--cache_text_encoder_outputs_to_disk"], "do not work together"),
+        (["--learning_rate=0"], "some of the U-Net is always trained"),
+        (["--fused_backward_pass", "--gradient_accumulation_steps=2"], "Remove one of the two"),
+        ([TRAINED, "--cache_text_encoder_outputs"], "--train_text_encoder changes these outputs"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_explained(words, expected):
@@ -204,7 +204,7 @@ def test_each_family_has_its_command():
     assert set(trained.values()) == {(FINE_TUNE, TRAIN_DB), (SDXL_TRAIN,)}
     assert scripts_of(None) == scripts_of("two") == ()
     other = OtherFamilyError("", "model", ("two",))
-    assert "no command of sd-scripts here trains" in str(in_terms_of("sdxl_train.py", other))
+    assert "none of these sd-scripts commands trains" in str(in_terms_of("sdxl_train.py", other))
 
 
 def test_flags_of_sdxl_alone_are_named_as_such():
@@ -231,7 +231,7 @@ def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_fil
         words += [f"--{changing}" + ("" if value == "true" else f"={value}")]
     flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
     tree = translate(SDXL_TRAIN, flags).tree
-    with pytest.raises(ConfigError, match=f"--cache_text_encoder_outputs keeps .* {changing}"):
+    with pytest.raises(ConfigError, match=f"--cache_text_encoder_outputs caches .* {changing}"):
         build_settings(SDXL_TRAIN, flags, tree)
     without = {name: value for name, value in flags.items() if name != words[0].lstrip("-")}
     build_settings(SDXL_TRAIN, without, translate(SDXL_TRAIN, without).tree)
@@ -315,7 +315,7 @@ def test_the_masked_loss_takes_the_masks_of_a_dataset_configuration(tmp_path):
     )
     assert (subset.mask_dir, subset.num_repeats) == (Path("a_mask"), 8)
     for script in SCRIPTS:  # sd-scripts takes the key without the flag for a mistake
-        with pytest.raises(ConfigError, match=r"masks with --masked_loss alone"):
+        with pytest.raises(ConfigError, match=r"masks only with --masked_loss"):
             translate(script, parse_flags(script, line))
 
 
@@ -332,7 +332,7 @@ def test_a_command_becomes_settings_that_say_where_they_come_from():
     config = build_run_config(tomllib.loads(text), source="test")
     assert config.method.block_lrs["time_embedding"] == 0
     assert len(config.method.block_lrs) == sum(map(len, BLOCKS))
-    with pytest.raises(ConfigError, match=r"train_network\.py is none of .* sdxl_train\.py\."):
+    with pytest.raises(ConfigError, match=r"train_network\.py is not one of .* sdxl_train\.py\."):
         command_to_toml(["python", "sdxl_train_network.py"])
 
 
@@ -351,5 +351,5 @@ def test_the_page_of_flags_says_where_a_rule_differs():
     assert {name for name, flag in known.items() if flag.differs} == set(named)
     for name in named:
         place = f"`{known[name].to}`, " if known[name].to else ""
-        assert f"| `--{name}` | {place}not quite as there: {known[name].differs} |" in rows
+        assert f"| `--{name}` | {place}with a difference: {known[name].differs} |" in rows
         assert not any((known[name].notice, known[name].refusal))

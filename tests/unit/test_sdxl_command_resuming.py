@@ -224,7 +224,7 @@ def test_a_dataset_configuration_says_that_flags_count_with_it(tmp_path):
     _, notices = again(run, [named, "--keep_tokens=2", "--resolution=1024"])
     assert notices == ()
     _, notices = again(run, [named, "--resolution=1024"])
-    assert "Give all those that the run was begun with" in notices[0]
+    assert "Give all those that the run was started with" in notices[0]
 
 
 def test_paths_of_the_run_and_of_flags_begin_in_folders_of_their_own(tmp_path, monkeypatch):

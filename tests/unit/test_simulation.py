@@ -104,7 +104,7 @@ def test_the_verb_shows_every_stage_and_refuses_a_rate_of_nothing(tmp_path, caps
     with pytest.raises(SystemExit) as refused:
         main(words)
     assert refused.value.code == 2
-    assert "--encode-rate goes with --simulate" in capsys.readouterr().err
+    assert "--encode-rate works only with --simulate" in capsys.readouterr().err
 
 
 def test_of_a_run_what_is_held_out_is_not_simulated(tmp_path, monkeypatch):

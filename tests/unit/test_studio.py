@@ -449,7 +449,7 @@ def test_the_end_says_what_goes_on(studio, dog):
     assert _farewell(studio) == "The studio has ended."
     with dog.held() as held:
         held.write_status("training", step=1, total_steps=9)
-        assert "dog is being trained, and that goes on" in _farewell(studio)
+        assert "dog is being trained, and this continues" in _farewell(studio)
 
 
 def test_of_the_log_only_what_the_end_cuts_off_is_left_out():
@@ -1012,8 +1012,8 @@ def test_a_studio_for_the_network_needs_the_token_and_says_what_it_means(tmp_pat
     try:
         lines = [process.stdout.readline() for _ in range(4)]
         address = lines[1].strip()
-        assert lines[3].startswith("Warning: other machines reach it too.")
-        assert "can be read on the way" in lines[3]
+        assert lines[3].startswith("Warning: other machines can reach the studio.")
+        assert "the connection is not encrypted" in lines[3]
         port = int(re.search(r":(\d+)/", address)[1])
         local = address.replace(re.search(r"//([^:]+):", address)[1], "127.0.0.1")
         until = time.monotonic() + 30
@@ -1034,7 +1034,7 @@ def test_a_studio_for_the_network_needs_the_token_and_says_what_it_means(tmp_pat
 def test_an_address_of_another_machine_is_refused(tmp_path, address):
     refused = impasto("studio", "--runs", tmp_path, "--listen", address)
     assert refused.returncode == 5
-    assert f"--listen {address} is no address" in refused.stderr
+    assert f"--listen {address} is not an address" in refused.stderr
 
 
 # the start page

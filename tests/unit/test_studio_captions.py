@@ -468,7 +468,7 @@ def test_an_error_of_a_model_is_said_once(client, here, studio):
     task.path.mkdir(parents=True)
     task.description_file.write_text(json.dumps({"title": "Try", "back": "/", "words": []}))
     lines = [{"kind": "begin"}, {"kind": "note", "text": f"m: {words}"},
-             {"kind": "error", "text": "None of the models could be tried, for the reasons above."},
+             {"kind": "error", "text": "None of the models could be tried; the reasons are above."},
              {"kind": "ended", "code": 4}]  # fmt: skip
     text = "".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines)
     task.events_file.write_text(text, encoding="utf-8")

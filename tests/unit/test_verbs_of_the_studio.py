@@ -120,7 +120,7 @@ def test_a_list_of_models_that_is_cut_says_so(place, monkeypatch):
     monkeypatch.setattr(models, "MOST_SCANNED", 1)
     for words in ([], ["--json"]):
         shown = CliRunner().invoke(list_models, ["models", *words])
-        assert "over 1 folders and models are in models" in shown.stderr
+        assert "models has over 1 folders and models" in shown.stderr
         assert "may be missing" not in shown.stdout
 
 
@@ -263,7 +263,7 @@ def test_a_task_is_stopped_by_its_name(tmp_path, monkeypatch):
         process.wait()
     refused = impasto("tasks", "stop", name, "--runs", tmp_path)
     assert refused.returncode == 5
-    assert f"Task {name} is not at work" in plain(refused)
+    assert f"Task {name} is not running" in plain(refused)
     for missing in ("20260101-000000-abcdef", "../x", "x"):
         refused = impasto("tasks", "stop", missing, "--runs", tmp_path)
         assert refused.returncode == 5, missing

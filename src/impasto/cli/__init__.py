@@ -1,1 +1,1 @@
-"""The command line: one thin file per verb group, nothing heavy imported before a verb runs."""
+"""The command line: one thin file per command group; heavy imports wait until a command runs."""

@@ -1,7 +1,7 @@
-"""What `impasto doctor --gpu` tries out: kernels at a full-size model's shapes, runs of the demo's.
+"""Checks of `impasto doctor --gpu`: kernels at a full-size model's shapes, and short demo runs.
 
-Each check ends in a line of what was found and, where that asks for it, in a setting. One that
-fails says so, and the others go on.
+Each check reports its finding in one line and, if needed, recommends a setting. A check that
+fails is reported, and the others still run.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ KERNELS = {
     "plain": SDPBackend.MATH,
 }
 WRONG = 0.02
-"""Of attention's output in float32, by their norms: what a kernel may be off by. Some roundings of
-bf16, of 2^-9 each, stay far below."""
+"""The largest error of an attention kernel, as a fraction of the norm of the float32 output.
+A few bf16 roundings, of 2^-9 each, stay far below it."""
 
 LOSS_TOLERANCE = 0.02
-"""Of a loss: what compiled kernels may differ by in 16 bits."""
+"""The largest relative difference between losses of compiled and plain kernels, in 16 bits."""
 
 MEMORY_TOLERANCE = 0.15
-"""Of the predicted peak of tensors: what it may be too low before a card is told of."""
+"""The fraction by which measured peak memory may exceed the prediction before advice is given."""
 
 _UPDATES = 6
 _ATTENTION_TIMES = 9
@@ -61,11 +61,11 @@ _ATTENTION_TIMES = 9
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of one check of the card.
+    """The outcome of one check of the GPU.
 
     Attributes:
-        found: What was seen, in a line.
-        advice: What to set, as a sentence; empty where nothing has to be.
+        found: The finding, in one line.
+        advice: The recommended action, as a sentence; empty if none is needed.
     """
 
     found: str
@@ -73,10 +73,10 @@ class CheckResult:
 
 
 class _Losses(SilentEvents):
-    """Keeps the losses of a run, and ends it after a step as a crash would.
+    """Records the losses of a run, and can end it after a step as a crash would.
 
     Args:
-        ends_after: That step; None lets it come to its end.
+        ends_after: The step to end the run at; None lets it finish.
     """
 
     def __init__(self, ends_after: int | None = None) -> None:
@@ -93,18 +93,18 @@ class _Losses(SilentEvents):
 
 
 class _CrashedError(Exception):
-    """The end of a run that is to be resumed."""
+    """Simulates the crash of a run that is resumed afterwards."""
 
 
 def check_gpu(
     device: torch.device, scratch: Path, progress: Progress
 ) -> Iterator[tuple[str, CheckResult]]:
-    """Try out what a run does; yields the name of each check and what came of it.
+    """Run all checks, and yield the name and result of each.
 
     Args:
-        device: A GPU; a CPU goes through the same, of which nothing follows.
-        scratch: A folder for the runs, which may be deleted afterwards.
-        progress: Where to show how far it is.
+        device: The GPU to check. A CPU is accepted too, but its results lead to no advice.
+        scratch: A folder for the runs; it may be deleted afterwards.
+        progress: Shows the progress of the checks.
     """
     runs = _Runs(device, scratch)
     checks: dict[str, Callable[[], CheckResult]] = {
@@ -116,7 +116,7 @@ def check_gpu(
     }
     try:
         for name, check in checks.items():
-            with progress.stage(f"Checking the card: {name.lower()}", None, "checks"):
+            with progress.stage(f"Checking the GPU: {name.lower()}", None, "checks"):
                 outcome = _outcome_of(check)
             yield name, outcome
     finally:
@@ -127,14 +127,14 @@ def _outcome_of(check: Callable[[], CheckResult]) -> CheckResult:
     try:
         return check()
     except ImpastoError as error:
-        return CheckResult("did not come to its end", str(error))
-    except RuntimeError as error:  # what drivers and kernels say
+        return CheckResult("did not complete", str(error))
+    except RuntimeError as error:  # raised by drivers and kernels
         said = str(error).splitlines() or [type(error).__name__]
-        return CheckResult("did not come to its end", f"It ended with: {said[0]}")
+        return CheckResult("did not complete", f"It failed with: {said[0]}")
 
 
 def precisions(device: torch.device) -> CheckResult:
-    """How fast matrix products are in each precision, and which of them a run takes."""
+    """Measure the speed of matrix products in each precision, and report which one "auto" uses."""
     rates = {}
     set_arithmetic(tf32=False)
     rates["float32"] = matmul_rate(device, torch.float32)
@@ -150,18 +150,18 @@ def precisions(device: torch.device) -> CheckResult:
     advice = ""
     if native.kind in rates and rates[native.kind] < 0.8 * rates[fastest]:
         advice = (
-            f'training.mixed_precision = "auto" takes {native.kind} here ({native.reason}), but '
+            f'training.mixed_precision = "auto" uses {native.kind} here ({native.reason}), but '
             f"{fastest} was faster just now: try it."
         )
-    return CheckResult(f"{found}{in_float8} TFLOP/s; auto takes {native.description}", advice)
+    return CheckResult(f"{found}{in_float8} TFLOP/s; auto uses {native.description}", advice)
 
 
 def attention(
     device: torch.device, shape: tuple[int, int, int, int] = ATTENTION_SHAPE
 ) -> CheckResult:
-    """Which attention kernels there are, how long they take there and back, and if they are right.
+    """Check each attention kernel that runs here: its forward and backward time and its accuracy.
 
-    Compared with the plain way in float32 on the same numbers.
+    The reference is plain attention in float32 on the same inputs of `shape`, [B, heads, N, d].
     """
     native = native_precision(device)
     dtype = COMPUTED[native.kind]
@@ -176,10 +176,10 @@ def attention(
         try:
             output, seconds = _attention_by(backend, query, key, value)
         except RuntimeError:
-            continue  # not for this card, type or size
+            continue  # the kernel does not support this GPU, dtype or size
         lines.append(f"{name} {1000 * seconds:.1f} ms")
         is_lean |= name != "plain"
-        if not (output.float() - exact).norm() <= WRONG * exact.norm():  # NaN is wrong, too
+        if not (output.float() - exact).norm() <= WRONG * exact.norm():  # also true of NaN
             wrong.append(name)
     advice = ""
     if wrong:
@@ -192,18 +192,18 @@ def attention(
             "Only plain attention runs here, whose memory grows with the square of the image's "
             "area: set training.gradient_checkpointing = true."
         )
-    return CheckResult(f"{', '.join(lines)} there and back, in {native.description}", advice)
+    return CheckResult(f"{', '.join(lines)} forward and backward, in {native.description}", advice)
 
 
 def _attention_by(
     backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, float]:
-    """The output of a kernel, and the seconds of the median of some times, there and back."""
+    """Return a kernel's output, and the median time of its forward and backward pass in seconds."""
     for tensor in (query, key, value):
         tensor.requires_grad_()
     seconds = []
     with sdpa_kernel(backend):
-        for _ in range(1 + _ATTENTION_TIMES):  # the first loads it
+        for _ in range(1 + _ATTENTION_TIMES):  # the first also loads the kernel
             began = time.perf_counter()
             output = scaled_dot_product_attention(query, key, value)
             torch.autograd.backward(output.sum())
@@ -220,7 +220,7 @@ class _Runs:
         self._device, self._scratch = device, scratch
 
     def resumes(self) -> CheckResult:
-        """Whether a run that is ended in the middle and resumed ends in the same weights."""
+        """Check that a run which crashes halfway and is resumed ends with the same weights."""
         whole = self._config("whole", ["training.deterministic=true"])
         weights = _weights_of(train(whole))
         ended = self._config("ended", ["training.deterministic=true"])
@@ -233,18 +233,18 @@ class _Runs:
             return CheckResult("the same weights, bit for bit, with training.deterministic")
         return CheckResult(
             f"weights differ by up to {largest:.2g} even with training.deterministic",
-            "Resumed runs go on correctly here, but not to the last bit.",
+            "Resumed runs continue correctly here, but not bit for bit.",
         )
 
     def compiles(self) -> CheckResult:
-        """Whether compiled blocks give the losses of uncompiled ones."""
+        """Check that compiled blocks give the same losses as uncompiled ones."""
         one_size = ["dataset.buckets=[[128, 128]]", "training.max_steps=2"]
         plain, compiled = _Losses(), _Losses()
         train(self._config("plain", one_size), plain)
         began = time.perf_counter()
         try:
             train(self._config("compiled", [*one_size, "training.compile=blocks"]), compiled)
-        except (ConfigError, MissingDependencyError) as error:  # an old card, no compiler
+        except (ConfigError, MissingDependencyError) as error:  # an old GPU, or no compiler
             return CheckResult("not possible here", str(error))
         seconds = time.perf_counter() - began
         pairs = zip(compiled.losses, plain.losses, strict=True)
@@ -256,7 +256,7 @@ class _Runs:
         return CheckResult(f"works, in {seconds:.0f} s; losses within {100 * apart:.2g} %")
 
     def memory(self) -> CheckResult:
-        """The predicted peak of tensors against the measured one, at a full-size image's area."""
+        """Compare the predicted peak memory of tensors with the measured one, at 512x512 pixels."""
         large = [
             "dataset.resolution=512", "dataset.min_bucket_reso=256", "training.batch_size=4",
             "dataset.max_bucket_reso=1024", "dataset.bucket_reso_steps=64",
@@ -290,20 +290,20 @@ class _Runs:
 
 
 def compared(predicted: int, measured: int) -> CheckResult:
-    """What follows from bytes that were foreseen, and those that were taken."""
-    found = f"{gib(predicted)} predicted, {gib(measured)} measured, of tensors"
+    """Compare predicted with measured bytes; advise if more than the tolerance was used."""
+    found = f"{gib(predicted)} of tensors predicted, {gib(measured)} measured"
     if measured <= (1 + MEMORY_TOLERANCE) * predicted:
         return CheckResult(found)
     excess = 100 * (measured / predicted - 1)
     return CheckResult(
         found,
-        f"Runs take {excess:.0f} % more here than predicted: set training.memory that much below "
-        f"what the card has.",
+        f"Runs use {excess:.0f} % more memory here than predicted: set training.memory that much "
+        f"below the memory of the GPU.",
     )
 
 
 def _weights_of(run: RunDirectory) -> dict[str, Tensor]:
-    """The tensors of a finished run's model."""
+    """Load the tensors of a finished run's model as float32, keyed by name."""
     return {
         name: tensor.float()
         for file in sorted(run.export.rglob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""`impasto compare`: several runs side by side, also unfinished and damaged ones."""
+"""`impasto compare`: several runs side by side, including unfinished and damaged ones."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 @click.option(
     "--html", "page", metavar="FILE", type=WRITTEN,
-    help="Write a self-contained page: numbers, curves, and the same prompt and seed side by side.",
+    help="Write a self-contained HTML page: numbers, curves, and samples of the same prompt and "
+    "seed side by side.",
 )  # fmt: skip
 def compare(runs: tuple[Path, ...], as_json: bool, page: Path | None) -> None:  # noqa: FBT001
     """Compare the run directories RUNS: settings that differ, losses, speed, memory, samples.
 
-    Runs may be unfinished, killed or damaged: what can be read is shown.
+    Runs may be unfinished, killed or damaged: everything that can be read is shown.
 
     \b
     impasto compare runs/lr-1e-5 runs/lr-1e-6
@@ -42,7 +43,7 @@ def compare(runs: tuple[Path, ...], as_json: bool, page: Path | None) -> None:  
     if len(dict.fromkeys(path.resolve() for path in runs)) < max(2, len(runs)):
         raise RunError("Give at least two run directories to compare, each once.")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--html {page} is not the name of a page. Give one that ends in .html.")
+        raise ConfigError(f"--html {page} is not an HTML file name. Give one that ends in .html.")
     console = Console()
     opened = [open_run(path) if is_remote(path) else RunDirectory(path) for path in runs]
     found = [figures_of(run) for run in opened]

@@ -1,4 +1,4 @@
-"""What a person sees: progress bars with rate and ETA, tables, and errors as one paragraph."""
+"""Terminal output: progress bars with rate and ETA, tables, and errors as one paragraph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _print_paragraph(console: RichConsole, text: str) -> None:
 
 
 class Console:
-    """Draws stages and training on a terminal; prints plain lines where there is none."""
+    """Shows stages and training as progress bars on a terminal, or as plain lines elsewhere."""
 
     def __init__(self) -> None:
         self.rich = RichConsole(soft_wrap=True, highlight=False, emoji=False)
@@ -51,7 +51,7 @@ class Console:
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """A bar for a stage; nothing for one of no items."""
+        """Show a progress bar and yield its advance function; show nothing if `total` is 0."""
         if total == 0:
             yield lambda _: None
             return
@@ -84,31 +84,31 @@ class Console:
             self.rich.print(f"{escape(description)}: {counted(done, unit)} in {seconds:.1f} s")
 
     def note(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line, and add it to the task's log if this process is a task."""
         self.rich.print(escape(message))
         if self._log is not None:
             self._log.note(message)
 
     def _at_work(self, message: str) -> None:
-        """A line for whoever reads along; what is noted of a task for later needs none."""
+        """Print a line that only a live reader needs; it is not added to the task's log."""
         self.rich.print(escape(message))
 
     def paragraph(self, message: str) -> None:
-        """Several sentences, broken between words on a terminal."""
+        """Print several sentences, wrapped between words on a terminal."""
         _print_paragraph(self.rich, escape(message))
 
     def heading(self, message: str) -> None:
-        """A line that opens a part of the output."""
+        """Print a heading after a blank line."""
         self.rich.print(f"\n[bold]{escape(message)}[/bold]")
 
     def table(self, rows: Mapping[str, Any]) -> None:
-        """Names and values in two columns; a long value, such as a path, is never cut or folded."""
+        """Print names and values in two columns; long values, such as paths, are never wrapped."""
         width = max(map(len, rows), default=0)
         for name, value in rows.items():
             self.rich.print(f"[dim]{escape(f'{name:<{width}}')}[/dim]  {escape(str(value))}")
 
     def counts(self, title: str, counts: Counter[str]) -> None:
-        """How often each tag was written, the most frequent first."""
+        """Print how often each tag was written, the most frequent first."""
         if not counts:
             self.note("No tags were written.")
             return
@@ -116,7 +116,7 @@ class Console:
         self.table(dict(counts.most_common()))
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Say what is trained and open the bar."""
+        """Print the summary of a run that starts or resumes, and open its progress bar."""
         counts = ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in summary["parts"].items())
         regularising = summary["regularisation"]
         self.table(
@@ -141,13 +141,13 @@ class Console:
         if summary["with_more_lines"]:
             self.note(
                 f"{counted(summary['with_more_lines'], 'captions have')} several lines, of which "
-                f"the first is used. dataset.enable_wildcard takes one at random."
+                f"the first is used. dataset.enable_wildcard picks one at random."
             )
         if summary["refused_latents"]:
             first = summary["refused_latents"][0]
             self.note(
-                f"{counted(len(summary['refused_latents']), '.npz files do')} not fit and were not "
-                f"used; the first is {first['path']}: {first['reason']}"
+                f"{counted(len(summary['refused_latents']), '.npz files do')} not match and were "
+                f"not used; the first is {first['path']}: {first['reason']}"
             )
         for item in summary["set_aside"][:10]:
             self.note(f"Skipped: {item['path']}: {item['reason']}")
@@ -164,7 +164,7 @@ class Console:
             self._heartbeat.start(first_step)
 
     def stepped(self, step: int) -> None:
-        """Move the progress bar, or print a line now and then."""
+        """Advance the progress bar, or the heartbeat that prints a line now and then."""
         self._shown_step = step
         if self._task is not None:
             DISPLAY.update(self._task, completed=step)
@@ -172,7 +172,7 @@ class Console:
             self._heartbeat.stepped(step)
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Show the loss; a validation loss as a line that stays."""
+        """Show the loss in the progress bar; print a validation loss or preview score as a line."""
         if "validation_loss" in record:
             self.rich.print(_validation_line(record))
             return
@@ -185,7 +185,7 @@ class Console:
         self._plain_line(record)
 
     def ended(self) -> None:
-        """Close the bar, and leave a line in its place."""
+        """Close the progress bar, and print a summary line in its place."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
@@ -214,7 +214,7 @@ def _tell_nobody(_: int) -> None:
 
 
 def _validation_line(record: Mapping[str, Any]) -> str:
-    """A validation loss with its standard error, and how far it is from the base model's."""
+    """Return a line with a validation loss, its standard error and the change from the base."""
     error, change = record.get("validation_se"), record.get("validation_change")
     told = f"Validation loss at step {record['step']}: [bold]{record['validation_loss']:.4f}[/bold]"
     told += "" if error is None else f" ± {error:.4f}"
@@ -224,7 +224,7 @@ def _validation_line(record: Mapping[str, Any]) -> str:
 
 
 def _preview_line(record: Mapping[str, Any]) -> str:
-    """How far previews are from real images, with standard errors where they are known."""
+    """Return a line with the preview scores against real images, with known standard errors."""
     texts = []
     for title, name in (("kernel distance", "kernel_distance"), ("similarity", "similarity")):
         value, error = record.get(f"preview_{name}"), record.get(f"preview_{name}_se")
@@ -235,7 +235,7 @@ def _preview_line(record: Mapping[str, Any]) -> str:
 
 
 def _speed(images_per_s: float) -> str:
-    """Images per second, or what one takes where that says more."""
+    """Return images per second, or seconds per image below 0.1 images per second."""
     if 0 < images_per_s < 0.1:
         return f"{1 / images_per_s:.0f} s an image"
     return f"{images_per_s:.1f} images/s"

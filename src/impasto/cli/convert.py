@@ -19,7 +19,7 @@ _OF_MODELS = (
     "ema", "unet_dtype", "text_encoder_dtype", "vae_dtype", "vae", "family", "prediction_type",
     "weights", "variant",
 )  # fmt: skip
-"""Options that a hypernetwork, which is one small network, has no use for."""
+"""Options that have no effect on a hypernetwork, which is one small network."""
 
 
 @click.command()
@@ -29,18 +29,20 @@ _OF_MODELS = (
     "--to",
     "form",
     type=click.Choice(["safetensors", "ckpt", "diffusers", "a1111", "portable", "novelai"]),
-    help="What to write; default: by the ending of OUT, without one a Diffusers folder. A "
-    "hypernetwork: a1111, portable (ComfyUI too), novelai or safetensors.",
+    help="Format to write; default: chosen by the file extension of OUT, a Diffusers folder if it "
+    "has none. For a hypernetwork: a1111, portable (also for ComfyUI), novelai or safetensors.",
 )
-@precision_options(usual="as they are")
-@click.option("--ema", is_flag=True, help="Take the averaged weights: short for --weights ema.")
-@click.option("--title", help="The model's name in its metadata; default: the source's, or OUT's.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@precision_options(usual="unchanged")
+@click.option("--ema", is_flag=True, help="Use the averaged weights: short for --weights ema.")
+@click.option(
+    "--title", help="The model's name in its metadata; default: that of IN, or the name of OUT."
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @model_options
 def convert(source: str, target: Path, form: str | None, **options: Any) -> None:
     """Write the model IN (a file, a Diffusers folder, a Hub id, or a run) as OUT.
 
-    Precisions that are not asked for stay as they are, bit for bit; averaged weights are left out.
+    Weights stay bit for bit the same unless a precision is given; averaged weights are left out.
 
     \b
     impasto convert old.ckpt new.safetensors --dtype fp16
@@ -71,10 +73,10 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
         console.table(written)
         return
     if form in FORMATS_OF_HYPERNETWORKS:
-        raise ConfigError(f"{source} is no hypernetwork, so --to {form} does not apply.")
+        raise ConfigError(f"{source} is not a hypernetwork, so --to {form} does not apply.")
     if options.pop("ema"):
         if options["weights"] == "plain":
-            raise ConfigError("--ema and --weights plain contradict each other. Take one out.")
+            raise ConfigError("--ema and --weights plain contradict each other. Remove one.")
         options["weights"] = "ema"
     opened_as = open_options(options)
     written = convert_model(
@@ -91,16 +93,16 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
 
 
 def _require_of_hypernetworks(options: dict[str, Any]) -> None:
-    """Refuse options that would change nothing.
+    """Make sure that no option is given that has no effect on a hypernetwork.
 
     Raises:
-        ConfigError: One is given.
+        ConfigError: Such an option is given.
     """
     given = {**options, "weights": options["weights"] != "auto"}
     for name in _OF_MODELS:
         if given[name]:
             raise ConfigError(
-                f"--{name.replace('_', '-')} has no effect on a hypernetwork. Take it out."
+                f"--{name.replace('_', '-')} has no effect on a hypernetwork. Remove it."
             )
 
 
@@ -129,9 +131,10 @@ def inspect(
     out: Path | None,
     **options: Any,
 ) -> None:
-    """Say what the model FILE is: a file, a Diffusers folder, a Hub id, or a run.
+    """Describe the model FILE: a file, a Diffusers folder, a Hub id, or a run.
 
-    Nothing in it is run. Of a file that is no base model, it says what it is instead.
+    No code in the file is executed. A file that is not a base model is identified too: a LoRA, a
+    VAE and so on.
     """
     from impasto.checkpoints.hub import require_source
 

@@ -1,4 +1,4 @@
-"""`impasto dataset ...`: look at the images and words before training on them.
+"""`impasto dataset ...`: inspect and edit images and captions before training on them.
 
 SOURCE is a folder of images, a dataset configuration or metadata file of sd-scripts, or the
 settings of a run.
@@ -85,7 +85,7 @@ dataset.add_command(prior)
 @CACHE_DIR
 @executor_options
 def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # noqa: FBT001
-    """List what SOURCE holds: usable images, missing words, and what is not used, with reasons."""
+    """Count the usable images and missing captions of SOURCE; list unused files with reasons."""
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.progress import SilentProgress
@@ -101,7 +101,7 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
         console.note(
             f"{counted(result.multiline_captions, 'captions have')} several lines, of which only "
             "the first is "
-            f"used (enable_wildcard takes one at random)."
+            f"used (enable_wildcard picks one at random)."
         )
     print_skipped(console, result, source)
 
@@ -120,9 +120,10 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 
 
 def _sizes_told(source: Path) -> SizeConditioning:
-    """The size conditioning of a run's settings where SOURCE is of a run.
+    """Return the size conditioning for SOURCE, adjusted to the run's settings if SOURCE is a run.
 
-    Its family's, if `model.family` says it and it has one, or that of the first family that does.
+    It is that of the family in `model.family`, if given and if the family has one; otherwise that
+    of the first family with one.
     """
     from impasto.config.load import load_run_of_source
     from impasto.models.families import FAMILIES
@@ -142,13 +143,13 @@ def _sizes_told(source: Path) -> SizeConditioning:
     "--simulate",
     type=click.IntRange(1, 10**10),
     metavar="N",
-    help="Show instead what N images like these would take: time, disk, files, RAM.",
+    help="Show instead what N images like these would need: time, disk, files, RAM.",
 )
 @click.option(
     "--encode-rate",
     type=Finite(min=0, min_open=True),
     metavar="N",
-    help="With --simulate: images per second that the VAE encodes.",
+    help="With --simulate: the encoding speed of the VAE, in images per second.",
 )
 @bucket_options
 @executor_options
@@ -160,13 +161,13 @@ def plan(
     encode_rate: float | None,
     **options: Any,
 ) -> None:
-    """Show which bucket each image of SOURCE would go to, and what cropping costs.
+    """Show the number of images of SOURCE per bucket, and how much cropping removes.
 
-    For a run's settings, it shows the images that are trained on.
+    If SOURCE is the settings of a run, only the images that are trained on are shown.
     """
     if simulate is not None:
         if as_json:
-            raise click.UsageError("--json is for images that are there, not for --simulate.")
+            raise click.UsageError("--json does not work with --simulate. Remove one of them.")
         from impasto.cli.console import Console
         from impasto.cli.dataset_simulate import show_simulation
         from impasto.config.load import load_run_of_source
@@ -176,7 +177,7 @@ def plan(
         show_simulation(config, load_run_of_source(source), Console(), simulate, encode_rate)
         return
     if encode_rate is not None:
-        raise click.UsageError("--encode-rate goes with --simulate.")
+        raise click.UsageError("--encode-rate works only with --simulate.")
     from impasto.cli.console import Console
     from impasto.cli.dataset_plan_value import plan_value
     from impasto.cli.harmless import json_text
@@ -214,7 +215,10 @@ def plan(
 
 
 def _most_cropped(plan: Plan) -> list[str]:
-    """The five images of which most is cut away, with how much of each."""
+    """Return the five images that lose most to cropping, each with the percentage lost.
+
+    Images that lose less than 0.5 % are left out.
+    """
     most = (-plan.table.cropped_fractions()).argsort(kind="stable")[:5]
     return [
         f"{image.record.name} ({100 * image.cropped_fraction:.0f} %)"

@@ -1,4 +1,4 @@
-"""What `impasto dataset tag` and `caption` share: where words go, and going through images."""
+"""Options and processing shared by `impasto dataset tag` and `caption`."""
 
 from __future__ import annotations
 
@@ -31,33 +31,41 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def annotation_options(ending: str) -> Callable[[F], F]:
-    """Where words go, and what becomes of those that are there."""
+    """Return a decorator that adds the options for where and how captions or tags are written.
+
+    Args:
+        ending: Default file extension of the files that are written.
+    """
     options = (
         click.option(
             "--ending",
             default=ending,
             show_default=True,
             callback=caption_ending,
-            help="Ending of the files that are written.",
+            help="File extension of the caption or tag files to write.",
         ),
-        click.option("--metadata", type=WRITTEN, help="Write into this JSON instead."),
+        click.option(
+            "--metadata", type=WRITTEN, help="Write into this metadata JSON file instead."
+        ),
         click.option(
             "--existing",
             type=click.Choice(["missing", "overwrite", "append"]),
             default="missing",
             show_default=True,
-            help="Only images without captions or tags (missing); all, replacing what is there "
-            "(overwrite); or all, adding to it (append).",
+            help="Which images to process: only those without captions or tags (missing); all, "
+            "replacing existing ones (overwrite); or all, adding to existing ones (append).",
         ),
-        click.option("--dry-run", is_flag=True, help="Print the words and write nothing."),
+        click.option("--dry-run", is_flag=True, help="Print the results and write nothing."),
         click.option(
             "--batch",
             default=8,
             show_default=True,
             type=click.IntRange(1),
-            help="Images per batch; fewer take less VRAM.",
+            help="Images per batch; a smaller batch needs less VRAM.",
         ),
-        click.option("--workers", type=click.IntRange(0), help="Threads that decode images."),
+        click.option(
+            "--workers", type=click.IntRange(0), help="Number of threads that decode images."
+        ),
         click.option(
             "--stop-on-error", is_flag=True, help="Stop at the first image that cannot be read."
         ),
@@ -72,7 +80,11 @@ def annotation_options(ending: str) -> Callable[[F], F]:
 
 
 def caption_ending(context: click.Context, parameter: click.Parameter, value: str) -> str:  # noqa: ARG001
-    """The ending of files with words, with its dot; never that of an image."""
+    """Return a caption file extension with its leading dot.
+
+    Raises:
+        BadParameter: It is empty, malformed, or the extension of an image format.
+    """
     from impasto.annotate.dataset_folders import normalize_ending
 
     try:
@@ -90,16 +102,16 @@ def write_annotations(
     options: dict[str, Any],
     console: Console,
 ) -> None:
-    """Go through the images of SOURCE with a tagger or a captioner, and say what was done.
+    """Run a tagger or captioner on the images of SOURCE, write the results and print a summary.
 
     Args:
-        source: A folder, or what else names images.
-        command: What the command does, in plain values: an interrupted one goes on.
-        annotator: What gives words.
-        join: Puts words together for `append`, in each line of what is there.
-        column: What metadata calls the words.
-        options: Those of `annotation_options`, and the folder of derived data.
-        console: Prints what is done.
+        source: A folder of images, or another SOURCE of `impasto dataset`.
+        command: Plain values that identify the command, so that an interrupted one is continued.
+        annotator: The tagger or captioner.
+        join: Joins an existing line and a new result, for `append`.
+        column: The metadata key that the results are stored under.
+        options: The options of `annotation_options`, and the folder of derived data.
+        console: Shows progress and the summary.
     """
     from impasto import files
     from impasto.annotate.annotation import annotate
@@ -139,11 +151,11 @@ def write_annotations(
     _tell(done, options, console)
     if done.written and not dry:
         undo = undo_command(source, folders, cache_dir=options["cache_dir"])
-        console.note(f"Take it back with: {undo}")
+        console.note(f"Undo with: {undo}")
 
 
 def _command_key(command: object, options: dict[str, Any]) -> str:
-    """What a command is known by: the same one goes on where it was interrupted."""
+    """Return the key that identifies a command, by which an interrupted one is continued."""
     from impasto.canonical import canonical
 
     asked = {name: options[name] for name in ("existing", "ending")}
@@ -162,10 +174,10 @@ def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
 
 
 def _require_read(config: DatasetConfig, source: Path, ending: str) -> None:
-    """Make sure that training reads the files beside images that are to be written.
+    """Make sure that training reads the files that are to be written beside images.
 
     Raises:
-        ConfigError: The images have their words in metadata, or in files of another ending.
+        ConfigError: The captions are in metadata, or in files with another extension.
     """
     from impasto.errors import ConfigError
 
@@ -174,7 +186,7 @@ def _require_read(config: DatasetConfig, source: Path, ending: str) -> None:
         file, read = subset.metadata_file, subset.caption_extension
         if file is not None:
             raise ConfigError(
-                f"The words of these images are in {shown(file)}: training would not read the "
+                f"The captions of these images are in {shown(file)}: training would not read the "
                 f"{ending} files. Add --metadata {shown(file)}."
             )
         own = None if read is None else f".{read.lstrip('.')}"
@@ -187,13 +199,13 @@ def _require_read(config: DatasetConfig, source: Path, ending: str) -> None:
             )
         raise ConfigError(
             f"caption_extension of {shown(subset.image_dir or source)} is {read}: training would "
-            f"not read the {ending} files there, and other folders of {shown(source)} have another "
-            f"one. Give one folder after the other, each with its --ending."
+            f"not read the {ending} files there, and other folders of {shown(source)} have a "
+            f"different one. Process each folder separately, with its own --ending."
         )
 
 
 def _reading(options: dict[str, Any]) -> ImageReading:
-    """How images are read, as the options say."""
+    """Build the rules for reading images from the options."""
     from impasto.annotate.annotation import ImageReading
 
     return ImageReading(
@@ -204,43 +216,47 @@ def _reading(options: dict[str, Any]) -> ImageReading:
 
 
 def uses_ray(source: Path, options: dict[str, Any]) -> bool:
-    """Whether the images of SOURCE are prepared with Ray, where models are in other processes."""
+    """Return whether the images of SOURCE are prepared with Ray, with models in other processes.
+
+    Raises:
+        UsageError: `--workers 0` is given with Ray.
+    """
     config = _config(source, options)
     if config.executor == "ray" and options["workers"] == 0:
-        raise click.UsageError("--workers 0 decodes in this process, which Ray does not do.")
+        raise click.UsageError("--workers 0 decodes in this process, which Ray does not support.")
     return config.executor == "ray"
 
 
 def whole_name(model: str) -> str:
-    """The whole path of a model that is a file or folder; a name as it is."""
+    """Return the absolute path of a model that is a file or folder; return a name unchanged."""
     return str(Path(model).absolute()) if presence.exists(Path(model)) else model
 
 
 def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> None:
     dry = options["dry_run"]
-    before = {"Done before the stop": done.done_before} if done.done_before else {}
+    before = {"Written before the stop": done.done_before} if done.done_before else {}
     console.table(
         {
-            "Would get words" if dry else "With words now": done.written,
-            "Would stay as they are" if dry else "Left as they were": done.captioned,
+            "Would be written" if dry else "Written": done.written,
+            "Would stay unchanged" if dry else "Left unchanged": done.captioned,
             **before,
-            "Nothing to say": done.empty,
+            "No result": done.empty,
             "Skipped": len(done.skipped),
         }
     )
     if done.captioned:
         where = options["metadata"] or f"the {options['ending']} files"
         console.note(
-            f"{counted(done.captioned, 'images have')} words already, in a .txt, a .caption or "
-            f"metadata. --existing append adds to {where}, --existing overwrite replaces what is "
-            f"there; training joins the words of all kinds."
+            f"{counted(done.captioned, 'images have')} captions or tags already, in a .txt, a "
+            f".caption or metadata. --existing append adds to {where}, --existing overwrite "
+            f"replaces their text; training joins captions and tags."
         )
     if dry:
         console.note("Nothing was written (--dry-run).")
 
 
 def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
-    """The usable images of a dataset; files that are skipped are noted."""
+    """Return the usable images of a dataset; print each skipped file with its reason."""
     from impasto.datasets.build import scan_all
 
     scan = scan_all(config, console)
@@ -252,7 +268,7 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
 
 
 def dataset_folders_of(config: Any, metadata: Path | None = None) -> DatasetFolders:
-    """Where the words of a dataset are, by its settings."""
+    """Return the folders and the metadata file that hold the captions of a dataset."""
     from impasto.annotate.dataset_folders import DatasetFolders
 
     subsets = [subset for entry in config.entries for subset in entry.subsets]
@@ -264,13 +280,13 @@ def dataset_folders_of(config: Any, metadata: Path | None = None) -> DatasetFold
 def undo_command(
     source: Path, folders: DatasetFolders, *options: str, cache_dir: Path | None = None
 ) -> str:
-    """What takes the last change back, to be pasted.
+    """Return the shell command that undoes the last edit, ready to be pasted.
 
     Args:
-        source: The dataset as it was named.
-        folders: Its folders.
-        options: Further words of the command.
-        cache_dir: Where the notes are, if that was given.
+        source: The dataset, as the user gave it.
+        folders: The folders of the dataset.
+        options: Further arguments of the command.
+        cache_dir: The folder with the undo records, if one was given.
     """
     arguments: list[object] = ["dataset", "undo", source, *options]
     if cache_dir is not None:
@@ -286,7 +302,7 @@ def _target(
     column: Literal["caption", "tags"],
     folders: DatasetFolders,
 ) -> Target:
-    """Sidecars or metadata, as the options say."""
+    """Build the target that the options select: caption files or a metadata file."""
     from impasto.annotate.caption_targets import MetadataTarget, Sidecars, to_each_line
 
     join = to_each_line(join)

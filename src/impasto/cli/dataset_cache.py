@@ -1,4 +1,4 @@
-"""`impasto dataset cache`: encode images ahead of training, and look after what is kept."""
+"""`impasto dataset cache`: encode images ahead of training, and verify or prune the cache."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NO_NPZ = "where no .npz is written. Copy or unpack the images into a folder of 
 
 
 class _EncodingGroup(FullHelpGroup):
-    """A group whose first word may also be a SOURCE: then it encodes."""
+    """A command group that runs `encode` if its first argument is not the name of a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in self.get_help_option_names(ctx):
@@ -52,9 +52,9 @@ class _EncodingGroup(FullHelpGroup):
 
 @click.group(cls=_EncodingGroup)
 def cache() -> None:
-    """Encode images ahead of training (`cache SOURCE MODEL`), verify, prune.
+    """Encode images ahead of training (`cache SOURCE MODEL`), and verify or prune the cache.
 
-    Training does this by itself; this command is for doing it at another time.
+    Training fills the cache by itself; this command does it at another time.
     """
 
 
@@ -64,16 +64,18 @@ def cache() -> None:
 @bucket_options
 @executor_options
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Images that are encoded at once.  [default: 4]"
+    "--batch-size", type=click.IntRange(1), help="Number of images per VAE batch.  [default: 4]"
 )
-@click.option("--workers", type=click.IntRange(0), help="Processes that decode.")
+@click.option("--workers", type=click.IntRange(0), help="Number of processes that decode images.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be used.")
-@click.option("--export-npz", is_flag=True, help="Also write latents as .npz for sd-scripts.")
+@click.option(
+    "--export-npz", is_flag=True, help="Also write the latents as .npz files for sd-scripts."
+)
 @click.option(
     "--export-te-npz",
     is_flag=True,
     help="SDXL: also encode the captions with both text encoders and write _te_outputs.npz for "
-    "sd-scripts. Files that Impasto did not write are left as they are.",
+    "sd-scripts. Files that Impasto did not write are left unchanged.",
 )
 def encode(
     source: Path,
@@ -87,7 +89,7 @@ def encode(
 ) -> None:
     """Encode the images of SOURCE with MODEL's VAE ahead of training.
 
-    For a run's settings, those that it validates on too.
+    If SOURCE is the settings of a run, its validation images are encoded too.
     """
     from impasto.checkpoints.hub import require_source
 
@@ -138,7 +140,7 @@ def encode(
 
 
 def _of_dataset(result: CachedPlan, scan: Scan, run: RunConfig | None) -> CachedPlan:
-    """What was encoded of the dataset's own images: beside those of validation nobody reads any."""
+    """Return `result` without separate validation images: no program reads files beside those."""
     has_others = run is not None and run.validation.image_dir is not None
     return result.among(scan.records) if has_others else result
 
@@ -146,7 +148,7 @@ def _of_dataset(result: CachedPlan, scan: Scan, run: RunConfig | None) -> Cached
 def _encoder_of(
     vae: Any, model: str, npz_endings: tuple[str, ...], batch_size: int
 ) -> MomentsEncoder:
-    """What encodes images with the VAE of a model, so many at once, on this machine's device."""
+    """Build the encoder of images with a model's VAE, in batches, on this machine's device."""
     from impasto.models.networks.vae import moments_encoder
     from impasto.models.networks.vae_recipe import with_recipe
     from impasto.training.devices import default_device
@@ -157,7 +159,7 @@ def _encoder_of(
 
 
 def _run_of(source: Path, config: DatasetConfig) -> RunConfig | None:
-    """The run that SOURCE is the settings of, with those of the dataset as the options say."""
+    """Load the run settings in SOURCE, with `config` as dataset; None if SOURCE is not a run's."""
     from impasto.config.load import load_run_of_source
 
     run = load_run_of_source(source)
@@ -167,7 +169,7 @@ def _run_of(source: Path, config: DatasetConfig) -> RunConfig | None:
 def _plan_used(
     config: DatasetConfig, run: RunConfig | None, scan: Scan, console: Console, engine: Engine
 ) -> Plan:
-    """The plan of all images of a dataset; of a run, of those it trains and validates on."""
+    """Plan the buckets of all images of a dataset, or of those a run trains and validates on."""
     from impasto.data.record_table import join_records
     from impasto.datasets.build import hold_out, plan_dataset
 
@@ -180,10 +182,10 @@ def _plan_used(
 def _config(
     source: Path, options: dict[str, Any], given: dict[str, Any], *, writes_beside: bool
 ) -> DatasetConfig:
-    """The settings of SOURCE with the options of the command, and with `given` in their place.
+    """Return the dataset settings of SOURCE and the options, overridden by those in `given`.
 
     Raises:
-        ConfigError: The number of workers does not go with the executor; or files are written
+        ConfigError: The number of workers does not fit the executor; or files are to be written
             beside images that are in an object store.
     """
     from impasto.errors import ConfigError
@@ -197,7 +199,7 @@ def _config(
     try:
         config.require_executor()
     except ValueError as error:
-        raise ConfigError(f"--workers does not go with the executor: {error}.") from error
+        raise ConfigError(f"--workers does not work with the executor: {error}.") from error
     return config
 
 
@@ -209,7 +211,7 @@ def _report(
     folder: Path,
     exports: Mapping[str, Exported],
 ) -> None:
-    """Say what was encoded and written, what was not, and what is to be known of the files."""
+    """Print the counts of encoded and written files, those refused with reasons, and warnings."""
     console.table(
         {
             **found.tally.rows(),
@@ -230,9 +232,11 @@ def _report(
 @SOURCE
 @IMAGE_DIR
 @CACHE_DIR
-@click.option("--remove", is_flag=True, help="Delete bad shards, so that they are made anew.")
+@click.option(
+    "--remove", is_flag=True, help="Delete damaged shards, so that they are encoded again."
+)
 def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
-    """Read everything that is cached for SOURCE, and list what is damaged."""
+    """Read all cache files of SOURCE, and list the damaged ones."""
     from impasto.cli.console import Console
     from impasto.data.caching.latent_cache import LatentCache
     from impasto.data.caching.text_store import TEXTS, TextStore
@@ -253,15 +257,14 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     console.table({"Shards": number, "Damaged": len(bad) - unread, "Cache": shown(derived)})
     if unread:
         raise DatasetError(
-            f"The disk did not give {unread} of {counted(number, 'shards')} in "
-            f"{shown(derived)}, which says nothing of what is in them; none of these was "
-            f"removed. Check the disk and the rights of the files, and run this again."
+            f"{unread} of {counted(number, 'shards')} in {shown(derived)} could not be read from "
+            f"the disk. They may be intact, so none of them was removed. Check the disk and the "
+            f"permissions of the files, and run this again."
         )
     if bad and not remove:
         raise DatasetError(
-            f"{len(bad)} of {counted(number, 'shards')} in {shown(derived)} cannot be "
-            f"read. Run this again with --remove: what they held is then encoded anew when it is "
-            f"needed."
+            f"{len(bad)} of {counted(number, 'shards')} in {shown(derived)} are damaged. Run this "
+            f"again with --remove: their contents are then encoded again when needed."
         )
 
 
@@ -270,7 +273,7 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
 @click.argument("model")
 @bucket_options
 def prune(source: Path, model: str, **options: Any) -> None:
-    """Delete cached latents that SOURCE, with these options and MODEL's VAE, does not need."""
+    """Delete cached latents that SOURCE, with the given options and MODEL's VAE, does not need."""
     from impasto.checkpoints.hub import require_source
 
     require_source(model)
@@ -316,24 +319,20 @@ def prune(source: Path, model: str, **options: Any) -> None:
 
 
 def _text_ending(base: BaseModel) -> str:
-    """What the names of files with text encoder outputs end on.
-
-    Raises:
-        ConfigError: sd-scripts keeps none for the model's family.
-    """
+    """Return the suffix of files with text encoder outputs; the family must be SDXL."""
     from impasto.errors import ConfigError
 
     ending = base.family.text_npz_ending
     if ending is None:
         raise ConfigError(
             f"--export-te-npz has no effect: {base.contents.name} is {base.family.name}, and "
-            f"sd-scripts keeps text encoder outputs for SDXL only. Take it out."
+            f"sd-scripts caches text encoder outputs for SDXL only. Remove it."
         )
     return ending
 
 
 def _encoding_vae(config: Any, model: str, console: Any) -> tuple[BaseModel, Any]:
-    """The model, and its VAE as it encodes."""
+    """Load the model, and return it with its VAE in the precision and tiling of the settings."""
     from impasto.models.networks.casting import cast_network
     from impasto.models.networks.loading import load_base_model
     from impasto.models.networks.vae import tile
@@ -341,7 +340,7 @@ def _encoding_vae(config: Any, model: str, console: Any) -> tuple[BaseModel, Any
     from impasto.training.compute.precision import warn_if_slow
     from impasto.training.devices import set_arithmetic
 
-    set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
+    set_arithmetic(tf32=True)  # the default of training.tf32
     precision = config.vae_precision
     warn_if_slow("no" if precision == "fp32" else precision, "set vae_precision to fp32", console)
     base = load_base_model(model, progress=console)

@@ -1,4 +1,4 @@
-"""`impasto dataset caption`: captions by models."""
+"""`impasto dataset caption`: write captions with a captioning model."""
 
 from __future__ import annotations
 
@@ -29,28 +29,34 @@ from impasto.cli.numbers import Finite
 @click.option(
     "--prompt",
     default="",
-    help="The question for a chat model, or the beginning of BLIP's captions.",
+    help="The question for a chat model, or the start of BLIP's captions.",
 )
 @click.option(
     "--way",
     type=click.Choice(["beam", "sd-scripts", "a1111"]),
     default="beam",
     show_default=True,
-    help="How captions are generated: with 3 beams, as by make_captions.py of sd-scripts, or as "
-    "by A1111's interrogator.",
+    help="Preset for generation: beam search with 3 beams (beam), as in make_captions.py of "
+    "sd-scripts, or as in A1111's interrogator.",
 )
-@click.option("--beams", type=click.IntRange(1), help="Beams of the beam search.")
-@click.option("--top-p", type=Finite(0, 1), help="Draw words instead; 0 does not.")
-@click.option("--min-length", type=click.IntRange(0), help="Least length of a caption, in tokens.")
+@click.option("--beams", type=click.IntRange(1), help="Number of beams in the beam search.")
+@click.option(
+    "--top-p",
+    type=Finite(0, 1),
+    help="Sample tokens with this top-p instead of beam search; 0 turns sampling off.",
+)
+@click.option("--min-length", type=click.IntRange(0), help="Minimum length of a caption in tokens.")
 @click.option(
     "--max-length",
     type=click.IntRange(1),
-    help="Greatest length of a caption, in tokens.",
+    help="Maximum length of a caption in tokens.",
 )
 @click.option(
-    "--repetition-penalty", type=Finite(0.1), help="Above 1 repeats fewer words; 1 changes nothing."
+    "--repetition-penalty",
+    type=Finite(0.1),
+    help="Values above 1 reduce repeated words; 1 has no effect.",
 )
-@click.option("--seed", type=int, help="Seed of drawing words (--top-p).")
+@click.option("--seed", type=int, help="Seed for sampling (--top-p).")
 @click.option(
     "--remove-words",
     is_flag=True,
@@ -102,7 +108,7 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
 
 
 def append_caption(before: str, new: str) -> str:
-    """A new caption after what a line has already, once."""
+    """Append a caption to an existing line; one that is already there is not repeated."""
     if not before or before == new:
         return new
     return before if before.endswith(f", {new}") else f"{before}, {new}"

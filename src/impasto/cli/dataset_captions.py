@@ -1,4 +1,4 @@
-"""`impasto dataset captions`: the words that training will see, shown ahead."""
+"""`impasto dataset captions`: preview the captions that training will use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SEED = 42  # the default of a run
 
 @dataclass(frozen=True)
 class _Showing:
-    """One caption of an image; epoch and repeat count from 1, and are 0 of one held out."""
+    """One caption of an image; `epoch` and `repeat` count from 1 and are 0 for held-out images."""
 
     epoch: int
     repeat: int
@@ -39,7 +39,7 @@ class _Showing:
 
 @dataclass(frozen=True)
 class _Course:
-    """What captions depend on besides the image."""
+    """The length, seed and templates of a run, on which captions depend besides the image."""
 
     epochs: int
     steps_per_epoch: int
@@ -47,7 +47,7 @@ class _Course:
     templates: CaptionTemplates | None
 
     def showings(self, record: ImageRecord) -> Iterator[_Showing]:
-        """Each showing of an image that is trained on."""
+        """Yield the caption of a training image for each epoch and repeat."""
         from impasto.data.captions import TrainingPosition
 
         steps, subset = self.steps_per_epoch, record.subset
@@ -82,13 +82,16 @@ class _Course:
 @click.option(
     "--seed", type=int, help=f"The run's seed.  [default: that of the run SOURCE, or {_SEED}]"
 )
-@click.option("--match", default="", help="Only images with this in their name.")
-@click.option("--image", default="", metavar="NAME", help="Only this image, below SOURCE.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with tokens.")
+@click.option("--match", default="", help="Only images whose names contain this text.")
+@click.option(
+    "--image", default="", metavar="NAME", help="Only this image, by its path below SOURCE."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with token counts.")
 @click.option(
     "--steps-per-epoch",
     type=click.IntRange(1),
-    help="Steps per epoch, for token_warmup_step.  [default: one per image and repeat]",
+    help="Number of steps per epoch, used by token_warmup_step.  [default: one per image and "
+    "repeat]",
 )
 @IMAGE_DIR
 @CACHE_DIR
@@ -103,7 +106,7 @@ def captions(
     steps_per_epoch: int | None,
     **options: Any,
 ) -> None:
-    """Show the captions that training would see, exactly, epoch by epoch."""
+    """Show the exact captions that training would use, epoch by epoch."""
     from impasto.cli.console import Console
     from impasto.config.load import load_run_of_source
     from impasto.data.planning.regularisation import balance
@@ -127,8 +130,8 @@ def captions(
         if match.lower() in record.name.lower() and image in ("", record.file_name)
     ]
     if not images:
-        asked = f"the name {image!r}, as --image" if image else f"{match!r} in its name, as --match"
-        raise ConfigError(f"No image has {asked} asks for.")
+        asked = f"is named {image!r} (--image)" if image else f"has {match!r} in its name (--match)"
+        raise ConfigError(f"No image {asked}.")
     shown = [(record, list(showings)) for record, showings in images[: shown_images or None]]
     left = len(images) - len(shown)
     if as_json:
@@ -143,11 +146,11 @@ def captions(
 
 
 def _templates_of(run: RunConfig | None) -> CaptionTemplates | None:
-    """The lines that a run puts around captions."""
+    """Return the templates that a run puts around captions; None unless it is a hypernetwork's."""
     if run is None or run.hypernetwork is None:
         return None
     from impasto.training.builders.methods import (
-        build_templates,  # torch, which other runs do without here
+        build_templates,  # imports torch, which other runs do not need here
     )
 
     return build_templates(run)
@@ -160,7 +163,7 @@ def _line(showing: _Showing, repeats: int) -> str:
 
 
 def _print_json(images: Sequence[tuple[ImageRecord, list[_Showing]]], left: int) -> None:
-    """Print the showings of images, with the tokens of captions, begin and end left out."""
+    """Print the captions of images as JSON, with token counts that exclude start and end tokens."""
     from impasto.cli.harmless import json_text
     from impasto.models.networks.tokenizers import tokenizer_of
     from impasto.models.tokenization.tokens import TextLayout, TextTokens
@@ -171,7 +174,7 @@ def _print_json(images: Sequence[tuple[ImageRecord, list[_Showing]]], left: int)
     for record, showings in images:
         path = plain(record.path.as_posix())
         names = chain([record.file_name, path], (f"{path} ({n})" for n in count(3)))
-        name = next(name for name in names if name not in found)  # others are of other subsets
+        name = next(name for name in names if name not in found)  # taken names are in other subsets
         lengths = tokens.lengths([showing.caption for showing in showings])
         found[name] = [
             {**showing.when, "caption": showing.caption, "tokens": length}

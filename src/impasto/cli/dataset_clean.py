@@ -1,4 +1,4 @@
-"""`impasto dataset clean` and `tags`: words by rules, and counted."""
+"""`impasto dataset clean` and `tags`: clean captions and tags by rules, and count tags."""
 
 from __future__ import annotations
 
@@ -39,28 +39,29 @@ if TYPE_CHECKING:
     "--rules",
     default="plain",
     show_default=True,
-    help="`plain`, `kohya` (sd-scripts' own), or a file of rules; --show prints one to begin with.",
+    help="`plain`, `kohya` (those of sd-scripts), or a file of rules; --show prints one to start "
+    "from.",
 )
-@click.option("--show", is_flag=True, help="Print the shipped `plain` rules and stop.")
+@click.option("--show", is_flag=True, help="Print the shipped `plain` rules and exit.")
 @click.option(
     "--tags-ending",
     default=".txt",
     show_default=True,
     callback=caption_ending,
-    help="Ending of the files with tags.",
+    help="File extension of the tag files.",
 )
 @click.option(
     "--captions-ending",
     default=".caption",
     show_default=True,
     callback=caption_ending,
-    help="Ending of the files with captions.",
+    help="File extension of the caption files.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @CACHE_DIR
 def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa: FBT001
-    """Clean tags and captions beside the images of SOURCE; shows the changes before it writes."""
+    """Clean tags and captions beside the images of SOURCE; show the changes before writing."""
     from importlib import resources
 
     from impasto.annotate.cleaning import load_rules
@@ -92,7 +93,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     if not options["yes"] and not click.confirm("Write them?"):
         return
     with Journal(folders, canonical(["clean", rules])) as journal:
-        # what is there may have changed while this waited
+        # the files may have changed while this waited for the answer or the lock
         changes = _changes(_find(records, folders, options), cleaner)
         for path, (_, new) in changes.items():
             journal.write(path, new, folders.name_of(path))
@@ -100,7 +101,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         console.note("Nothing was left to change.")
         return
     undo = undo_command(source, folders, cache_dir=options["cache_dir"])
-    console.note(f"Written. Take it back with: {undo}")
+    console.note(f"Written. Undo with: {undo}")
 
 
 @click.command()
@@ -110,14 +111,14 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     default=".txt",
     show_default=True,
     callback=caption_ending,
-    help="Ending of the files with tags; not where they are in metadata.",
+    help="File extension of the tag files; has no effect on tags in metadata.",
 )
 @click.option(
-    "--least", default=1, show_default=True, help="Only tags of at least this many images."
+    "--least", default=1, show_default=True, help="List only tags of at least this many images."
 )
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:
-    """Count the tags of SOURCE: those of its files, or of its metadata."""
+    """Count the tags of SOURCE, in tag files or in its metadata."""
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
     from impasto.data.folders.beside import SidecarLookup
@@ -136,7 +137,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     asked = click.get_current_context().get_parameter_source("ending")
     if in_metadata and all(has_tags_there) and asked is not ParameterSource.DEFAULT:
         raise click.UsageError(
-            "--ending has no effect on images whose tags are in metadata. Take it out."
+            "--ending has no effect on images whose tags are in metadata. Remove it."
         )
     beside = SidecarLookup(ending)
     texts: dict[Path, str | None] = {}
@@ -158,13 +159,16 @@ def _find(
     options: dict[str, Any],
     console: Console | None = None,
 ) -> tuple[dict[Path, str], dict[Path, str]]:
-    """The files with tags and those with captions, with their words.
+    """Find the tag files and the caption files beside images, and read them.
 
     Args:
         records: The images.
-        folders: Where their words may be written.
-        options: The endings of the files.
-        console: Is told of files that are skipped.
+        folders: The folders in which files may be written.
+        options: `tags_ending` and `captions_ending`, the file extensions.
+        console: Prints the files that are skipped; None prints nothing.
+
+    Returns:
+        Path -> text of the tag files, and the same of the caption files.
     """
     from impasto.annotate.caption_files import NOT_OWN, has_words_elsewhere
     from impasto.data.folders.beside import SidecarLookup
@@ -196,7 +200,7 @@ def _find(
 def _changes(
     found: tuple[dict[Path, str], dict[Path, str]], cleaner: Cleaner
 ) -> dict[Path, tuple[str, str]]:
-    """File -> its words and what becomes of them, where that differs."""
+    """Return file -> (text, cleaned text) for each file that cleaning changes."""
     from impasto.annotate.cleaning import CleaningRules, by_line
 
     tags, captions = found
@@ -210,7 +214,7 @@ def _changes(
 
 
 def _read(path: Path) -> str | None:
-    """The lines of a file that are not blank; None where it cannot be read as text."""
+    """Return the non-blank lines of a file, or None if it cannot be read as text."""
     from impasto.annotate.cleaning import lines_of
 
     try:

@@ -1,4 +1,4 @@
-"""`impasto dataset crop`: which part of an image is used."""
+"""`impasto dataset crop`: set, show or remove the crop of an image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @click.option("--remove", is_flag=True, help="Use the whole image again.")
 @click.option(
     "--resolution", default=512, show_default=True, type=click.IntRange(64, 8192),
-    help="What the bucket is shown for.",
+    help="Training resolution for which to show the bucket.",
 )  # fmt: skip
 def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bool) -> None:
     """Use only a rectangle of IMAGE: buckets, resizing and cropping start from it.
 
-    X and Y are its top left corner. All four are pixels of the image as it is seen, after EXIF
-    rotation. It is kept beside the image, in IMAGE.crop.json. Without a rectangle, the one that is
-    there is shown.
+    X and Y are its top left corner. All four numbers are in pixels, after EXIF rotation. The
+    rectangle is stored beside the image, in IMAGE.crop.json. Without a rectangle, the current one
+    is shown.
 
     \b
     impasto dataset crop images/cat.jpg 900 0 2100 3000
@@ -39,15 +39,17 @@ def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bo
     from impasto.errors import DatasetError
 
     if len(rectangle) not in (0, 4) or (rectangle and remove):
-        raise click.UsageError("Give X, Y, WIDTH and HEIGHT, or --remove, or neither.")
+        raise click.UsageError("Give X, Y, WIDTH and HEIGHT; or --remove; or none of them.")
     require_own_file(image)
     console = Console()
     if remove:
         is_gone = remove_cut(image)
-        console.note("The whole image is used." if is_gone else f"{image} has no crop of its own.")
+        console.note("The whole image is used." if is_gone else f"{image} has no crop to remove.")
         return
     if image.suffix.lower() not in images.EXTENSIONS:
-        raise DatasetError(f"{image} is no image, by its ending. Give the path of one.")
+        raise DatasetError(
+            f"{image} does not have the file extension of an image. Give the path of an image."
+        )
     try:
         whole, _ = images.read_header(image)
         if rectangle:
@@ -59,7 +61,7 @@ def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bo
     box = cut.box if cut else Box(0, 0, whole)
     console.table(_described(image, whole, box, resolution))
     if cut is None:
-        console.note("It has no crop of its own: all of it is used.")
+        console.note("It has no crop: the whole image is used.")
 
 
 def _described(image: Path, whole: Size, box: Box, resolution: int) -> dict[str, str]:

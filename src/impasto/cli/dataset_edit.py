@@ -1,4 +1,4 @@
-"""`impasto dataset edit`: changes to many captions, shown before and noted for undo."""
+"""`impasto dataset edit`: edit many captions, with a preview and undo."""
 
 from __future__ import annotations
 
@@ -37,21 +37,26 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 @LOCAL_SOURCE
 @click.option(
     "--add", multiple=True, metavar="TAG[@PLACE]",
-    help="Add a tag where it is missing; first, last (default) or a number from 1.",
+    help="Add a tag where it is missing; PLACE is first, last (default) or a number from 1.",
 )  # fmt: skip
 @click.option("--remove", multiple=True, metavar="TAG", help="Remove a tag.")
-@click.option("--replace", multiple=True, metavar="OLD=NEW", help="Write a tag for another.")
+@click.option("--replace", multiple=True, metavar="OLD=NEW", help="Replace a tag by another.")
 @click.option(
     "--regex", multiple=True, nargs=2, metavar="PATTERN REPLACEMENT",
-    help=r"Replace a regular expression in the whole caption; \1 stands for a group.",
+    help=r"Replace all matches of a regular expression in the whole caption; \1 inserts a group.",
 )  # fmt: skip
 @click.option(
-    "--move", multiple=True, nargs=2, metavar="TAG PLACE", help="Move a tag: first, last, 3."
+    "--move",
+    multiple=True,
+    nargs=2,
+    metavar="TAG PLACE",
+    help="Move a tag to PLACE: first, last, or a number such as 3.",
 )
 @click.option("--set", multiple=True, metavar="TEXT", help="Write TEXT as the whole caption.")
 @click.option(
     "--operations", type=READ, metavar="FILE",
-    help="Do what a JSON list says instead: [{\"do\": \"add\", \"tag\": \"x\", \"at\": \"last\"}].",
+    help="Read the operations from a JSON list instead: [{\"do\": \"add\", \"tag\": \"x\", "
+    "\"at\": \"last\"}].",
 )  # fmt: skip
 @click.option("--where-tag", multiple=True, metavar="TAG", help="Only captions with this tag.")
 @click.option(
@@ -62,21 +67,21 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 )
 @click.option(
     "--where-text", multiple=True, metavar="TEXT",
-    help="Only captions that contain TEXT, in upper or lower case.",
+    help="Only captions that contain TEXT; upper and lower case are the same.",
 )  # fmt: skip
 @click.option(
-    "--images", metavar="FILE", help="Only images whose paths below the folder FILE lists; - reads "
-    "standard input. One path per line, or separated by zero bytes.",
+    "--images", metavar="FILE", help="Only the images listed in FILE, by their paths below the "
+    "folder; - reads standard input. One path per line, or separated by zero bytes.",
 )  # fmt: skip
 @click.option(
     "--previewed", type=WRITTEN, metavar="FILE",
-    help="Without --yes, note in FILE the captions that would change; with --yes, change only "
-    "those, and leave those that were changed since as they are.",
+    help="Without --yes, record in FILE the captions that would change; with --yes, change only "
+    "those, and skip any that were edited since.",
 )  # fmt: skip
-@click.option("--separator", default=",", show_default=True, help="What stands between tags.")
+@click.option("--separator", default=",", show_default=True, help="Separator between tags.")
 @click.option(
     "--ending", default=".txt", show_default=True, callback=caption_ending,
-    help="Ending of the files that are edited.",
+    help="File extension of the files to edit.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
@@ -87,10 +92,11 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 )  # fmt: skip
 @CACHE_DIR
 def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
-    """Edit the captions of many images of SOURCE; shows the changes before it writes.
+    """Edit the captions of many images of SOURCE; show the changes before writing.
 
     Operations may be repeated and are applied in the order given. Each line of a caption is edited
-    by itself, except by --regex and --set, which apply to all of it. Files are written as UTF-8.
+    separately, except by --regex and --set, which apply to the whole caption. Files are written as
+    UTF-8.
 
     \b
     impasto dataset edit images --remove solo --add "my style@first"
@@ -126,14 +132,14 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
 
 @dataclass
 class _Editing:
-    """An edit of a dataset, looked at or made.
+    """An edit of the captions of a dataset, to be previewed or written.
 
     Attributes:
-        source: What is edited.
-        operations: The changes.
-        choice: Which captions.
-        options: Those of the command.
-        console: Prints what is done.
+        source: The dataset.
+        operations: The operations, in order.
+        choice: Selects the captions to edit.
+        options: The options of the command.
+        console: Prints the changes and the summary.
         is_silent: Whether only JSON is printed.
     """
 
@@ -153,7 +159,7 @@ class _Editing:
         self.edit: str | None = None
 
     def changes(self, done: frozenset[str] = frozenset()) -> list[CaptionChange]:
-        """What the edit does to the captions that are there now."""
+        """Scan the dataset and return the changes to its captions; skip the files in `done`."""
         from impasto import files
         from impasto.annotate.caption_files import changes_of, find_captions
         from impasto.datasets.build import scan_all
@@ -169,7 +175,7 @@ class _Editing:
         return changes_of(chosen, self.operations, self.options["separator"], done)
 
     def preview(self) -> list[CaptionChange]:
-        """What `write` would do, also where the same edit was broken off; noted if asked for."""
+        """Return the changes that `write` still has to make; `--previewed` records them."""
         from impasto.annotate.journal import done_before
         from impasto.annotate.previewed import note_preview
 
@@ -179,7 +185,7 @@ class _Editing:
         return changes
 
     def show(self, changes: Sequence[CaptionChange]) -> None:
-        """Print the changes, the first of them where that was asked for."""
+        """Print the changes, limited by `--shown`."""
         for item in self.skipped:
             self.console.note(f"Skipped: {shown(item.path)}: {item.reason}")
         for change in changes[: self.options["shown"]]:
@@ -190,11 +196,10 @@ class _Editing:
         self.console.note(f"{len(changes):,} of {counted(self.total, 'captions')} would change.")
 
     def write(self, agreed: Sequence[CaptionChange] | None = None) -> list[CaptionChange]:
-        """Make the edit: what is there is read while no other command can change it.
+        """Write the edit; captions are read again under the lock that keeps other commands out.
 
         Args:
-            agreed: The changes that were agreed to, beside which nothing is written; None writes
-                all, or what the options say was previewed.
+            agreed: Write only these confirmed changes; None writes all, or those of `--previewed`.
         """
         from impasto.annotate.journal import Journal
         from impasto.annotate.previewed import as_previewed, marks_of, read_preview
@@ -226,10 +231,10 @@ class _Editing:
             undo = undo_command(
                 self.source, self.folders, self.edit, cache_dir=self.options["cache_dir"]
             )
-            self.console.note(f"Written as edit {self.edit}. Take it back with: {undo}")
+            self.console.note(f"Written as edit {self.edit}. Undo with: {undo}")
 
     def _command(self) -> str:
-        """What the edit does: in words, and as a hash of all of it."""
+        """Return the key of the edit: its operations in words, and a hash of its options."""
         from impasto.annotate.editing import describe_all
         from impasto.canonical import canonical
 
@@ -241,7 +246,7 @@ class _Editing:
         return canonical(["edit", texts, hashlib.sha256(whole.encode("ascii")).hexdigest()])
 
     def print_json(self, changes: Sequence[CaptionChange]) -> None:
-        """Print what was done, or would be."""
+        """Print the changes that were made, or would be, as one JSON object."""
         from impasto.cli.harmless import json_text
 
         found = {
@@ -264,14 +269,14 @@ class _Editing:
 
 
 def _operations(options: dict[str, Any]) -> list[Operation]:
-    """The operations in their order, from the options or from a file."""
+    """Parse the operations in their order, from the options or from a file."""
     from impasto.annotate.editing import operation_of
 
     given = in_order(options, *_OPERATIONS)
     if bool(given) == (options["operations"] is not None):
         raise click.UsageError(
             "Give operations: --add, --remove, --replace, --regex, --move, --set; or --operations "
-            "with a file of them, and not both."
+            "with a file of them, but not both."
         )
     try:
         values = [_value(name, value) for name, value in given]
@@ -279,7 +284,7 @@ def _operations(options: dict[str, Any]) -> list[Operation]:
             values = _listed(options["operations"])
         return [operation_of(value) for value in values]
     except ValueError as error:
-        raise ConfigError(f"An operation does not fit: {error}.") from error
+        raise ConfigError(f"An operation is invalid: {error}.") from error
 
 
 def _value(name: str, value: Any) -> dict[str, str]:
@@ -304,12 +309,12 @@ def _listed(file: Path) -> list[Any]:
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror or error}).") from error
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{file} is no list of operations")
+        raise ValueError(f"{file} is not a list of operations")
     return values
 
 
 def _image_names(file: str | None) -> frozenset[str] | None:
-    """The paths that a file lists, or standard input; None where nothing was asked for."""
+    """Read the image paths listed in a file, or in standard input for "-"; None without a file."""
     if file is None:
         return None
     try:
@@ -319,16 +324,19 @@ def _image_names(file: str | None) -> frozenset[str] | None:
     try:
         names = frozenset(name for name in _lines_of(content) if name.strip())
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--images {file} is damaged: it says UTF-16 and is not.") from error
+        raise ConfigError(
+            f"--images {file} is damaged: it starts as UTF-16 and is not valid UTF-16."
+        ) from error
     if not names:
         raise ConfigError(f"--images {file} lists no images.")
     return names
 
 
 def _lines_of(content: bytes) -> list[str]:
-    """Names in the encoding of file names, by lines or `find -print0`, or as Windows writes text.
+    """Split a list of file names into names.
 
-    Notepad and PowerShell put a mark of the encoding first.
+    They are in the encoding of file names, one per line or separated by zero bytes as from `find
+    -print0`; or UTF-16 or UTF-8 with a byte order mark, as Notepad and PowerShell write it.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return split_lines(content.decode("utf-16"))

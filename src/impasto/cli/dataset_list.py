@@ -1,4 +1,4 @@
-"""`impasto dataset list`: each image of a dataset with what is known of it, for programs."""
+"""`impasto dataset list`: list the images of a dataset with their properties, for programs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from impasto.cli.local_paths import WRITTEN
 @click.option(
     "--copies",
     is_flag=True,
-    help="Compare all images, reading and decoding those that were not compared before. Without "
-    "it, only images that were compared before are compared.",
+    help="Find copies and near copies among all images; those that are new are read and decoded. "
+    "Without this option, only images that were compared before are considered.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the lines of the list.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as lines of JSON.")
 @click.option(
     "--out",
     type=WRITTEN,
-    help="Write the lines to this file, which is replaced whole.",
+    help="Write the list as lines of JSON to this file, replacing it.",
 )
 def list_(
     source: Path,
@@ -39,12 +39,12 @@ def list_(
     out: Path | None,
     **options: Any,
 ) -> None:
-    """List every image file of SOURCE, used or skipped, with what is known of it.
+    """List every image file of SOURCE, used or skipped, with its properties.
 
-    Size, bucket, what cropping takes, the caption, why it is skipped, which images are the same or
-    nearly: as JSON, one line for each image below a line about the list. Headers are read once, so
-    a second list of a folder opens only what has changed. Without --json or --out, only a summary
-    is printed.
+    Size, bucket, fraction lost to cropping, caption, reason for skipping, copies and near copies:
+    as JSON, one line per image after a line about the list. Headers are read once, so listing a
+    folder again opens only files that have changed. Without --json or --out, only a summary is
+    printed.
     """
     from impasto.cli.console import Console
     from impasto.data.inspecting.image_list import lines_of, write_image_list
@@ -88,7 +88,7 @@ def list_(
 
 
 def printable_line(line: str) -> str:
-    """A line of JSON in ASCII, which moves no terminal."""
+    """Return a line of JSON in ASCII, free of terminal control sequences."""
     import json
 
     from impasto.parsing import parse_json

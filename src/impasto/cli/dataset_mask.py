@@ -1,4 +1,4 @@
-"""`impasto dataset mask`: masks by a segmentation model, where masked training reads them."""
+"""`impasto dataset mask`: make masks with a segmentation model, for masked training."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 @click.option(
     "--label", "labels", multiple=True, help="A label that counts in the loss; repeatable."
 )
-@click.option("--labels", "lists_labels", is_flag=True, help="List the model's labels, and stop.")
+@click.option("--labels", "lists_labels", is_flag=True, help="List the model's labels and exit.")
 @click.option(
     "--out",
     type=WRITTEN,
-    help="The folder of masks.  [default: mask_dir, or SOURCE with -masks behind it]",
+    help="Folder for the masks.  [default: mask_dir, or SOURCE with -masks appended]",
 )
 @click.option(
     "--kind",
     type=click.Choice(["semantic", "instance", "panoptic"]),
-    help="Kind of segmentation.  [default: what the model can do]",
+    help="Kind of segmentation.  [default: the one that the model supports]",
 )
 @click.option(
     "--threshold",
     type=Finite(0, 1),
     default=0.5,
     show_default=True,
-    help="Least confidence for an object.",
+    help="Minimum confidence for an object.",
 )
 @click.option(
     "--grow",
@@ -67,19 +67,25 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
     show_default=True,
     help="Grow masks by this many pixels on all sides; negative shrinks.",
 )
-@click.option("--blur", type=Finite(0, 2000), default=0.0, help="Radius of soft edges in pixels.")
+@click.option(
+    "--blur", type=Finite(0, 2000), default=0.0, help="Blur radius for soft edges, in pixels."
+)
 @click.option("--invert", is_flag=True, help="Count everything except what was found.")
 @click.option(
-    "--rest", type=Finite(0, 1), default=0.0, help="Weight of the rest in the loss.  [default: 0]"
-)
-@click.option("--only", multiple=True, metavar="NAME", help="Only this image, below SOURCE.")
+    "--rest", type=Finite(0, 1), default=0.0,
+    help="Weight in the loss of everything outside the mask.  [default: 0]",
+)  # fmt: skip
+@click.option(
+    "--only", multiple=True, metavar="NAME",
+    help="Only this image, by its path below SOURCE; repeatable.",
+)  # fmt: skip
 @click.option(
     "--from",
     "drawn",
     type=READ,
-    help="Take this image as the mask of the one that --only names, and ask no model.",
+    help="Use this image file as the mask of the image in --only, without a model.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace masks that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace existing masks.")
 @CACHE_DIR
 def mask(source: Path, model: str, *, lists_labels: bool, **options: Any) -> None:
     """Make masks for the images of SOURCE: white where the loss counts.
@@ -94,7 +100,7 @@ def mask(source: Path, model: str, *, lists_labels: bool, **options: Any) -> Non
     console = Console()
     drawn = options["drawn"]
     if drawn is not None and len(options["only"]) != 1:
-        raise click.UsageError("--from goes with --only and the name of one image.")
+        raise click.UsageError("--from needs --only with the name of one image.")
     if not lists_labels:
         local_dataset_config(source, options, _NO_MASKS)  # before a model is downloaded
     if drawn is None:
@@ -118,10 +124,10 @@ def _loaded(model: str, options: dict[str, Any], console: Console) -> Segmenter:
 
 
 def _read_drawn(file: Path, image: Image) -> Image:
-    """A mask that somebody drew.
+    """Read a hand-drawn mask for an image.
 
     Raises:
-        DatasetError: It is unreadable, or has not the shape of its image.
+        DatasetError: It is unreadable, or its aspect ratio differs from the image's by over 2 %.
     """
     from impasto.data.pixels.images import UnreadableImageError, read_mask
     from impasto.errors import DatasetError
@@ -133,14 +139,14 @@ def _read_drawn(file: Path, image: Image) -> Image:
     if abs(drawn.width / drawn.height / (image.width / image.height) - 1) > _ASPECT_TOLERANCE:
         raise DatasetError(
             f"The mask {file} is {drawn.width}x{drawn.height} where the image is "
-            f"{image.width}x{image.height}; expected the same shape."
+            f"{image.width}x{image.height}; expected the same aspect ratio."
         )
     return drawn
 
 
 @dataclass(frozen=True)
 class _Order:
-    """An image and the mask that it is to get."""
+    """An image and the path of the mask to make for it."""
 
     record: ImageRecord
     target: Path
@@ -149,7 +155,7 @@ class _Order:
 def _write_masks(
     source: Path, find: Callable[[Image], Image | None], options: dict[str, Any], console: Console
 ) -> None:
-    """Go through the images that have no mask yet, and say what was done."""
+    """Make masks for the images that have none yet, and print a summary."""
     from impasto.annotate.segmenting import MaskShape
     from impasto.errors import DatasetError
 
@@ -166,30 +172,30 @@ def _write_masks(
             else:
                 nothing.append(order.record.name)
             advance(1)
-    rows = {"Masks written": written, "Left as they were": kept, "Nothing found": len(nothing)}
+    rows = {"Masks written": written, "Left unchanged": kept, "Nothing found": len(nothing)}
     console.table({**rows, "Skipped": len(refused), "Folder": folder})
     for line in refused:
         console.note(f"Skipped: {line}")
     if nothing:
         more = f" and {len(nothing) - _NAMED} more" if len(nothing) > _NAMED else ""
         console.note(
-            f"Nothing was found in these, so no mask was written and all of each image counts: "
+            f"Nothing was found in these, so no mask was written and the whole image counts: "
             f"{', '.join(nothing[:_NAMED])}{more}"
         )
     if options["drawn"] is not None and not written:
-        why = refused[0] if refused else "there is one, or the image is in the folder of masks"
+        why = refused[0] if refused else "one exists, or the image is in the folder of masks"
         raise DatasetError(f"The mask was not written: {why}. Give another folder with --out.")
     if written:
-        console.note(f'Training reads them with mask_dir = "{folder.as_posix()}".')
+        console.note(f'To train with them, set mask_dir = "{folder.as_posix()}".')
 
 
 def _orders(
     source: Path, options: dict[str, Any], console: Console
 ) -> tuple[Sequence[_Order], int, Path]:
-    """What is to be made, how many masks are left alone, and the folder of the first.
+    """Return the masks to make, the number that exist already, and the folder of the first mask.
 
     Raises:
-        ConfigError: No folder of masks is known, or an image that is asked for is not there.
+        ConfigError: No folder of masks is known, or an image of `--only` does not exist.
     """
     from impasto import files
     from impasto.data.folders.mask_folders import usual_mask_folders
@@ -204,8 +210,8 @@ def _orders(
     unknown = only - {record.file_name for record in records}
     if unknown:
         raise ConfigError(
-            f"{source} has no usable image {min(unknown)!r}, as --only asks for. Give its path "
-            f"below SOURCE, with slashes."
+            f"{source} has no usable image {min(unknown)!r} (--only). Give its path below SOURCE, "
+            f"with slashes."
         )
     orders, kept, folder = [], 0, options["out"]
     for record in {record.path: record for record in records}.values():
@@ -214,7 +220,7 @@ def _orders(
             options["out"] or own or (usual_mask_folders(source)[0] if source.is_dir() else None)
         )
         if masks is None:
-            raise ConfigError(f"{source} names no mask_dir. Say with --out where masks go.")
+            raise ConfigError(f"{source} sets no mask_dir. Give the folder for masks with --out.")
         folder = folder or masks
         if files.is_inside(record.path, masks) or (only and record.file_name not in only):
             continue
@@ -225,33 +231,36 @@ def _orders(
         below = Path(record.file_name)
         name = below.name if below.is_absolute() else below
         orders.append(_Order(record, (masks / name).with_suffix(".png")))
-    assert folder is not None  # noqa: S101 - there is an image at least
+    assert folder is not None  # noqa: S101 - there is at least one image
     return orders, kept, folder
 
 
 def _why_kept(target: Path) -> str:
-    """Why what has the name of a mask is not replaced; empty where it is a mask, or not there.
+    """Return why the file at a mask's path is not replaced; empty if it is a mask or missing.
 
-    A folder of images that was given as that of masks would lose them.
+    This protects the images if a folder of images is given as the folder of masks.
     """
     from PIL import Image
 
     if not target.exists():
         return ""
     if target.with_suffix(".txt").exists():
-        return f"{target} has a caption beside it, so it is an image and no mask"
+        return f"{target} has a caption beside it, so it is an image and not a mask"
     try:
         with Image.open(target) as found:
             is_mask = found.mode in ("1", "L", "LA", "I", "I;16", "F")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{target} cannot be read and was not replaced: {error}"
-    return "" if is_mask else f"{target} is in colour, so it is an image and no mask"
+    return "" if is_mask else f"{target} is in colour, so it is an image and not a mask"
 
 
 def _make(
     order: _Order, find: Callable[[Image], Image | None], shape: MaskShape, folder: Path
 ) -> str | None:
-    """Write the mask of an image: None; why not; or empty where nothing was found.
+    """Make and write the mask of an image.
+
+    Returns:
+        None if it was written, the reason if it was not, or "" if nothing was found in the image.
 
     Raises:
         StorageError: The disk is full.

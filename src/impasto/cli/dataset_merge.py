@@ -1,4 +1,4 @@
-"""`impasto dataset merge`: words from files beside images into one metadata file, and back."""
+"""`impasto dataset merge`: caption files beside images into one metadata file, and back."""
 
 from __future__ import annotations
 
@@ -38,11 +38,22 @@ if TYPE_CHECKING:
     type=click.Choice(["relative", "absolute", "stem"]),
     default="relative",
     show_default=True,
-    help="How images are named: by relative paths, absolute paths, or names without ending.",
+    help="How images are named: by relative path, absolute path, or file name without extension "
+    "(stem).",
 )
-@click.option("--image-dir", type=click.Path(path_type=Path), help="Folder of the images.")
-@click.option("--to-sidecars", is_flag=True, help="The other way: write SOURCE's words to files.")
-@click.option("--overwrite", is_flag=True, help="Replace files that say something else.")
+@click.option(
+    "--image-dir",
+    type=click.Path(path_type=Path),
+    help="With --to-sidecars: the folder that the image names in SOURCE are relative to.",
+)
+@click.option(
+    "--to-sidecars",
+    is_flag=True,
+    help="The reverse: write the captions in SOURCE to files beside the images.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace caption files whose text differs; keep a .bak."
+)
 @CACHE_DIR
 def merge(
     source: Path,
@@ -53,14 +64,14 @@ def merge(
     overwrite: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Put the words beside the images of SOURCE into the metadata file TARGET, or back.
+    """Collect the captions and tags beside the images of SOURCE into the metadata file TARGET.
 
-    TARGET is .json or .jsonl. If it exists, words are added to it, what else it holds stays, and
-    the old file is kept as .bak.
+    TARGET is .json or .jsonl. If it exists, captions and tags are added, everything else in it is
+    retained, and the old file is kept as .bak.
 
     Example: impasto dataset merge pictures pictures/meta.json
 
-    Back: impasto dataset merge pictures/meta.json --to-sidecars
+    Reverse: impasto dataset merge pictures/meta.json --to-sidecars
     """
     if to_sidecars:
         _to_sidecars(source, image_dir, options, overwrite=overwrite)
@@ -100,15 +111,15 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
     _say_how_to_read(target, entries, scan, console)
     if scan.tally.regularisation or scan.tally.by_class:
         console.note(
-            f"{target} has neither class_tokens nor is_reg in it: they stay in the settings, "
-            f"beside metadata_file."
+            f"{target} does not contain class_tokens and is_reg: they stay in the settings, beside "
+            f"metadata_file."
         )
 
 
 def _say_how_to_read(
     target: Path, entries: Sequence[MetadataEntry], scan: Scan, console: Console
 ) -> None:
-    """Keys are relative to the folder of images; say so where the file alone does not find it."""
+    """Print how to set `image_dir`, if names in the file are not relative to the file's folder."""
     from impasto.data.folders.metadata import keys_of_files
 
     wanted = {record.path.absolute() for record in scan.records}
@@ -117,13 +128,13 @@ def _say_how_to_read(
     roots = list(dict.fromkeys(record.subset.root for record in scan.records))
     if len(roots) == 1:
         console.note(
-            f"The names in it are relative to {shown(roots[0])}: give it with image_dir = "
-            f"'{shown(roots[0])}', or --image-dir here."
+            f"The names in it are relative to {shown(roots[0])}: set image_dir = "
+            f"'{shown(roots[0])}', or give --image-dir here."
         )
     else:
         console.note(
-            f"It names images of {len(roots)} folders, which one image_dir cannot hold: write "
-            f"one file for each folder."
+            f"It names images of {len(roots)} folders, which one image_dir cannot cover: write "
+            f"one file per folder."
         )
 
 
@@ -144,7 +155,7 @@ def _to_sidecars(
         {
             **scan.tally.rows(),
             "Written": counted(written.files, "files"),
-            "Left as they are": f"{len(written.differing)} that say something else",
+            "Left unchanged": f"{len(written.differing)} with different text",
             **(
                 {"Before": f"{counted(written.backups, 'files')} kept as .bak"}
                 if written.backups

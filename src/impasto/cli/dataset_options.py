@@ -1,4 +1,4 @@
-"""What the verbs of `impasto dataset` share: what is looked at, and how it is put into buckets."""
+"""Arguments and options shared by the commands of `impasto dataset`: the source and its buckets."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ SOURCE = click.argument("source", type=click.Path(path_type=Path))
 
 
 _WRITES = (
-    "where nothing is written beside images. Copy the folder to a disk, change the words there, "
+    "where nothing is written beside images. Copy the folder to a disk, edit the captions there, "
     "and copy them back"
 )
 
 
 _WRITES_IN_PLACE = (
-    "where nothing is written beside images. Keep their words in a metadata file: impasto dataset "
-    "merge writes one of them, and tag, caption and undo change it with --metadata"
+    "where nothing is written beside images. Keep their captions in a metadata file: impasto "
+    "dataset merge creates one, and tag, caption and undo change it with --metadata"
 )
 
 
 def _of_this_machine(context: click.Context, parameter: click.Parameter, value: Path) -> Path:  # noqa: ARG001
-    """Refuse a URL before a model is loaded: nothing is written beside images of a store."""
+    """Reject a URL before a model is loaded: nothing is written beside images in an object store.
+
+    Raises:
+        ConfigError: `value` is a URL.
+    """
     _require_local(value)
     return value
 
 
 LOCAL_SOURCE = click.argument("source", type=click.Path(path_type=Path), callback=_of_this_machine)
-"""SOURCE of the commands that write words, crops or masks beside images."""
+"""SOURCE of the commands that write captions, crops or masks beside images."""
 
 _KEYS = {
     "resolution": "resolution",
@@ -57,9 +61,13 @@ _KEYS = {
 
 
 def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for buckets; they hold where SOURCE does not say otherwise itself."""
+    """Add the options for buckets; they apply where SOURCE itself does not set the same."""
     options = [
-        click.option("--resolution", type=int, help="Side in pixels.  [default: 512]"),
+        click.option(
+            "--resolution",
+            type=int,
+            help="Training resolution: the side of a square image in pixels.  [default: 512]",
+        ),
         click.option("--min-side", type=int, help="Shortest bucket side.  [default: 256]"),
         click.option("--max-side", type=int, help="Longest bucket side.  [default: 1024]"),
         click.option("--step", type=int, help="Bucket sides are multiples of this.  [default: 64]"),
@@ -67,7 +75,7 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--no-upscale",
             is_flag=True,
             default=None,
-            help="Never enlarge; smaller buckets instead.",
+            help="Never enlarge images; use smaller buckets for small ones instead.",
         ),
         click.option(
             "--selection",
@@ -78,10 +86,12 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--table",
             type=click.Choice(["resolution", "novelai", "metadata"]),
-            help="Take buckets from the options above, NovelAI's 19 buckets, or those in the "
-            "metadata.",
+            help="Use buckets computed from the options above (resolution), NovelAI's 19 buckets, "
+            "or those in the metadata.",
         ),
-        click.option("--flip", is_flag=True, default=None, help="Mirror images too."),
+        click.option(
+            "--flip", is_flag=True, default=None, help="Also use horizontally flipped images."
+        ),
         IMAGE_DIR,
         CACHE_DIR,
     ]
@@ -91,12 +101,13 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what prepares images; they hold whatever SOURCE says."""
+    """Add the options that choose how images are prepared; they override the settings of SOURCE."""
     options = [
         click.option(
             "--executor",
             type=click.Choice(["local", "ray"]),
-            help="Prepare on this machine, or with Ray Data.  [default: dataset.executor]",
+            help="Prepare the images on this machine, or with Ray Data.  [default: "
+            "dataset.executor]",
         ),
         click.option(
             "--ray-address",
@@ -113,25 +124,26 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
 CACHE_DIR = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
-    help="Where derived data is kept.  [default: .impasto in the folder of images]",
+    help="Folder for cached and other derived data.  [default: .impasto in the folder of images]",
 )
 
 IMAGE_DIR = click.option(
     "--image-dir",
     type=click.Path(path_type=Path),
-    help="Folder that the names in a metadata file SOURCE are relative to.  [default: its own]",
+    help="If SOURCE is a metadata file: the folder that its image names are relative to.  "
+    "[default: the folder of the metadata file]",
 )
 
 DECODE = click.option(
     "--decode/--headers-only",
     default=True,
     show_default=True,
-    help="Decode images once, to find damaged ones before training, or read their headers only.",
+    help="Decode every image, to find damaged ones before training, or read headers only.",
 )
 
 
 def scan_images(config: Any, progress: Any, *, decode: bool) -> Scan:
-    """The scan of a dataset; decoded, it has the same numbers as caching and training have."""
+    """Scan a dataset; with `decode`, the counts are the same as in caching and training."""
     from impasto.datasets.build import decode_scanned, scan_all
     from impasto.datasets.engines import open_engine
 
@@ -141,7 +153,7 @@ def scan_images(config: Any, progress: Any, *, decode: bool) -> Scan:
 
 
 def print_skipped(console: Console, scan: Scan, source: Path) -> None:
-    """Name what is skipped, and say by kind what else is not used."""
+    """Print each skipped file with its reason, and count other unused files by kind."""
     for item in scan.skipped:
         console.note(f"Skipped: {display_path(item.path, source)}: {item.reason}")
     for line in scan.describe_unused():
@@ -149,7 +161,7 @@ def print_skipped(console: Console, scan: Scan, source: Path) -> None:
 
 
 def display_path(path: Path, source: Path) -> str:
-    """A path as short as it can be read: below SOURCE where it is there."""
+    """Return a path relative to the folder of SOURCE if it is inside it, otherwise in full."""
     known, folder = Path(plain(path)), folder_of(source)
     return str(known.relative_to(folder)) if known.is_relative_to(folder) else shown(path)
 
@@ -157,16 +169,18 @@ def display_path(path: Path, source: Path) -> str:
 def local_dataset_config(
     source: Path, options: dict[str, Any], why: str = "", *, beside_images: bool = True
 ) -> DatasetConfig:
-    """As `dataset_config`, for commands that do nothing with images in an object store.
+    """Return `dataset_config(source, options)`, for commands that cannot use an object store.
 
     Args:
         source: As for `dataset_config`.
         options: As for `dataset_config`.
-        why: The reason that the error gives; by default, that nothing is written beside them.
-        beside_images: Whether images in tars or tables will not do either.
+        why: The reason for the error message; by default, that nothing is written beside such
+            images.
+        beside_images: Whether images in tars or tables are rejected too.
 
     Raises:
-        ConfigError: As for `dataset_config`; or images are in an object store, or in tars.
+        ConfigError: As for `dataset_config`; or images are in an object store, or, with
+            `beside_images`, in tars or tables.
     """
     config = dataset_config(source, options)
     for entry in config.entries:
@@ -197,17 +211,17 @@ def _require_files(subset: SubsetConfig, why: str) -> None:
 
 
 def require_own_files(records: Iterable[ImageRecord], why: str = "") -> None:
-    """Make sure that nothing is to be written beside an image in a tar or a table.
+    """Make sure that every image is a separate file, so that files can be written beside it.
 
-    A metadata file may name such images among others, which only its scan tells.
+    A metadata file may list images inside tars or tables too, which only a scan finds.
 
     Args:
         records: The images.
-        why: The reason that the error gives for such an image; by default, that nothing is
-            written beside it.
+        why: The reason for the error message; by default, that nothing is written beside such
+            images.
 
     Raises:
-        ConfigError: One is inside of a file.
+        ConfigError: An image is inside a tar or a table.
     """
     from impasto.errors import ConfigError
 
@@ -217,39 +231,39 @@ def require_own_files(records: Iterable[ImageRecord], why: str = "") -> None:
 
 
 def require_own_file(image: Path) -> None:
-    """Make sure that an image is a file of this machine, and not inside a tar or a table.
+    """Make sure that an image is a file on this machine, and not inside a tar or a table.
 
     Raises:
-        DatasetError: It is in an object store, or inside of one.
+        DatasetError: It is in an object store, or inside a tar or a table.
     """
     from impasto.errors import DatasetError
 
     if is_remote(image):
         raise DatasetError(
-            f"{shown(image)} is in an object store; expected the path of an image of this machine."
+            f"{shown(image)} is in an object store; expected the path of an image on this machine."
         )
-    table = Path(str(image).rpartition("#")[0])  # of a row; no file where there is no #
+    table = Path(str(image).rpartition("#")[0])  # the table of a row; empty without a #
     for path in (table, *image.parents):
         if is_container(path.name) and presence.is_file(path):
             raise DatasetError(
-                f"{image} is inside {path.name}; expected an image that is a file of its own. "
-                f"impasto dataset list and report show what is in there."
+                f"{image} is inside {path.name}; expected an image that is a separate file. "
+                f"impasto dataset list and report show the images inside {path.name}."
             )
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
-    """The settings of the dataset that SOURCE and the options stand for.
+    """Build the dataset settings from SOURCE and the command's options.
 
     Raises:
-        ConfigError: A file is malformed, a value does not fit, or SOURCE decides itself what an
+        ConfigError: A file is malformed, a value is invalid, or SOURCE already sets what an
             option gives.
-        UsageError: --image-dir is given and SOURCE is no metadata file.
+        UsageError: --image-dir is given and SOURCE is not a metadata file.
     """
     from impasto.config.load import is_metadata_file, load_dataset_config
 
     if options.get("image_dir") is not None and not is_metadata_file(source):
         raise click.UsageError(
-            f"--image-dir goes with a metadata file (.json or .jsonl); {source} is none."
+            f"--image-dir works only with a metadata file (.json or .jsonl); {source} is not one."
         )
     given = {key: options.get(name) for name, key in _KEYS.items()}
     given = {key: value for key, value in given.items() if value is not None}
@@ -267,10 +281,10 @@ def _require_effect(source: Path, given: Iterable[str]) -> None:
         return
     option = next(name for name, key in _KEYS.items() if key == unused[0]).replace("_", "-")
     why = (
-        f"is the settings of a run, which say dataset.{unused[0]}. Take the option out, or change "
+        f"is the settings of a run, which set dataset.{unused[0]}. Remove the option, or change "
         f"the settings"
         if load_run_of_source(source) is not None
-        else f"gives {unused[0]} itself. Take one of the two out"
+        else f"sets {unused[0]} itself. Remove one of the two"
     )
     raise ConfigError(f"--{option} has no effect: {shown(source)} {why}.")
 
@@ -278,10 +292,10 @@ def _require_effect(source: Path, given: Iterable[str]) -> None:
 def with_executor(
     config: DatasetConfig, executor: str | None, address: str | None
 ) -> DatasetConfig:
-    """Settings of a dataset with the executor that `executor_options` give.
+    """Return the dataset settings with the executor and Ray address of `executor_options`.
 
     Raises:
-        ConfigError: They contradict each other, or the settings.
+        ConfigError: The two options contradict each other, or the settings.
     """
     from impasto.errors import ConfigError
 

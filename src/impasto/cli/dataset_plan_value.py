@@ -1,4 +1,4 @@
-"""What `impasto dataset plan --json` prints: every image with its bucket, and what SDXL is told."""
+"""The JSON of `impasto dataset plan --json`: each image's bucket and SDXL size conditioning."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def plan_value(
     scan: Scan, plan: Plan, sizes: SizeConditioning, held_out: int = 0
 ) -> dict[str, Any]:
-    """The plan of a dataset as plain values; sizes are width and height in pixels.
+    """Return the plan of a dataset as plain values; sizes are width and height in pixels.
 
     Args:
-        scan: What was found.
-        plan: Where each of its images goes.
-        sizes: What the U-Net is told of them.
-        held_out: Images of the run that are validated on; they are not among the others.
+        scan: The scan of the dataset.
+        plan: The bucket and crop of each image.
+        sizes: The size conditioning of the U-Net.
+        held_out: Number of images held out for validation; these are not in the plan.
     """
     return {
         "images": [_image(image, sizes) for image in plan.images],

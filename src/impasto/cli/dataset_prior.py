@@ -1,4 +1,4 @@
-"""`impasto dataset prior`: regularisation images, drawn by the base model."""
+"""`impasto dataset prior`: draw regularisation images with the base model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ LARGEST_SEED = 2**63 - 1
 @click.argument("model")
 @click.argument("folder", type=WRITTEN)
 @click.option(
-    "--words", multiple=True, help='What is drawn, such as "a frog"; of several, each in turn.'
+    "--words",
+    multiple=True,
+    help='The prompt to draw, such as "a frog"; repeatable, then prompts are used in turn.',
 )
 @click.option(
     "--captions-of", "source", metavar="SOURCE", type=click.Path(path_type=Path),
@@ -36,25 +38,36 @@ LARGEST_SEED = 2**63 - 1
     default=200,
     show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Images to draw.",
+    help="Number of images to draw.",
 )
-@click.option("-n", "--negative", default="", help="What the images should not show.")
-@click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
-@click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
+@click.option("-n", "--negative", default="", help="Negative prompt.")
+@click.option(
+    "--width",
+    type=click.IntRange(8, 8192),
+    help="Width in pixels; default: the size that MODEL was trained at.",
+)
+@click.option(
+    "--height",
+    type=click.IntRange(8, 8192),
+    help="Height in pixels; default: the size that MODEL was trained at.",
+)
 @sampling_options
 @click.option(
     "--seed", default=1, show_default=True, type=click.IntRange(0, LARGEST_SEED),
-    help="Each further image adds 1.",
+    help="Seed of the first image; each further image adds 1.",
 )  # fmt: skip
 @click.option(
-    "--clip-skip", type=click.IntRange(1, 12), help="As in training; default: what the file says."
+    "--clip-skip",
+    type=click.IntRange(1, 12),
+    help="Clip skip, as in training; default: the value recorded in the file.",
 )
 @model_options
 def prior(model: str, folder: Path, **options: Any) -> None:
     """Draw regularisation images with MODEL into FOLDER, with captions beside them.
 
-    MODEL is the base model that will be trained. Give FOLDER as a subset with is_reg = true. Run
-    the same command again to go on where it was stopped, or with a larger --count for more.
+    MODEL is the base model that will be trained. Add FOLDER to the dataset as a subset with is_reg
+    = true. Run the same command again to continue an interrupted one, or with a larger --count to
+    draw more.
 
     \b
     impasto dataset prior base.safetensors reg/frog --words "a frog" --count 200
@@ -63,7 +76,9 @@ def prior(model: str, folder: Path, **options: Any) -> None:
     from impasto.checkpoints.hub import require_source
 
     if bool(options["words"]) == (options["source"] is not None):
-        raise ConfigError('Say what is drawn: either --words "a frog" or --captions-of SOURCE.')
+        raise ConfigError(
+            'Give the prompts to draw: either --words "a frog" or --captions-of SOURCE.'
+        )
     require_sampler_and_sides(options["sampler"], options["width"], options["height"])
     if options["seed"] + options["count"] > LARGEST_SEED:
         raise ConfigError(f"--seed {options['seed']} leaves no seeds for {options['count']} images")
@@ -76,10 +91,10 @@ def prior(model: str, folder: Path, **options: Any) -> None:
 
 
 def _texts(given: tuple[str, ...], source: Path | None, console: Console) -> list[str]:
-    """What is drawn.
+    """Return the prompts: those of `--words`, or the distinct captions of `source`.
 
     Raises:
-        ConfigError: There are no words.
+        ConfigError: There is no prompt, or an empty one.
     """
     texts = [text.strip() for text in given]
     if source is not None:
@@ -130,14 +145,14 @@ def _draw(
     if there:
         console.note(f"{counted(there, 'images are')} there already.")
     if captions := write_missing_captions(plan, folder):
-        console.note(f"{counted(captions, 'captions were')} missing and are written again.")
+        console.note(f"{counted(captions, 'captions were')} missing and have been written again.")
     drawn = 0
     if there < plan.count:
         sampler = prepare_sampler(
             base, HypernetworkStack(), default_device(), options["clip_skip"], "off"
         )
         drawn = draw_missing(plan, folder, sampler, console)
-    console.note(f"Drew {counted(drawn, 'images')} into {folder}. Give them to a run as a subset:")
+    console.note(f"Drew {counted(drawn, 'images')} into {folder}. Add this subset to the dataset:")
     console.note(f"\n  [[datasets.subsets]]\n  image_dir = {_toml(folder)}\n  is_reg = true\n")
 
 
@@ -162,7 +177,7 @@ def _plan(base: BaseModel, texts: list[str], options: dict[str, Any]) -> PriorPl
 
 
 def _toml(folder: Path) -> str:
-    """A path as a TOML string: with forward slashes, which Windows reads too."""
+    """Return the absolute path as a TOML string with forward slashes, which Windows reads too."""
     import json
 
     return json.dumps(folder.absolute().as_posix(), ensure_ascii=False)

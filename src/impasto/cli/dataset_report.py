@@ -1,4 +1,4 @@
-"""`impasto dataset report`: how healthy a dataset is, as a page and as JSON."""
+"""`impasto dataset report`: a report on the quality of a dataset, as a page and as JSON."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     type=WRITTEN,
     default=Path("dataset-report.html"),
     show_default=True,
-    help="The page to write; a .json file of the same name holds the same for programs.",
+    help="The HTML page to write; a .json file of the same name holds the same data for programs.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is there under that name.")
-@click.option("--whole-paths", is_flag=True, help="Name files by their whole paths.")
+@click.option("--overwrite", is_flag=True, help="Replace the page and JSON file if they exist.")
+@click.option("--whole-paths", is_flag=True, help="Show files by their absolute paths.")
 def report(
     source: Path,
     out: Path,
@@ -39,10 +39,10 @@ def report(
     whole_paths: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Examine the images and words of SOURCE, and write a page with what was found.
+    """Examine the images and captions of SOURCE, and write a page with the findings.
 
-    Counts, sizes, buckets, what cropping loses; missing, long and repeated captions; tags; files
-    that are there twice or look nearly the same; what cannot be used, and why.
+    Counts, sizes, buckets, losses to cropping; missing, long and repeated captions; tags; duplicate
+    and nearly identical images; unusable files with reasons.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_of_source
@@ -63,7 +63,7 @@ def report(
         {
             **health.tally.rows(),
             **({"Balance": health.balance} if health.balance else {}),
-            "The same twice": sum(len(group) - 1 for group in health.equal),
+            "Duplicates": sum(len(group) - 1 for group in health.equal),
             "Nearly the same": sum(len(group) - 1 for group in health.near),
             "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",
             "Page": out,
@@ -73,7 +73,7 @@ def report(
 
 
 def _with_whole_paths(config: DatasetConfig) -> DatasetConfig:
-    """The settings with the places of images named from the root of the file system."""
+    """Return the settings with all paths of images, metadata and masks made absolute."""
     from impasto.remote_paths import absolute
 
     def whole(named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`impasto dataset show`: what there is to know of one image."""
+"""`impasto dataset show`: the properties of one image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from impasto.cli.local_paths import WRITTEN
 @click.option(
     "--view",
     type=WRITTEN,
-    help="Also write an upright copy of 2048 pixels at most to this .jpg, .png or .webp.",
+    help="Also write an upright copy, at most 2048 pixels a side, to this .jpg, .png or .webp.",
 )
 def show(image: Path, view: Path | None, *, as_json: bool) -> None:
-    """Show size, format, crop and words of IMAGE."""
+    """Show size, format, crop, caption and tags of IMAGE."""
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.data.inspecting.inspection import inspect_image, write_view
@@ -51,7 +51,7 @@ def show(image: Path, view: Path | None, *, as_json: bool) -> None:
 
 
 def _beside(image: Path) -> dict[str, Any]:
-    """What the files beside an image say, as plain values."""
+    """Return the crop, caption and tags in the files beside an image, as plain values."""
     from impasto.data.folders.beside import SidecarLookup
     from impasto.data.folders.listing import CAPTION, TAGS
     from impasto.data.pixels.cuts import cut_beside

@@ -1,4 +1,4 @@
-"""`impasto dataset plan --simulate N`: what N images like those of SOURCE would take."""
+"""`impasto dataset plan --simulate N`: time, disk and RAM for N images like those of SOURCE."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _TIMES = ((86400, "days"), (3600, "h"), (60, "min"))
 def show_simulation(
     config: Any, run: RunConfig | None, console: Console, count: int, encoded_per_s: float | None
 ) -> None:
-    """Print the time, disk use, files and RAM of each stage for so many images.
+    """Print the time, disk use, files and RAM of each stage for `count` images.
 
     Args:
-        config: The settings of the dataset that is there, which is the sample.
-        run: Those of the run, if it is one's: what it holds out is not planned.
-        console: Where to.
-        count: How many images.
-        encoded_per_s: Images per second that the VAE encodes on the device; None leaves that open.
+        config: The settings of the existing dataset, which is the sample.
+        run: The settings of the run, if SOURCE is one; its held-out images are left out.
+        console: Prints the table.
+        count: The number of images to simulate.
+        encoded_per_s: Images per second that the VAE encodes; None leaves that time open.
 
     Raises:
         ImpastoError: The sample cannot be used.
@@ -46,11 +46,11 @@ def show_simulation(
         console.note("  ".join([name.ljust(widths[0]), *shown]))
     console.note(
         f"{sampled.resident:.0f} bytes of RAM per image and process while training; "
-        f"paths and words are mapped from the scan's index, once for all processes."
+        f"paths and captions are memory-mapped from the scan's index, shared by all processes."
     )
     console.note(
-        "The start of training leaves out counting the tokens of captions and the hash of all "
-        "records, about 15 s per million images."
+        "The time for the start of training excludes counting caption tokens and hashing all "
+        "records: about 15 s per million images."
     )
 
 
@@ -65,7 +65,7 @@ def _row(stage: Stage) -> tuple[str, str, str, str, str]:
 
 
 def size_text(size_bytes: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Format a number of bytes in the largest unit that fits, from bytes to TiB."""
     for unit, name in _UNITS:
         if size_bytes >= unit:
             return f"{size_bytes / unit:,.1f} {name}"
@@ -73,7 +73,7 @@ def size_text(size_bytes: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Format a duration in the largest unit that it has at least two of, from s to days."""
     for unit, name in _TIMES:
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"

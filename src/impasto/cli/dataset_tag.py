@@ -1,4 +1,4 @@
-"""`impasto dataset tag`: tags by models."""
+"""`impasto dataset tag`: write tags with a tagging model."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ if TYPE_CHECKING:
 @click.option(
     "--provider",
     type=click.Choice(["cuda", "directml", "coreml", "cpu"]),
-    help="What ONNX Runtime computes on; default: the best that is installed.",
+    help="Execution provider of ONNX Runtime; default: the fastest that is installed.",
 )
 @click.option(
     "--kind",
     type=click.Choice(["wd14", "cl-tagger", "pixai", "camie", "joytag", "deepdanbooru"]),
-    help="How images are prepared, where the model's files do not tell.",
+    help="The kind of tagger, which sets how images are prepared; needed only if the model's files "
+    "do not tell.",
 )
-@click.option("--logits", is_flag=True, help="The model's output still needs a sigmoid.")
+@click.option("--logits", is_flag=True, help="The model outputs logits, which need a sigmoid.")
 @click.option(
     "--threshold",
-    help="Least probability, `balance` for the one its card gives, or `model` for thresholds in "
-    "its files.  [default: the kind's own, or 0.35]",
+    help="Minimum probability of a tag; or `balance` for the value on its model card, or `model` "
+    "for the thresholds in its files.  [default: that of the kind, or 0.35]",
 )
 @click.option(
     "--category-threshold",
@@ -53,28 +54,25 @@ if TYPE_CHECKING:
     metavar="CATEGORY=VALUE",
     help="A threshold for general, character, copyright, artist, meta, model or year; repeatable.",
 )
-@click.option(
-    "--mcut", is_flag=True, help="Find a threshold for each image from its own scores (MCut)."
-)
+@click.option("--mcut", is_flag=True, help="Choose a threshold per image from its scores (MCut).")
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice(TAG_CATEGORIES),
     metavar="CATEGORY",
-    help="Write tags of this category alone; repeatable. --rating and --quality write theirs "
-    "besides.",
+    help="Write only tags of this category; repeatable. --rating and --quality add theirs.",
 )
 @click.option(
     "--by-score",
     is_flag=True,
-    help="Write the likeliest tags first; default: in the model's order.",
+    help="Sort tags by probability, highest first; default: the model's order.",
 )
 @click.option(
     "--underscores",
     type=click.Choice(["kaomoji", "long", "keep"]),
     default="kaomoji",
     show_default=True,
-    help="Write spaces for underscores, except in kaomoji (kaomoji) or in tags of up to 3 "
+    help="Replace underscores by spaces: except in kaomoji (kaomoji), only in tags of over 3 "
     "characters (long), or never (keep).",
 )
 @click.option(
@@ -82,23 +80,23 @@ if TYPE_CHECKING:
     type=click.Choice(["off", "first", "last"]),
     default="off",
     show_default=True,
-    help="Where the rating stands among the tags, if at all.",
+    help="Write the rating tag first or last among the tags, or leave it out (off).",
 )
 @click.option(
     "--quality",
     type=click.Choice(["off", "first", "last"]),
     default="off",
     show_default=True,
-    help="Where the tag for quality stands, if at all.",
+    help="Write the quality tag first or last among the tags, or leave it out (off).",
 )
-@click.option("--characters-first", is_flag=True, help="Put characters before the other tags.")
-@click.option("--expand-characters", is_flag=True, help="`name (series)` becomes `name, series`.")
+@click.option("--characters-first", is_flag=True, help="Put character tags before all others.")
+@click.option("--expand-characters", is_flag=True, help="Write `name (series)` as `name, series`.")
 @click.option(
     "--first",
     "always_first",
     multiple=True,
     metavar="TAG",
-    help="Put this tag in front; repeatable.",
+    help="Always write this tag first; repeatable.",
 )
 @click.option(
     "--drop",
@@ -107,8 +105,10 @@ if TYPE_CHECKING:
     metavar="TAG",
     help="Leave this tag out; repeatable.",
 )
-@click.option("--replace", default="", metavar="'OLD,NEW;OLD,NEW'", help="Write NEW for OLD.")
-@click.option("--escape-brackets", is_flag=True, help=r"`\(` for `(`, as prompts want it.")
+@click.option(
+    "--replace", default="", metavar="'OLD,NEW;OLD,NEW'", help="Write NEW instead of OLD."
+)
+@click.option("--escape-brackets", is_flag=True, help=r"Write `\(` for `(`, as needed in prompts.")
 @click.option("--counts", is_flag=True, help="Print how often each tag was written.")
 @annotation_options(".txt")
 @CACHE_DIR
@@ -144,8 +144,8 @@ def tag(
     selection = selection_of(options, tagger.profile.thresholds, balance, model)
     if unknown := spelling.unknown(tagger.table):
         console.note(
-            f"{model} has no tag {', '.join(map(repr, unknown))}: --drop, --first and --replace do "
-            f"nothing with it."
+            f"{model} has no tag {', '.join(map(repr, unknown))}: --drop, --first or --replace has "
+            f"no effect for it."
         )
     tagging: TagAnnotator | RemoteAnnotator = TagAnnotator(tagger, selection, spelling)
     if remote:
@@ -169,14 +169,14 @@ def load_tagger(
     *,
     on_gpu: bool = True,
 ) -> Tagger:
-    """Load a tagger by its name or path, downloaded if it is not here yet.
+    """Load a tagger by its name or path; download it if needed.
 
     Args:
         model: A short name, a Hub id, or the folder or file of a tagger.
-        progress: Where to show how far it is.
-        provider: What ONNX Runtime computes on; None takes the best that there is.
-        kind: How images are prepared, where the model's files do not tell.
-        on_gpu: Whether a tagger of torch may compute on a GPU.
+        progress: Shows the progress of downloading and loading.
+        provider: The execution provider of ONNX Runtime; None chooses the fastest.
+        kind: The kind of tagger; None reads it from the model's files.
+        on_gpu: Whether a PyTorch tagger may run on a GPU.
     """
     import torch
 
@@ -199,7 +199,7 @@ def _spelling(options: dict[str, Any]) -> Spelling:
     spelt, own = UNDERSCORES[options["underscores"]], set(replacements.values())
 
     def written(name: str) -> str:
-        """A name that may be given as the model spells it; what replaces one is as it is."""
+        """Return a tag as it is written; a replacement given by the user is left unchanged."""
         return name if name in own else spelt(name)
 
     return Spelling(
@@ -218,7 +218,17 @@ def _spelling(options: dict[str, Any]) -> Spelling:
 def selection_of(
     options: dict[str, Any], kind: Any, balance: float | None, model: str
 ) -> Selection:
-    """Which tags are taken, from `--threshold` and its relatives."""
+    """Build the rules that select tags from `--threshold` and related options.
+
+    Args:
+        options: The options of the command.
+        kind: Default thresholds by category, of the model's kind.
+        balance: The threshold for `balance`; None if none is known.
+        model: The model, for error messages.
+
+    Raises:
+        ConfigError: An option is malformed, or there is no balance threshold.
+    """
     from impasto.annotate.tags import CATEGORIES, Selection
     from impasto.errors import ConfigError
 
@@ -228,8 +238,8 @@ def selection_of(
         name, _, value = text.partition("=")
         if name not in CATEGORIES or not value:
             raise ConfigError(
-                f"--category-threshold {text!r} does not fit; expected {' or '.join(CATEGORIES)}, "
-                f"then =0.5."
+                f"--category-threshold {text!r} is invalid; expected {' or '.join(CATEGORIES)}, "
+                f"then a number, as in general=0.5."
             )
         by_category[name] = _probability("--category-threshold", value)
     if asked == "balance" and balance is None:
@@ -250,7 +260,7 @@ def selection_of(
 
 
 def _categories(options: dict[str, Any]) -> frozenset[str]:
-    """Those that `--only` names, with those of which `--rating` and `--quality` write a tag."""
+    """Return the categories in `--only`, or all, plus those that `--rating` and `--quality` add."""
     from impasto.annotate.tags import CATEGORIES, ONE_OF
     from impasto.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`impasto dataset try`: taggers and captioners beside each other on a few images."""
+"""`impasto dataset try`: compare taggers and captioners on a few images."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _DEFAULT = "default"
 )  # fmt: skip
 @click.option(
     "--sample", default=12, show_default=True, type=click.IntRange(1),
-    help="How many images, evenly spread over the dataset.",
+    help="Number of images to try, evenly spread over the dataset.",
 )  # fmt: skip
 @click.option(
     "--out", type=WRITTEN,
-    help="Write the words as JSON, anew after each model.",
+    help="Write the results as JSON, updated after each model.",
 )  # fmt: skip
 @CACHE_DIR
 def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> None:
     """Try taggers and captioners on a few images of SOURCE; writes nothing beside the images.
 
-    Models are loaded one after the other. One that cannot be loaded is named, and the others are
+    Models are loaded one at a time. A model that cannot be loaded is reported, and the others are
     still tried.
 
     \b
@@ -77,11 +77,11 @@ def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> N
             files.write_json(out, {"images": shown, "models": found}, durable=False)
     _tell(names, found, console)
     if all("error" in column for column in found):
-        raise ModelError("None of the models could be tried, for the reasons above.")
+        raise ModelError("None of the models could be tried; the reasons are above.")
 
 
 def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
-    """So many images at even distances; all where there are no more."""
+    """Return `number` distinct images, evenly spread over all; all if there are no more."""
     each = list({record.path: record for record in records}.values())
     if len(each) <= number:
         return each
@@ -89,7 +89,7 @@ def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
 
 
 def names_of(records: Sequence[ImageRecord]) -> dict[str, ImageRecord]:
-    """Images by what they are called: below their folder, or in whole where several are so."""
+    """Return display name -> image: the path below its folder, or in full if that is ambiguous."""
     often = Counter(record.file_name for record in records)
     return {r.file_name if often[r.file_name] == 1 else str(r.path): r for r in records}
 
@@ -97,7 +97,7 @@ def names_of(records: Sequence[ImageRecord]) -> dict[str, ImageRecord]:
 def _captions(
     kind: str, model: str, setting: str, names: Mapping[str, ImageRecord], console: Console
 ) -> dict[str, str]:
-    """What a model says of images, by their names; unreadable images are left out."""
+    """Run a model on images, and return name -> caption or tags; unreadable images are left out."""
     from impasto.annotate.annotation import captions_of
 
     annotator = _ANNOTATORS[kind](model, setting, console)
@@ -148,7 +148,7 @@ _ANNOTATORS = {"tagger": _tagging, "captioner": _captioning}
 
 
 def _free() -> None:
-    """Give back the VRAM of a model that is not needed any more, for the next one."""
+    """Free the VRAM of the previous model for the next one."""
     import gc
 
     import torch
@@ -167,5 +167,5 @@ def _tell(names: Iterable[str], found: Sequence[dict[str, Any]], console: Consol
 
 
 def _label(column: dict[str, Any]) -> str:
-    """What a column is called: one model may be tried with several settings."""
+    """Return the label of a result: kind, model and setting, as one model may be tried twice."""
     return " ".join(filter(None, (column["kind"], column["model"], column["setting"])))

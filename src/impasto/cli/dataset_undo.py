@@ -1,4 +1,4 @@
-"""`impasto dataset undo`: changes to words listed, and taken back."""
+"""`impasto dataset undo`: list edits of captions, and undo them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 @click.command()
 @LOCAL_SOURCE
 @click.argument("edit", required=False)
-@click.option("--list", "lists", is_flag=True, help="List the edits that can be taken back.")
+@click.option("--list", "lists", is_flag=True, help="List the edits that can be undone.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print one JSON list.")
-@click.option("--force", is_flag=True, help="Also restore files that were changed since.")
+@click.option("--force", is_flag=True, help="Also restore files that were changed since the edit.")
 @click.option(
     "--keep",
     is_flag=True,
-    help="Leave files that were changed since as they are, and forget this edit.",
+    help="Leave files that were changed since the edit unchanged, and forget the edit.",
 )
 @click.option(
     "--metadata",
     type=WRITTEN,
-    help="The metadata file that was written, where it is not in the folder of images.",
+    help="The metadata file that was edited, if it is not in the folder of images.",
 )
 @CACHE_DIR
 def undo(
@@ -46,11 +46,11 @@ def undo(
     metadata: Path | None,
     **options: Any,
 ) -> None:
-    """Take back what tag, caption, clean or edit wrote for SOURCE, byte for byte.
+    """Undo what tag, caption, clean or edit wrote for SOURCE, byte for byte.
 
-    Without EDIT, it takes back the last edit; run it again for the one before. EDIT is the number
-    of an older one, as --list shows it. Files that were changed since then are left alone and
-    named; the notes for undo are kept until these are restored (--force) or accepted as they are
+    Without EDIT, the last edit is undone; run the command again for the one before. EDIT is the
+    number of an earlier edit, as shown by --list. Files that were changed after the edit are
+    skipped and listed; the undo data is kept until they are restored (--force) or accepted
     (--keep).
     """
     from impasto.annotate import undoing
@@ -59,7 +59,7 @@ def undo(
     if force and keep:
         raise click.UsageError("--force and --keep contradict each other.")
     if (lists and (edit or force or keep)) or (as_json and not lists):
-        raise click.UsageError("--list goes alone or with --json; --json goes with --list.")
+        raise click.UsageError("--list can be combined only with --json, and --json needs --list.")
     folders = dataset_folders_of(_config(source, options, metadata), metadata)
     if lists:
         _list(folders, as_json=as_json)
@@ -68,15 +68,15 @@ def undo(
     undone = undoing.undo(folders, edit, force=force, keep=keep)
     console.note(f"{counted(undone.restored, 'files are')} restored.")
     for path, reason in undone.unchanged:
-        console.note(f"Left alone: {_below(path, folders)}: {reason}")
+        console.note(f"Left unchanged: {_below(path, folders)}: {reason}")
     if len(undone.unchanged) > undone.blocked and not keep:
         asked = ("--force",) if edit is None else (edit, "--force")
         forced = undo_command(source, folders, *asked, cache_dir=options["cache_dir"])
-        console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
+        console.note(f"To restore these too: {forced} (--keep instead accepts them unchanged)")
 
 
 def _below(path: Path, folders: DatasetFolders) -> str:
-    """A path as short as it can be read: below the folder of the dataset that it is in."""
+    """Return a path relative to the folder of the dataset that contains it, or in full."""
     from impasto.files import real_path
 
     roots = (real_path(root) for root in folders.roots)
@@ -100,14 +100,14 @@ def _list(folders: DatasetFolders, *, as_json: bool) -> None:
     console = Console()
     if found:
         console.table({edit.name: _line(edit) for edit in found})
-    console.note(f"{counted(len(found), 'edits')} can be taken back.")
+    console.note(f"{counted(len(found), 'edits')} can be undone.")
 
 
 def _line(edit: EditSummary) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(edit.at)) if edit.at else "some time ago"
     files = edit.first[0] if edit.files == 1 else counted(edit.files, "files")
     texts = [when, files, edit.what]
-    texts += [] if edit.ended else ["broken off, or taken back in part"]
-    texts += [f"in {edit.outside}, to be named by --metadata"] if edit.outside else []
-    texts += ["its notes are damaged"] if edit.damaged else []
+    texts += [] if edit.ended else ["interrupted, or partly undone"]
+    texts += [f"in {edit.outside}, to be given with --metadata"] if edit.outside else []
+    texts += ["its undo data is damaged"] if edit.damaged else []
     return " · ".join(texts)

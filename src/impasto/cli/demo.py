@@ -1,4 +1,4 @@
-"""`impasto demo`: the whole job on the embedded model and images."""
+"""`impasto demo`: a complete training run on the embedded model and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from impasto.config.run import RunConfig
     from impasto.runs import RunDirectory
 
-SHOWN = 5  # images that captioner and tagger are shown
+SHOWN = 5  # number of images for the captioner and tagger
 
 
 @click.command()
@@ -54,13 +54,13 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
         + "".join(f"  {line}\n" for line in _suggest_commands(run.config_file))
     )
     console.paragraph(
-        f"The base model of the demo is in {quoted(BASE_MODEL)}; for real work, give model.path a "
-        f"full-size one and start from an example: {command('new', 'style-12gb')}"
+        f"The base model of the demo is in {quoted(BASE_MODEL)}; for real work, set model.path to "
+        f"a full-size model and start from an example: {command('new', 'style-12gb')}"
     )
 
 
 def _suggest_commands(config_file: Path) -> list[str]:
-    """How to do the same with one's own images, to be pasted."""
+    """Return the commands for a run with the user's images in MY_IMAGES, ready to be pasted."""
     bounds = "--resolution 136 --min-side 64 --max-side 256 --step 32"
     changes = [
         "dataset.image_dir=MY_IMAGES",
@@ -78,7 +78,7 @@ def _suggest_commands(config_file: Path) -> list[str]:
 
 
 def _mix(run: RunDirectory, config: RunConfig, console: Console) -> None:
-    """Mix the result with the base model, and tell what each draws; only the first process does."""
+    """Mix the result with the base model, and score what each draws; only in the first process."""
     from impasto.demo.ending import RATIO, draw_previews, mix_with_base
     from impasto.demo.evidence import look_at_drawings
     from impasto.errors import MissingDependencyError
@@ -95,20 +95,20 @@ def _mix(run: RunDirectory, config: RunConfig, console: Console) -> None:
     folders[f"the mixture, {RATIO:.0%} result"] = draw_previews(model, config, console)
     try:
         found = look_at_drawings(folders, prompts, console)
-    except MissingDependencyError:  # which was said ahead of training
+    except MissingDependencyError:  # reported before training already
         found = {}
     told = {name.capitalize(): str(each) for name, each in found.items()}
     console.table({**told, "Model": str(model)})
     if found:
         console.paragraph(
-            "The kernel distance is to the held-out drawings, real ones in the style: lower is "
-            "nearer. The prompts name what no training image shows: what is not recognised was "
-            "forgotten."
+            "The kernel distance is measured to the held-out drawings, real ones in the style: "
+            "lower is closer. The prompts name things that no training image shows: those that "
+            "are not recognised were forgotten."
         )
 
 
 def _tell_what_is_seen(console: Console) -> None:
-    """What the small captioner and tagger say of images that they were not shown."""
+    """Print the results of the small captioner and tagger on images outside their training set."""
     import torch
 
     from impasto.annotate.annotation import CaptionAnnotator, TagAnnotator, captions_of
@@ -119,9 +119,9 @@ def _tell_what_is_seen(console: Console) -> None:
     from impasto.demo.recipe import CAPTIONER, PICTURES, TAGGER
     from impasto.errors import MissingDependencyError
 
-    console.heading("Words for images, by the demo's own small models")
+    console.heading("Captions and tags by the demo's small models")
     records = scan_folder(PICTURES).records[:SHOWN]
-    short = Generation(min_length=0)  # its captions are of two words and more
+    short = Generation(min_length=0)  # its captions have two words or more
     tags: dict[Path, str] = {}
     with console.stage("Captioning and tagging", None, "models") as advance:
         captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"), generation=short)

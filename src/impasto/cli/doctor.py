@@ -1,4 +1,4 @@
-"""`impasto doctor`: what this machine has, what is missing, and what to do about it."""
+"""`impasto doctor`: hardware and software of this machine, missing parts, and advice."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MINIMUM_GPU_GIB = 12
 @click.option(
     "--gpu",
     is_flag=True,
-    help="Try out on the graphics card what a run does: some minutes, and a gigabyte of disk.",
+    help="Test on the GPU what a run does; takes some minutes and a gigabyte of disk.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for programs.")
 def doctor(*, gpu: bool, as_json: bool) -> None:
     """Show hardware, versions, free memory and disk space, and what is missing."""
     if gpu and as_json:
-        raise click.UsageError("--gpu prints no JSON. Give one of --gpu and --json.")
+        raise click.UsageError("--gpu prints no JSON. Give either --gpu or --json.")
     if gpu:
         _check_gpu()
         return
@@ -58,7 +58,7 @@ def doctor(*, gpu: bool, as_json: bool) -> None:
 
 
 def _examined() -> dict[str, Any]:
-    """What this machine has and what to do about it: plain values, also for other programs."""
+    """Return the facts about this machine and the advice on it, as plain values for JSON."""
     import shutil
     from pathlib import Path
 
@@ -78,10 +78,10 @@ def _examined() -> dict[str, Any]:
 
 
 def _check_gpu() -> None:
-    """Print what the checks of the card found, and what to set.
+    """Run the GPU checks, and print their findings and the recommended settings.
 
     Raises:
-        MissingDependencyError: PyTorch uses no card.
+        MissingDependencyError: PyTorch uses no GPU.
     """
     import tempfile
     from pathlib import Path
@@ -96,7 +96,7 @@ def _check_gpu() -> None:
     device = default_device()
     if device.type != "cuda":
         raise MissingDependencyError(
-            f"There is no card to try out. {_gpu_advice([], torch.version.cuda)[0]}"
+            f"There is no GPU to test. {_gpu_advice([], torch.version.cuda)[0]}"
         )
     require_kernels(device)
     console = Console()
@@ -113,40 +113,39 @@ def _check_gpu() -> None:
 
 
 def _gpu_advice(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
-    """What to do about a card that PyTorch does not use."""
+    """Return advice if PyTorch does not use the GPU, or finds none; empty if it uses one."""
     from impasto.training.lifecycle.preflight import unused_gpu, why_gpu_unused
 
     card = unused_gpu()
     if card is not None:
-        return [f"{card} is here and not used: {why_gpu_unused()}"]
+        return [f"{card} is present but not used: {why_gpu_unused()}"]
     if gpus:
         return []
     if cuda is None:
         return [
-            "This PyTorch is a CPU build: the demo runs, a full-size model trains very slowly. "
-            "Without an NVIDIA card that is all. With one, install its driver, and then "
-            "PyTorch's CUDA build: "
+            "This PyTorch is a CPU build: the demo runs, but a full-size model trains very slowly. "
+            "If the machine has an NVIDIA GPU, install its driver, and then PyTorch's CUDA build: "
             f"{cuda_build()}"
         ]
-    return ["PyTorch is built for CUDA but finds no card: install or update the NVIDIA driver."]
+    return ["PyTorch is built for CUDA but finds no GPU: install or update the NVIDIA driver."]
 
 
 def _advice(gpus: list[dict[str, float]], free_disk: float, free_memory: float) -> list[str]:
     advice = []
     advice += [
-        f"{gpu['name']} has {gpu['memory_gib']} GiB; a full-size model wants {MINIMUM_GPU_GIB}: "
-        f'training.memory = "auto" chooses settings that take less.'
+        f"{gpu['name']} has {gpu['memory_gib']} GiB; a full-size model needs {MINIMUM_GPU_GIB}: "
+        f'training.memory = "auto" chooses settings that need less.'
         for gpu in gpus
         if gpu["memory_gib"] < MINIMUM_GPU_GIB
     ]
     if free_disk < MINIMUM_FREE_DISK_GIB:
         advice.append(
-            f"Only {free_disk:.1f} GiB of disk are free here; a full-size run keeps states of "
-            f"about 10 GiB each. Free some, or put output_dir on another disk."
+            f"Only {free_disk:.1f} GiB of disk space are free here; a full-size run saves states "
+            f"of about 10 GiB each. Free some space, or put output_dir on another disk."
         )
     if free_memory < MINIMUM_FREE_MEMORY_GIB:
         advice.append(
-            f"Only {free_memory:.1f} GiB of memory are free; loading a full-size model takes about "
-            f"5. Close other programs."
+            f"Only {free_memory:.1f} GiB of RAM are free; loading a full-size model needs about 5 "
+            f"GiB. Close other programs."
         )
     return advice

@@ -1,4 +1,4 @@
-"""`impasto download`: a model of the Hugging Face Hub, into its cache or a folder."""
+"""`impasto download`: download a model from the Hugging Face Hub, into its cache or a folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from impasto.cli.local_paths import WRITTEN
 @click.command()
 @click.argument("hub_id", metavar="OWNER/NAME")
 @click.option("--revision", help="A branch, tag or commit; default: the main branch.")
-@click.option("--variant", help="Which set of weights where there are several, such as fp16.")
-@click.option("--file", "name", help="A file of the repository, instead of a Diffusers model.")
+@click.option(
+    "--variant", help="The set of weights to download if there are several, such as fp16."
+)
+@click.option("--file", "name", help="Download only this file of the repository; needs --out.")
 @click.option(
     "--out", metavar="DIR", type=WRITTEN,
-    help="Put it into this folder, under its own name; default: the Hub's own cache, where "
+    help="Save the model in this folder, under its name; default: the cache of the Hub, where "
     "model.path = \"owner/name\" finds it.",
 )  # fmt: skip
 def download(
@@ -24,9 +26,9 @@ def download(
 ) -> None:
     """Download the model OWNER/NAME from the Hugging Face Hub.
 
-    Of a Diffusers model only the parts that are used are downloaded, as safetensors where there are
-    any. Of others the VAE or the one checkpoint is. An interrupted download goes on where it
-    stopped.
+    From a Diffusers model, only the parts that Impasto uses are downloaded, as safetensors if
+    available. From other repositories, the VAE or the only checkpoint is downloaded. An interrupted
+    download continues where it stopped.
 
     \b
     impasto download owner/name
@@ -37,11 +39,11 @@ def download(
 
     whole = f"{hub_id}@{revision}" if revision else hub_id
     if not looks_like_hub_id(whole):
-        raise ConfigError(f"{whole!r} is no id of the Hugging Face Hub. Give owner/name.")
+        raise ConfigError(f"{whole!r} is not an id of the Hugging Face Hub. Give owner/name.")
     if name is not None and out is None:
-        raise ConfigError("--file needs --out, the folder that the file is put into.")
+        raise ConfigError("--file needs --out, the folder to save the file in.")
     if name is not None and variant is not None:
-        raise ConfigError("--variant has no effect on --file, which names a file. Take one out.")
+        raise ConfigError("--variant has no effect with --file. Remove one of them.")
     from impasto.checkpoints.fetching import fetch_copy
     from impasto.checkpoints.hub import download as download_into_cache
     from impasto.checkpoints.weight_files import WeightChoice

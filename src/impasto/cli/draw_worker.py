@@ -1,4 +1,4 @@
-"""`impasto draw-worker`: draws what the studio asks for, with a model that stays loaded."""
+"""`impasto draw-worker`: draws the studio's requests, with a model that stays loaded."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ IDLE_S = 300.0
     show_default=True,
     metavar="SECONDS",
     type=Finite(0, 86_400),
-    help="End after this long without a request, so that its VRAM is free.",
+    help="Exit after this long without a request, to free the VRAM.",
 )
 def draw_worker(folder: Path, idle: float) -> None:
     """Draw the requests in FOLDER, keeping the model loaded between them.
 
-    The studio starts it for its page "Draw". A request is a folder with a file request.json; its
-    status and images are written beside it. One worker at a time serves a folder.
+    The studio starts this command for its page "Draw". A request is a folder with a file
+    request.json; its status and images are written beside that file. Only one worker at a time
+    serves a folder.
     """
     from impasto.cli.console import Console
     from impasto.runs.drawings import DrawFolder

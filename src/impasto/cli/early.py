@@ -1,6 +1,6 @@
-"""What can be found wrong at once, before PyTorch is imported.
+"""Early checks of a run's settings, before PyTorch is imported.
 
-The run itself checks the same again where it uses it; this only says it sooner.
+The run checks the same things again when it uses them; this only reports errors sooner.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 
 def check_run(config: RunConfig, *, is_new: bool = True) -> None:
-    """Make sure that what the settings of a run name is there, and that its directory is free.
+    """Make sure that the files and folders in a run's settings exist, and its directory is free.
 
     Args:
         config: The settings.
-        is_new: Whether the run will be given a directory.
+        is_new: Whether a new run directory will be created, which must not exist yet.
 
     Raises:
         DatasetError: A folder of images is missing.
-        ModelError: The model, or the other VAE, is missing.
-        RunError: The run directory is taken.
+        ModelError: The model or the separate VAE is missing.
+        RunError: The run directory exists already.
         StorageError: The run's object store cannot be used.
-        MissingDependencyError: A tracker is asked for that is not installed.
+        MissingDependencyError: A tracker in the settings is not installed.
     """
     require_folders(config)
     require_source(config.model.path)
     if config.model.vae is not None:
         require_source(config.model.vae)
-    if is_new and is_first_process():  # others come when the first has made it
+    if is_new and is_first_process():  # the others find the directory that the first has made
         _require_free(config.output_dir)
     for name in config.logging.trackers:
         if importlib.util.find_spec(name) is None:
             raise missing_extra(
                 "trackers",
                 f"logging.trackers asks for {name}, which is not installed.",
-                "Or take it out of logging.trackers.",
+                "Or remove it from logging.trackers.",
             )
 
 
@@ -57,10 +57,10 @@ def _require_free(output_dir: Path) -> None:
 
 
 def require_folders(config: RunConfig) -> None:
-    """Make sure that the folders of images are there.
+    """Make sure that the folders of training and validation images exist.
 
     Raises:
-        DatasetError: One is missing.
+        DatasetError: A folder is missing.
     """
     from impasto.data.scanning.image_locations import require_images
 

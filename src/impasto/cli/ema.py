@@ -1,4 +1,4 @@
-"""`impasto ema`: averages of a run's weights whose length is chosen after training."""
+"""`impasto ema`: averages of a run's weights (post-hoc EMA), with a length chosen afterwards."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--sigma-rel", "lengths", metavar="S,S,...", default=USUAL, show_default=True,
-    help="Lengths of the average, relative to the number of steps: the standard deviation of the "
-    "steps whose weights are averaged. Of several, the one with the lowest validation loss is "
-    "taken.",
+    help="EMA lengths to try: the width of the averaging profile (its standard deviation) as a "
+    "fraction of the number of steps. If several are given, the one with the lowest validation "
+    "loss is used.",
 )  # fmt: skip
 @click.option(
-    "--step", type=click.IntRange(1), help="The step that the average ends with; default: the last."
+    "--step", type=click.IntRange(1), help="The step that the average ends at; default: the last."
 )
 @click.option(
     "--out", "target", metavar="OUT", type=WRITTEN,
-    help="The model: a file that ends in .safetensors or .ckpt, or a Diffusers folder.",
+    help="Write the model to this .safetensors or .ckpt file, or to a Diffusers folder.",
 )  # fmt: skip
 @precision_options(usual="as in the run's model")
 @click.option("--title", help="The model's name in its metadata; default: as in the run's model.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def ema(run: Path, lengths: str, step: int | None, target: Path | None, **options: Any) -> None:
-    """Make an averaged (EMA) model of RUN after training, with a length that is chosen now.
+    """Make an averaged (EMA) model of RUN after training, with a length that you choose now.
 
-    RUN was trained with training.posthoc_ema = true. The validation loss of several lengths is
-    measured; one length is only written.
+    RUN must have been trained with training.posthoc_ema = true. With several lengths, the
+    validation loss of each is measured and the best is written; a single length is written without
+    measuring.
 
     \b
     impasto ema runs/style
@@ -51,10 +52,12 @@ def ema(run: Path, lengths: str, step: int | None, target: Path | None, **option
     """  # noqa: D301 - the backspace tells click to keep the lines
     sigma_rels = sorted(set(numbers("--sigma-rel", lengths)))
     if not sigma_rels:
-        raise ConfigError("--sigma-rel names no length. Give one or several, as in 0.05,0.1,0.15.")
+        raise ConfigError(
+            "--sigma-rel has no value. Give one or more lengths, as in 0.05,0.1,0.15."
+        )
     output = _output(target, options)
     if output is None and len(sigma_rels) == 1:
-        raise ConfigError("Say where the average goes: --out FILE. Or give several lengths.")
+        raise ConfigError("Give the file to write with --out FILE, or several lengths to compare.")
     from impasto.cli.console import Console
     from impasto.runs.remote.reading import is_not_of_states, open_run
     from impasto.training.analysis.posthoc_models import (
@@ -80,10 +83,10 @@ def ema(run: Path, lengths: str, step: int | None, target: Path | None, **option
 
 
 def _output(target: Path | None, options: dict[str, Any]) -> Output | None:
-    """How the model is written; None where it is not.
+    """Return how the model is written, or None without `--out`.
 
     Raises:
-        ConfigError: The target's name is of no form of model, or an option has no effect.
+        ConfigError: The target's name is not that of a model format, or an option has no effect.
     """
     from impasto.models.merging.merging import Output
     from impasto.models.writing.targets import form_of
@@ -91,29 +94,29 @@ def _output(target: Path | None, options: dict[str, Any]) -> Output | None:
     dtypes, title, overwrite = asked_dtypes(options), options["title"], options["overwrite"]
     if target is None:
         if dtypes or title or overwrite:
-            raise ConfigError("Precision, --title and --overwrite are for what --out writes.")
+            raise ConfigError("Precision, --title and --overwrite have no effect without --out.")
         return None
     return Output(target, form_of(target, None), dtypes, title, overwrite=overwrite)
 
 
 def _best(measured: list[Measured]) -> Measured:
-    """The one with the least loss.
+    """Return the average with the lowest validation loss.
 
     Raises:
-        RunError: No loss is a number.
+        RunError: All losses are NaN or infinite.
     """
     import math
 
     finite = [each for each in measured if math.isfinite(each.loss)]
     if not finite:
-        raise RunError("No validation loss of an average is a number: all are NaN or infinite.")
+        raise RunError("The validation losses of all averages are NaN or infinite.")
     return min(finite, key=lambda each: each.loss)
 
 
 def _show(console: Console, measured: list[Measured], best: Measured) -> None:
     rows = {
-        f"{each.average.profile.sigma_rel:g}": f"{each.loss:.4f}  (profile off "
-        f"by {100 * each.average.fit.error:.2g} %)" + ("  (least)" if each is best else "")
+        f"{each.average.profile.sigma_rel:g}": f"{each.loss:.4f}  (profile error "
+        f"{100 * each.average.fit.error:.2g} %)" + ("  (lowest)" if each is best else "")
         for each in measured
     }
     console.heading("Validation loss by sigma_rel")

@@ -1,4 +1,4 @@
-"""`impasto evaluate`: models measured by what they draw, against real images."""
+"""`impasto evaluate`: measure models by the images that they draw, against real images."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--images", type=click.Path(path_type=Path), metavar="DIR",
-    help="Real images with captions, which are the prompts; default: the held-out images of the "
-    "first run among MODELS that has any.",
+    help="Real images with captions; the captions are used as prompts. Default: the held-out "
+    "images of the first run among MODELS that has any.",
 )  # fmt: skip
 @click.option(
     "--training", type=click.Path(path_type=Path), metavar="DIR",
-    help="The images that were trained on, to find copies of them; default: those of all runs "
-    "among MODELS.",
+    help="The training images, to find copies of them; default: those of all runs among MODELS.",
 )  # fmt: skip
 @click.option(
     "--out", type=WRITTEN, default=Path("evaluation"), show_default=True,
     help="Folder for the page, the JSON file and the samples. The first two are replaced; samples "
-    "are kept, and what was drawn with the same settings is not drawn again.",
+    "are kept and reused if their settings are the same.",
 )  # fmt: skip
-@click.option("--without-base", is_flag=True, help="Leave the base models of runs out.")
+@click.option("--without-base", is_flag=True, help="Leave out the base models of runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 @measuring_options
 @drawing_options
 @model_options
 def evaluate(models: tuple[str, ...], out: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
-    """Measure what MODELS draw: files, Diffusers folders, Hub ids, or runs with their base models.
+    """Measure the quality of images drawn by MODELS.
 
-    All draw the same prompts with the same seeds. Distances to real images, obedience to prompts
-    and copies of training images are measured, with 95 % intervals, and compared with those of the
-    first model.
+    MODELS are files, Diffusers folders, Hub ids, or runs; the base models of runs are measured
+    too. All draw the same prompts with the same seeds. Distance to real images, agreement with the
+    prompts and copies of training images are measured, with 95 % confidence intervals, and compared
+    with the first model.
 
     \b
     impasto evaluate runs/style
@@ -83,18 +83,18 @@ def evaluate(models: tuple[str, ...], out: Path, as_json: bool, **options: Any) 
 
 
 def require_out(out: Path, *real: Path | None) -> None:
-    """Make sure that results go into a folder of their own, which no real images are in.
+    """Make sure that the results get a separate folder, outside the folders of real images.
 
     Raises:
-        ConfigError: The folder holds something else, or lies among the images.
+        ConfigError: The folder holds other files, or is inside a folder of images.
     """
     from impasto import files, presence
 
     for folder in real:
         if folder is not None and files.is_inside(out, folder):
             raise ConfigError(
-                f"--out {out} is inside {folder}, so the samples would be taken for real images "
-                f"the next time. Give a folder elsewhere."
+                f"--out {out} is inside {folder}, so the samples would count as real images next "
+                f"time. Give a folder elsewhere."
             )
     if presence.is_file(out):
         raise ConfigError(f"--out {out} is a file. Give the name of a folder.")
@@ -104,17 +104,17 @@ def require_out(out: Path, *real: Path | None) -> None:
     others = [path.name for path in out.iterdir() if path.name not in known and path.name[0] != "."]
     if others:
         raise ConfigError(
-            f"--out {out} holds {sorted(others)[0]}, which is no part of an evaluation. Give a new "
-            f"folder, or that of an earlier evaluation."
+            f"--out {out} holds {sorted(others)[0]}, which is not part of an evaluation. Give a "
+            f"new folder, or that of an earlier evaluation."
         )
 
 
 def _measure(sources: list[Source], out: Path, options: dict[str, Any], console: Any) -> Answer:
-    """Draw and measure, alone in the folder of results.
+    """Draw samples and measure them, holding a lock on the folder of results.
 
     Raises:
         OutOfMemoryError: Memory ran out.
-        RunError: Another process evaluates into the same folder.
+        RunError: Another process is evaluating into the same folder.
     """
     from impasto import files, locks
     from impasto.cli.evaluate_sources import labels_of
@@ -124,7 +124,7 @@ def _measure(sources: list[Source], out: Path, options: dict[str, Any], console:
     from impasto.training.devices import default_device, release_cached_memory
 
     def refuse(holder: LockHolder) -> None:
-        raise RunError(f"Another process evaluates into {out}: {holder.description}.")
+        raise RunError(f"Another process is evaluating into {out}: {holder.description}.")
 
     device = default_device()
     networks = _networks(options, device, console)
@@ -138,7 +138,7 @@ def _measure(sources: list[Source], out: Path, options: dict[str, Any], console:
     with locks.FolderLock(out, "evaluating", refuse):
         with _memory_for("drawing", "Draw smaller images with --width and --height"):
             drawn = draw_all(question, contestants, settings, console, release_cached_memory)
-        with _memory_for("measuring", "Take a smaller feature network or fewer images"):
+        with _memory_for("measuring", "Use a smaller feature network or fewer images"):
             answer = measure_all(question, contestants, drawn, settings.folder, console)
     answer.values["drawing"] = {name: options[name] for name in DRAWING}
     answer.values["drawing"]["emphasis"] = question.emphasis
@@ -151,10 +151,10 @@ DRAWING = ("seed", "steps", "guidance", "guidance_rescale", "sampler", "negative
 
 @contextmanager
 def _memory_for(work: str, advice: str) -> Iterator[None]:
-    """Say what memory ran out in, and what helps.
+    """Turn an out-of-memory error into one that names the work and gives advice.
 
     Raises:
-        OutOfMemoryError: It did.
+        OutOfMemoryError: Memory ran out inside the context.
     """
     from impasto.errors import OutOfMemoryError
     from impasto.training.devices import is_out_of_memory
@@ -165,16 +165,16 @@ def _memory_for(work: str, advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"Memory ran out while {work}. {advice}, or end what else uses it, and give the same "
-            f"command again: what was drawn is kept."
+            f"Memory ran out while {work}. {advice}, or close other programs that use it, and run "
+            f"the same command again: finished samples are reused."
         ) from error
 
 
 def _networks(options: dict[str, Any], device: Any, console: Console) -> tuple[Network, ...]:
-    """The networks that are asked for, each once.
+    """Load the feature networks in `--features` and `--tagger`, each once.
 
     Raises:
-        ConfigError: One is not known, or two have the same name.
+        ConfigError: A network is unknown, or two have the same name.
     """
     from impasto.demo.recipe import TAGGER
     from impasto.evaluation.networks import TaggerNetwork, load_network, load_tagger
@@ -191,7 +191,7 @@ def _networks(options: dict[str, Any], device: Any, console: Console) -> tuple[N
             f"Two feature networks are called {next(n for n in names if names.count(n) > 1)!r}. "
             f"Give each once, or rename the folder of one."
         )
-    if options["tagger"] in wanted:  # its tags are those that count
+    if options["tagger"] in wanted:  # its tags are used to check prompts
         first = networks[wanted.index(options["tagger"])]
         networks.sort(key=lambda network: network is not first)
     taggers = [network for network in networks if isinstance(network, TaggerNetwork)]
@@ -199,8 +199,8 @@ def _networks(options: dict[str, Any], device: Any, console: Console) -> tuple[N
         extra.tells_tags = False
     if "demo" in wanted:
         console.note(
-            "Features: demo, the small tagger of Impasto's demo, which knows flat icons alone. For "
-            "photographs and drawings give --features clip or dinov2."
+            "Features: demo, the small tagger of Impasto's demo, which knows only flat icons. For "
+            "photographs and drawings, use --features clip or dinov2."
         )
     return tuple(networks)
 
@@ -227,7 +227,7 @@ def _question(
     previews = first_previews(sources)
     usual = None if previews is None else (previews.size, models[previews.number].resolution)
     prompts = Prompts.of(images.real, options, usual, emphasis_of_captions(sources))
-    prompts.of_model(models[0])  # a fault of the file is told before anything is drawn
+    prompts.of_model(models[0])  # reports an error in the file before anything is drawn
     question = Question(
         images.real,
         images.training,
@@ -244,7 +244,7 @@ def _question(
 
 
 def _write(answer: Answer, out: Path) -> None:
-    """The JSON file, and the page."""
+    """Write the JSON file and the page of an evaluation."""
     from impasto import files
     from impasto.report.evaluation_page import write_evaluation
 

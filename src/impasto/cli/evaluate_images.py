@@ -1,4 +1,4 @@
-"""Which real images models are measured by, and which they were trained on."""
+"""The real images of an evaluation, and the images that its models were trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_REAL = 20_000
-"""Real images that models are compared with: more cost gigabytes and change no digit."""
+"""The most real images to compare with: more cost gigabytes and change no digit."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Images:
     """The images of an evaluation.
 
     Attributes:
-        real: Those that models are measured by.
-        training: Those that were trained on, to find copies; None where they are not known. The
-            same object as `real` where it is one folder.
+        real: The images that models are measured against.
+        training: The training images, to find copies of; None if they are unknown. The same object
+            as `real` if both are the same folder.
         trained_on: Run -> the files that it was trained on.
-        notes: What could not be looked at.
+        notes: Sentences about images that could not be read.
     """
 
     real: RealImages
@@ -46,17 +46,18 @@ def find_images(
     progress: Progress,
     bases: Mapping[str, RunConfig] | None = None,
 ) -> Images:
-    """The real images, and those that were trained on.
+    """Find the real images and the training images.
 
     Args:
-        runs: What a run is called -> its settings.
-        images: The folder of real images; None means what the first run held out that held any.
-        training: The folder that was trained on; None means what all runs were trained on.
-        progress: Shows how far the work is.
-        bases: Base models that are runs themselves: their images are no reason to stop.
+        runs: Name of a run -> its settings.
+        images: The folder of real images; None uses the held-out images of the first run with any.
+        training: The folder of training images; None uses those of all runs.
+        progress: Shows the progress.
+        bases: Base models that are runs themselves; if their images are missing, this is noted
+            and not an error.
 
     Raises:
-        ConfigError: There are no real images: no folder was given, and no run held any out.
+        ConfigError: There are no real images: no folder was given, and no run has held-out images.
         DatasetError: A folder is missing or has no usable image.
     """
     splits, notes = _splits_of(runs, progress, needed=images is None or training is None)
@@ -77,10 +78,10 @@ def find_images(
 def _splits_of(
     runs: Mapping[str, RunConfig], progress: Progress, *, needed: bool
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """What each run was trained on and held out; sentences about those that are gone.
+    """Return each run's split into training and held-out images, and notes on missing images.
 
     Raises:
-        DatasetError: A run's images are not there, and needed.
+        DatasetError: A run's images are missing, and `needed` is true.
     """
     from impasto import files
     from impasto.datasets.build import survey
@@ -89,40 +90,40 @@ def _splits_of(
     notes = []
     for run, config in runs.items():
         try:
-            with files.dry_run():  # what is remembered of a dataset is its own runs' to write
+            with files.dry_run():  # only the runs themselves write to a dataset's cache
                 found[run] = survey(config, progress).split
         except DatasetError as error:
             if needed:
                 raise DatasetError(
-                    f"The images of the run {run} cannot be looked at. {error} Or give both "
-                    f"--images and --training."
+                    f"The images of the run {run} cannot be read. {error} Or give both --images "
+                    f"and --training."
                 ) from error
             notes.append(
-                f"The training images of {run} cannot be looked at, so it is not known whether "
-                f"real images are among them."
+                f"The training images of {run} cannot be read, so it is not known whether real "
+                f"images are among them."
             )
             progress.note(notes[-1])
     return found, tuple(notes)
 
 
 def _held_out(splits: Mapping[str, Split]) -> RealImages:
-    """What the first run held out that held any.
+    """Return the held-out images of the first run that has any.
 
     Raises:
-        ConfigError: None did.
+        ConfigError: No run has any.
     """
     for run, split in splits.items():
         held = list(split.held_out)
         if held:
             return _images_of(held, f"the held-out images of {run}")
     raise ConfigError(
-        "There are no real images to measure by: no run among the models held any out. Give "
-        "--images, a folder of images with captions, best of some that were not trained on."
+        "There are no real images to compare with: no run among the models has held-out images. "
+        "Give --images, a folder of images with captions that were preferably not trained on."
     )
 
 
 def _trained_on(splits: Mapping[str, Split]) -> RealImages | None:
-    """What runs were trained on, without regularisation images; None where there is nothing."""
+    """Return the training images of all runs, without regularisation images; None without any."""
     own = {
         run: [record for record in split.training if not record.subset.is_reg]
         for run, split in splits.items()
@@ -133,11 +134,11 @@ def _trained_on(splits: Mapping[str, Split]) -> RealImages | None:
 
 
 def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
-    """All images, or some of them that are evenly spread over all."""
+    """Return all images, or if there are more than `most`, that many evenly spread over all."""
     count = len(images.entries)
     if count <= most:
         return images
-    progress.note(f"{images.source}: {most:,} of {count:,} images are compared with.")
+    progress.note(f"{images.source}: {most:,} of {count:,} images are used for comparison.")
     return replace(images, entries=spread(images.entries, most))
 
 
@@ -151,7 +152,7 @@ def _images_in(folder: Path, progress: Progress) -> RealImages:
 
 
 def _images_of(records: Iterable[ImageRecord], source: str) -> RealImages:
-    """Images of a dataset, each once; named by their paths below its folder."""
+    """Build the real images from records, each image once, named by its path below the folder."""
     from impasto.evaluation.looking import CaptionedImage
     from impasto.evaluation.question import RealImages
 
@@ -165,7 +166,10 @@ def _images_of(records: Iterable[ImageRecord], source: str) -> RealImages:
 
 
 def _free_name(record: ImageRecord, taken: set[str]) -> str:
-    """The name of an image without the folders of this machine, which no other one has."""
+    """Return a unique name for an image, without the parent folders of this machine.
+
+    A name already in `taken` gets a number, as in "a.png (2)".
+    """
     from impasto.parsing import printable
     from impasto.publishing import short_path
 
@@ -179,7 +183,7 @@ def _free_name(record: ImageRecord, taken: set[str]) -> str:
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
-    """All items, or so many of them that are evenly spread over all."""
+    """Return all items, or if there are more than `most`, that many evenly spread over all."""
     if len(items) <= most:
         return list(items)
     return [items[number * len(items) // most] for number in range(most)]

@@ -1,4 +1,4 @@
-"""What an evaluation draws: captions of real images, or the prompts of a file."""
+"""The prompts of an evaluation: captions of real images, or those in a file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is drawn, for any model.
+    """The prompts to draw with each model.
 
     Attributes:
-        texts: The prompts, each with the index of the image whose caption it is.
-        made: The prompts for a size, each once.
-        count: Images of each.
-        apart: How far the seeds of two images of one prompt are apart: as many as there are
-            prompts without a limit, so that a limit changes no image.
-        asked: Width and height, where they are asked for.
-        usual: The size that models of one resolution are drawn at, and that resolution; None means
-            each at its own.
-        emphasis: How brackets in them are read.
+        texts: The prompts, each with the index of the image whose caption it is, or None.
+        made: Returns the prompts for a size in pixels, each once.
+        count: Number of images per prompt.
+        apart: The distance between the seeds of two images of one prompt: the number of prompts
+            before `--limit`, so that a limit changes no image.
+        asked: The requested width and height; None where not requested.
+        usual: The default size, and the model resolution that it applies to; other models are
+            drawn at their native size. None means that all are.
+        emphasis: How brackets in prompts are interpreted.
     """
 
     texts: list[tuple[str, int | None]]
@@ -51,13 +51,13 @@ class Prompts:
         usual: tuple[tuple[int, int], int] | None,
         of_captions: Emphasis,
     ) -> Prompts:
-        """The prompts of a file, or else the captions of images.
+        """Build the prompts from the file in `--prompts`, or else from captions of images.
 
         Args:
             images: The real images.
-            options: Those of the command.
+            options: The options of the command.
             usual: As the attribute.
-            of_captions: How brackets in captions are read, if the command does not say.
+            of_captions: How brackets in captions are interpreted without `--emphasis`.
 
         Raises:
             ConfigError: The file is missing or malformed, or a number is out of range.
@@ -83,7 +83,7 @@ class Prompts:
         return cls(texts, made, options["count"], apart, asked, usual, emphasis)
 
     def of_model(self, model: Contestant) -> list[Prompt]:
-        """The prompts for a model, `count` of each with seeds that are the same for all models."""
+        """Return the prompts for a model, `count` of each, with the same seeds for all models."""
         usual = model.size
         if self.usual is not None and model.resolution == self.usual[1]:
             usual = self.usual[0]
@@ -98,10 +98,10 @@ class Prompts:
 def _of_file(
     file: Path, options: dict[str, Any]
 ) -> tuple[Callable[[tuple[int, int]], list[Prompt]], int]:
-    """What makes the prompts of a file for a size, and how many it has.
+    """Return a function from size to the prompts of a file, and the number of all its prompts.
 
     Raises:
-        ConfigError: It is missing or malformed.
+        ConfigError: The file is missing or malformed.
     """
     from impasto.sampling.prompt_files import read_prompt_file
 
@@ -131,17 +131,17 @@ def _prompt(text: str, number: int, options: dict[str, Any], size: tuple[int, in
 
 
 def _captions(images: RealImages) -> list[tuple[str, int]]:
-    """Captions with the indices of their images.
+    """Return the non-empty captions with the indices of their images.
 
     Raises:
-        DatasetError: There are none.
+        DatasetError: No image has a caption.
     """
     captioned = [
         (image.caption, index) for index, image in enumerate(images.entries) if image.caption
     ]
     if not captioned:
         raise DatasetError(
-            f"None of {images.source} has a caption, so there is nothing to draw. Put a .txt of "
-            f"the same name beside each image, or give --prompts, a file of prompts."
+            f"None of {images.source} has a caption, so there is nothing to draw. Put a .txt file "
+            f"of the same name beside each image, or give a file of prompts with --prompts."
         )
     return captioned

@@ -1,4 +1,4 @@
-"""Which models an evaluation has, and what runs say of them and of their base models."""
+"""The models of an evaluation, and how runs and their base models are opened."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Source:
     """A model that is measured, and how it is opened.
 
     Attributes:
-        given: What the user or a run named: a file, a folder, a run, a Hub id.
-        options: How it is opened, by the command line or else by the run.
-        clip_skip: CLIP's layer from the end, where a run says so.
-        is_named: Whether the user named it; other ones are base models of runs.
+        given: The model as the user or a run gave it: a file, a folder, a run, a Hub id.
+        options: How it is opened; the command line comes before the run.
+        clip_skip: CLIP's layer, counted from the end, if a run sets it.
+        is_named: Whether the user gave it; otherwise it is the base model of a run.
     """
 
     given: str
@@ -33,7 +33,7 @@ class Source:
 
 
 def run_config(source: str) -> RunConfig | None:
-    """The settings of a run; None of what is no run."""
+    """Load the settings of a run; None if `source` is not a run."""
     from impasto import presence
     from impasto.config.load import load_begun_config
     from impasto.runs.remote.reading import settings_file_of
@@ -43,14 +43,15 @@ def run_config(source: str) -> RunConfig | None:
 
 
 def base_models_first(models: Iterable[str], opened: OpenOptions, *, without: bool) -> list[Source]:
-    """The models that are measured: base models of runs first, unless they are given or unwanted.
+    """Return the models to measure: first the base models of runs, then those the user gave.
 
-    A base model is opened as its run opens it: with its VAE, and as what the run says it is. Where
-    runs open the same one in several ways, it is there once for each.
+    A base model that the user gave is not repeated. A base model is opened as its run opens it:
+    with the same VAE, family and prediction type. If runs open the same base model in several
+    ways, it is measured once per way.
 
     Args:
-        models: What the user named.
-        opened: What the command line says of all of them, which goes before what runs say.
+        models: The models that the user gave.
+        opened: The options of the command line, which override those of runs.
         without: Whether base models of runs are left out.
 
     Raises:
@@ -63,7 +64,7 @@ def base_models_first(models: Iterable[str], opened: OpenOptions, *, without: bo
             raise ConfigError(f"The model {model} is given twice. Give each once.")
     configs = [run_config(model) for model in given]
     if without and not any(configs):
-        raise ConfigError("--without-base has no effect: no model is a run. Take it out.")
+        raise ConfigError("--without-base has no effect: no model is a run. Remove it.")
     bases = _bases_of(configs, opened)
     found = [
         _given(model, config, bases.get(resolved, []), opened)
@@ -76,7 +77,7 @@ def base_models_first(models: Iterable[str], opened: OpenOptions, *, without: bo
 
 
 def _bases_of(configs: Iterable[RunConfig | None], opened: OpenOptions) -> dict[str, list[Source]]:
-    """Where a base model of runs is -> the ways in which they open it."""
+    """Return the path of each base model -> the different ways in which runs open it."""
     found: dict[str, list[Source]] = {}
     for config in filter(None, configs):
         path = str(config.model.path)
@@ -91,7 +92,7 @@ def _bases_of(configs: Iterable[RunConfig | None], opened: OpenOptions) -> dict[
 def _given(
     model: str, config: RunConfig | None, ways: Sequence[Source], opened: OpenOptions
 ) -> Source:
-    """A model that the user named: the base model of a run, a run, or another one."""
+    """Build the source for a model that the user gave: a run's base model, a run, or another."""
     if ways:
         return replace(ways[0], given=model, is_named=True)
     if config is None:
@@ -125,7 +126,7 @@ def _resolved(source: str) -> str:
 
 
 def labels_of(sources: Iterable[str]) -> list[str]:
-    """What models are called: by their files' names, numbered where several have the same."""
+    """Return a label per model: its file name without extension, numbered if not unique."""
     from impasto import presence
     from impasto.parsing import printable
     from impasto.remote_paths import is_remote
@@ -149,7 +150,7 @@ def labels_of(sources: Iterable[str]) -> list[str]:
 
 
 def image_folders(sources: Iterable[Source]) -> list[Path]:
-    """The folders of this machine that runs train on or hold out."""
+    """Return the local folders of the training and validation images of runs."""
     from impasto.datasets.build import validation_folders
     from impasto.remote_paths import is_remote
 
@@ -171,7 +172,7 @@ class Previews:
 
     Attributes:
         size: Width and height in pixels.
-        number: Which of the models the run is.
+        number: The index of the run among the models.
     """
 
     size: tuple[int, int]
@@ -179,7 +180,7 @@ class Previews:
 
 
 def first_previews(sources: Iterable[Source]) -> Previews | None:
-    """The size of the previews of the first run that draws any; None without one."""
+    """Return the preview size of the first run that draws previews, or None if none does."""
     numbered = sorted(enumerate(sources), key=lambda pair: not pair[1].is_named)
     for number, source in numbered:
         config = run_config(source.given)
@@ -189,7 +190,7 @@ def first_previews(sources: Iterable[Source]) -> Previews | None:
 
 
 def emphasis_of_captions(sources: Iterable[Source]) -> Emphasis:
-    """How the first run reads brackets in captions; without a run they are words."""
+    """Return how the first run interprets brackets in captions; "off" without a run."""
     named_first = sorted(sources, key=lambda source: not source.is_named)
     configs = (run_config(source.given) for source in named_first)
     config = next(filter(None, configs), None)

@@ -1,4 +1,4 @@
-"""Prints what an evaluation came to."""
+"""Prints the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _ARROWS = {"lower": "lower is better", "higher": "higher is better", "neither": 
 
 
 def show(console: Console, values: Mapping[str, Any]) -> None:
-    """A table for each measure, then what differs beyond noise, and what is to be kept in mind.
+    """Print a table per measure, then the significant differences, and the notes.
 
     Args:
-        console: Where to.
-        values: The evaluation as JSON has it.
+        console: Prints the results.
+        values: The evaluation, as in its JSON file.
     """
     from impasto.evaluation.results import caution_text, difference_texts
 
@@ -25,9 +25,7 @@ def show(console: Console, values: Mapping[str, Any]) -> None:
         rows = _rows(values, name)
         if not rows:
             continue
-        console.heading(
-            _heading(networks[name]) if name is not None else "By the images themselves"
-        )
+        console.heading(_heading(networks[name]) if name is not None else "From the images alone")
         for title, lines in rows.items():
             console.note(title)
             console.table(lines)
@@ -50,7 +48,7 @@ def _heading(network: Mapping[str, Any]) -> str:
 
 
 def _rows(values: Mapping[str, Any], features: str | None) -> dict[str, dict[str, str]]:
-    """Title of a measure -> model -> its number, with the difference from the first."""
+    """Return title of a measure -> model -> its value, with the difference from the first."""
     from impasto.evaluation.results import estimate_text
 
     found: dict[str, dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""`impasto extract-lora`."""
+"""`impasto extract-lora`: write the difference between two models as a LoRA."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ RANK = 64
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--out", "target", metavar="OUT", type=WRITTEN, required=True,
-    help="The LoRA: a file that ends in .safetensors.",
+    help="The LoRA file to write; its name ends in .safetensors.",
 )  # fmt: skip
 @click.option(
     "--rank", type=click.IntRange(1),
-    help=f"Keep at most this many singular values of each layer; default: {RANK}, with --energy "
-    f"all.",
+    help=f"Keep at most this many singular values per layer; default: {RANK}, or no limit with "
+    f"--energy.",
 )  # fmt: skip
 @click.option(
     "--conv-rank", type=click.IntRange(0),
-    help="The same for 3x3 convolutions; 0 makes a LoRA of the attention blocks alone. Default: "
-    "the rank.",
+    help="The rank of 3x3 convolutions; 0 leaves them out, for a LoRA of the attention blocks "
+    "only. Default: the value of --rank.",
 )  # fmt: skip
 @click.option(
     "--energy", type=Finite(0, 1, min_open=True), metavar="SHARE",
-    help="Keep as few singular values of each layer as hold this share of its change, such as "
+    help="Keep the fewest singular values per layer that hold this fraction of its change, such as "
     "0.95.",
 )  # fmt: skip
-@click.option("--full-rank", is_flag=True, help="Keep everything: the file is larger than a model.")
-@click.option("--no-text-encoder", is_flag=True, help="Leave text encoders out.")
+@click.option(
+    "--full-rank", is_flag=True, help="Keep all singular values: the file is larger than a model."
+)
+@click.option("--no-text-encoder", is_flag=True, help="Leave out the text encoders.")
 @click.option(
     "--dtype",
     type=DTYPE,
@@ -51,15 +53,15 @@ RANK = 64
     show_default=True,
     help="The dtype of the LoRA's tensors.",
 )
-@click.option("--title", help="Its name in its metadata; default: OUT's.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--title", help="The LoRA's name in its metadata; default: the name of OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @options_without_vae
 def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
     """Write the difference between BASE and MODEL as a LoRA.
 
     BASE and MODEL are files, Diffusers folders, Hub ids or finished runs of one family. A1111,
-    Forge, ComfyUI and diffusers load the file; at strength 1 on BASE it gives MODEL, as nearly as
-    its rank allows.
+    Forge, ComfyUI and diffusers load the file; at strength 1 on BASE it reproduces MODEL as closely
+    as its rank allows.
 
     \b
     impasto extract-lora base.safetensors runs/style --out style-lora.safetensors
@@ -67,8 +69,8 @@ def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
     """  # noqa: D301 - the backspace tells click to keep the lines
     if target.suffix.lower() != ENDING:
         raise ConfigError(
-            f"{target} ends in {target.suffix or 'nothing'}; a LoRA is written as {ENDING}. Let "
-            f"its name end so."
+            f"{target} has the extension {target.suffix or '(none)'}; a LoRA is written as "
+            f"{ENDING}. Give a name that ends in {ENDING}."
         )
     from impasto.checkpoints.hub import require_source
 
@@ -95,7 +97,7 @@ def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
 
 
 def _rules(options: dict[str, Any]) -> ExtractionRules:
-    """Ranks and precision as they are asked for.
+    """Build the extraction rules, ranks and precision, from the options.
 
     Raises:
         ConfigError: Two options contradict each other.
@@ -106,8 +108,8 @@ def _rules(options: dict[str, Any]) -> ExtractionRules:
     rank, conv_rank, energy = (options[name] for name in ("rank", "conv_rank", "energy"))
     if options["full_rank"] and (rank, conv_rank, energy) != (None, None, None):
         raise ConfigError(
-            "--full-rank keeps everything, so --rank, --conv-rank and --energy do not go with it. "
-            "Take one out."
+            "--full-rank keeps everything and cannot be combined with --rank, --conv-rank or "
+            "--energy. Remove one of them."
         )
     if rank is None and energy is None and not options["full_rank"]:
         rank = RANK

@@ -20,31 +20,31 @@ ENDING = ".html"
 )
 @click.option(
     "--from", "low", type=Finite(0, min_open=True), default=1e-8, show_default=True,
-    help="The first learning rate.",
+    help="The first learning rate to try.",
 )  # fmt: skip
 @click.option(
     "--to", "high", type=Finite(0, 10, min_open=True), default=1e-2, show_default=True,
-    help="The last rate, unless the loss diverges before.",
+    help="The last learning rate to try, unless the loss diverges before.",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(10, 10_000), default=100, show_default=True,
-    help="Optimizer steps, each at a rate that is higher by the same factor.",
+    help="Number of optimizer steps; the rate rises by the same factor each step.",
 )  # fmt: skip
 @click.option(
     "--images", type=click.IntRange(1, 1000), default=8, show_default=True,
-    help="Training images that the loss is measured on after each step.",
+    help="Number of training images on which the loss is measured after each step.",
 )  # fmt: skip
 @click.option(
     "--timesteps", type=click.IntRange(1, 100), default=4, show_default=True,
-    help="Noise levels for each of them.",
+    help="Number of noise levels (timesteps) per image.",
 )  # fmt: skip
 @click.option(
     "--out", "page", metavar="PAGE", type=WRITTEN,
-    help="Write the curve as a page: a new file that ends in .html.",
+    help="Write the curve as an HTML page, to a new file that ends in .html.",
 )  # fmt: skip
 @click.option(
     "--plan", "plan_only", is_flag=True,
-    help="Show what the test would do, its time and its memory, and stop.",
+    help="Show what the test would do, its time and memory, and exit.",
 )  # fmt: skip
 def find_lr(
     config: Path,
@@ -107,6 +107,6 @@ def find_lr(
 def _require_page(page: Path) -> None:
     if page.suffix.lower() != ENDING:
         raise ConfigError(
-            f"{page} ends in {page.suffix or 'nothing'}; the page is written as {ENDING}. Let its "
-            f"name end so."
+            f"{page} has the extension {page.suffix or '(none)'}; the page is written as {ENDING}. "
+            f"Give a name that ends in {ENDING}."
         )

@@ -1,4 +1,4 @@
-"""What `impasto find-lr` would do, for `--plan`: rates, time and memory, with nothing trained."""
+"""The plan of `impasto find-lr --plan`: rates, time and memory, without training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from impasto.training.builders.processes import planned_processes
 def show_lr_plan(
     asked: RunConfig, tried: LrRange, probe: Probe, page: Path | None, console: Console
 ) -> None:
-    """Print what the test would do: its steps are those of the run, so the run's plan is asked.
+    """Print what the test would do; time and memory are those of the run's own steps.
 
     Args:
         asked: The settings of the run.
-        tried: The rates.
-        probe: What the loss would be measured on.
-        page: The page that would be written.
-        console: Where to.
+        tried: The rates to try.
+        probe: The number of images and timesteps on which the loss would be measured.
+        page: The page that would be written; None if none.
+        console: Prints the plan.
 
     Raises:
-        ImpastoError: Whatever would stop the test before its first step.
+        ImpastoError: Any error that would stop the test before its first step.
     """
     if planned_processes() > 1:
         raise one_process_alone(DOING)
@@ -53,7 +53,7 @@ def _rows(
     measuring = (tried.steps + 1) * passes * seconds_per_pass(outlook, steps.seconds_each)
     factor = (tried.high / tried.low) ** (1 / (tried.steps - 1))
     what = "latents and text" if outlook.config.training.cache_text_to_disk else "latents"
-    kept = f"{what} that are encoded, where the run finds them"
+    kept = f"encoded {what}, in the cache of the run"
     return {
         "Rates": f"{tried.low:g} to {tried.high:g}, each {factor:.3g} times the one before",
         "Steps": f"{tried.steps:,} at most, of batches of up to "
@@ -62,6 +62,6 @@ def _rows(
         "Measured": f"before the first step and after each, on {counted(images, 'images')} at "
         f"{counted(probe.timesteps, 'timesteps')}: {counted(passes, 'forward passes')} each time",
         "Time": f"about {duration_text(steps.seconds)} for steps and {duration_text(measuring)} "
-        f"to measure, on this {steps.device}, and encoding what is not encoded yet",
+        f"to measure, on this {steps.device}, and encoding if not cached yet",
         "Stays": kept if page is None else f"{kept}; {page}",
     }

@@ -1,4 +1,4 @@
-"""How a run ends on the screen: what it has learnt, with evidence, and what was made of it."""
+"""The summary printed at the end of a run: what it has learnt, with evidence, and its files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from impasto.runs.remote.local_folders import location_of
 
 
 def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirectory:
-    """Train, write the report and name model and report; only the first process speaks.
+    """Train, write the report, and print the paths of model and report; only on the main process.
 
     Args:
-        trained: Trains, and gives the run directory.
+        trained: Trains, and returns the run directory.
         console: Prints messages.
 
     Raises:
-        ImpastoError: As the training; `NotSentError` where the run could not be sent, after its
-            report was written on this machine.
+        ImpastoError: An error of the training; `NotSentError` if the run could not be sent to its
+            object store, after its report was written on this machine.
     """
     unsent = None
     try:
@@ -39,12 +39,12 @@ def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirector
 
 
 def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) -> None:
-    """Write the report of a run and name what was made of it.
+    """Write the report of a run, and print what it has learnt and the paths of its files.
 
     Args:
         run: The run.
         console: Prints messages.
-        sends: Whether a run in a store is sent and its working folder removed; False where
+        sends: Whether a run in an object store is sent and its working folder removed; False if
             sending has just failed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Groups of verbs whose help shows each verb's first sentence whole."""
+"""Command groups whose help shows the first sentence of each command in full."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 class FullHelpGroup(click.Group):
-    """A group that folds long lines of help, and proposes the nearest verb for a misspelt one."""
+    """A command group that wraps long help lines and suggests the nearest name for a typo."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -17,7 +17,7 @@ class FullHelpGroup(click.Group):
         """Find a command by its name, or suggest the nearest one.
 
         Raises:
-            click.UsageError: There is none of that name, with the nearest.
+            click.UsageError: No command has that name; the message suggests the nearest.
         """
         try:
             return super().resolve_command(ctx, args)
@@ -29,7 +29,7 @@ class FullHelpGroup(click.Group):
             raise click.UsageError(message, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table of verbs."""
+        """Write the table of commands."""
         rows = []
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -40,6 +40,6 @@ class FullHelpGroup(click.Group):
 
 
 def first_paragraph(command: click.Command) -> str:
-    """What a verb does, in one line without its end mark."""
+    """Return the first paragraph of a command's help as one line, without the final full stop."""
     text = inspect.cleandoc(command.short_help or command.help or "")
     return " ".join(text.partition("\n\n")[0].split()).removesuffix(".")

@@ -1,4 +1,4 @@
-"""Shows that a step is at work where no bar moves: in a file, a pipe, a notebook's log."""
+"""Shows that a long step is still running when there is no progress bar: in a file, pipe or log."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
-FIRST_S = 10.0  # after which a person begins to wonder
+FIRST_S = 10.0  # after which a user begins to wonder
 LONGEST_S = 60.0
 
 
 class SlowStepNotifier:
-    """Says how long the current step has been at work: after 10 s, 20, 40, then every minute.
+    """Prints how long the current step has been running: after 10 s, 20, 40, then every minute.
 
     Args:
-        say: Called with a line, from a thread of its own.
-        total: How many steps the run has.
+        say: Called with a line, from a separate thread.
+        total: The number of steps of the run.
         first_s: Seconds until the first line.
     """
 
@@ -28,30 +28,30 @@ class SlowStepNotifier:
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
 
     def start(self, done: int) -> None:
-        """Begin to watch, after `done` steps."""
+        """Start watching, after `done` completed steps."""
         self.stepped(done)
         self._thread.start()
 
     def stepped(self, done: int) -> None:
-        """Another step is done: begin to count anew."""
+        """Note that `done` steps are completed, and restart the clock."""
         with self._changed:
             self._done, self._since = done, time.monotonic()
             self._changed.notify()
 
     def pause(self) -> None:
-        """Something other than a step has begun, which shows itself that it is at work."""
+        """Pause during work other than a step, which shows its own progress."""
         with self._changed:
             self._is_paused = True
             self._changed.notify()
 
     def go_on(self) -> None:
-        """End a pause, and count the time from now on."""
+        """End a pause, and restart the clock."""
         with self._changed:
             self._is_paused, self._since = False, time.monotonic()
             self._changed.notify()
 
     def stop(self) -> None:
-        """Stop printing lines, and wait for the thread that does."""
+        """Stop printing lines, and wait for the thread to end."""
         with self._changed:
             self._done = None
             self._changed.notify()
@@ -63,8 +63,8 @@ class SlowStepNotifier:
             while self._done is not None:
                 silent = self._is_paused or self._done >= self._total
                 if self._changed.wait(None if silent else wait):
-                    wait = self._first_s  # a step is done, or the run
+                    wait = self._first_s  # a step or the run has ended
                     continue
                 elapsed = time.monotonic() - self._since
-                self._say(f"step {self._done + 1}/{self._total}: at work for {elapsed:.0f} s")
+                self._say(f"step {self._done + 1}/{self._total}: running for {elapsed:.0f} s")
                 wait = min(max(elapsed, self._first_s), LONGEST_S)

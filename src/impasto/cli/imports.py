@@ -1,7 +1,7 @@
-"""Names the wait while large packages are imported: PyTorch alone takes seconds.
+"""Shows progress while large packages are imported: PyTorch alone takes seconds.
 
-Imports stay where they are used. A finder in front of Python's own sees when one of these packages
-is asked for, and shows a stage until its code has run; the verbs need not know.
+Imports stay where they are used. A finder in front of Python's own detects the import of one of
+these packages and shows a stage until it is finished; commands need no code for that.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PACKAGES = {
     "tensorboard": "TensorBoard",
     "wandb": "W&B",
 }
-"""Top module -> what it is called. Modules within them are loaded late and are named alike."""
+"""Top-level module -> display name. Submodules that are loaded later have the same name."""
 
 COLLECTED_FROM = 50_000
-"""New objects from which Python looks for garbage while it imports; usually from 700 on."""
+"""The garbage collection threshold during imports, in new objects; Python's default is 700."""
 
 
 _QUANTIZERS = ("bitsandbytes", "torchao", "gguf")
@@ -43,35 +43,35 @@ _NOTED: dict[str, dict[str, object]] = {
         f"is_{name}_available": lambda *_, **__: False for name in _QUANTIZERS
     },
 }
-"""Module in which a library notes what is installed -> what of that is to say that it is not."""
+"""Module in which a library records what is installed -> the values that mark it as missing."""
 
 
 def show_slow_imports() -> None:
-    """Show a stage while one of `PACKAGES` is imported; only the first process of a run does."""
+    """Show a stage while one of `PACKAGES` is imported; only in the first process of a run."""
     if is_first_process() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 def leave_out_quantizers() -> None:
-    """Have networks imported without what quantizes some, in this process, which is a command.
+    """Import networks without quantization libraries in this process, which is a command.
 
-    diffusers and transformers would import bitsandbytes and torchao for networks that these have
-    quantized, of which there are none here, and with them all of PyTorch's compiler: a third of
-    what is imported; and torchao warns of libraries that it does not find. Optimizers and layers
-    that need one of them import it when they are asked for. Python code that uses Impasto has
-    diffusers as it is.
+    diffusers and transformers would import bitsandbytes and torchao to support quantized networks,
+    which Impasto does not use, and with them all of PyTorch's compiler: a third of all imports.
+    torchao would also warn about missing libraries. Optimizers and layers that need one of these
+    libraries import it when they are used. In Python code that uses Impasto, diffusers is
+    unchanged.
     """
     if not any(isinstance(finder, _WithoutQuantizers) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WithoutQuantizers())
 
 
 class _WithoutQuantizers(importlib.abc.MetaPathFinder):
-    """Has the modules in which libraries note what is installed note no quantizers."""
+    """Makes libraries record quantization packages as not installed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The specification of such a module; None leaves others to their finders."""
+        """Return the specification of a module in `_NOTED`, or None for all others."""
         if fullname not in _NOTED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -88,7 +88,7 @@ def _noting_no_quantizers(module: str) -> Iterator[None]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what Python's own finders do, and wraps the outermost import of a large package."""
+    """Finds modules as Python does, and shows a stage for the outermost import of a package."""
 
     def __init__(self) -> None:
         self._busy = False
@@ -96,7 +96,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The specification of a module of a large package; None leaves it to the others."""
+        """Return the specification of a module of a large package, or None for all others."""
         if self._busy or fullname.partition(".")[0] not in PACKAGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -119,9 +119,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @contextlib.contextmanager
 def _fewer_collections() -> Iterator[None]:
-    """Look for garbage less often: half a million objects are made here, and nearly all stay.
+    """Collect garbage less often: half a million objects are made here, and nearly all stay.
 
-    Going through them time and again takes a tenth of the import.
+    Scanning them again and again takes a tenth of the import time.
     """
     before = gc.get_threshold()
     if before[0]:  # 0 means never
@@ -133,7 +133,7 @@ def _fewer_collections() -> Iterator[None]:
 
 
 def _wrap(loader: Any, shown: contextlib.AbstractContextManager[None]) -> None:
-    """Let a loader, which is this module's alone, show that it is at work."""
+    """Make a loader, which serves this module only, run inside the context `shown`."""
     plain = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
@@ -144,9 +144,9 @@ def _wrap(loader: Any, shown: contextlib.AbstractContextManager[None]) -> None:
 
 
 def _stage(description: str) -> contextlib.AbstractContextManager[Any]:
-    """On a terminal a spinner; elsewhere a line on standard error, since output may be JSON.
+    """Show a spinner on a terminal, or else a line on standard error, since output may be JSON.
 
-    Whoever started this process as a task is told too.
+    If this process is a task, the stage is added to its log too.
     """
     from rich.console import Console as RichConsole
 

@@ -1,4 +1,4 @@
-"""How commands list what is in folders: a table for people, a JSON object a line for programs."""
+"""Lists of items in folders: a table for users, or one JSON object per line for programs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def print_list(
     as_json: Callable[[T], Mapping[str, Any]] | None,
     nothing: str,
 ) -> None:
-    """Print what was found.
+    """Print a list of items as a table or as JSON lines.
 
     Args:
-        found: It, in its order.
-        row: Name and words of one in the table.
-        as_json: What programs are given of one; None prints the table.
-        nothing: The sentence that stands for an empty table.
+        found: The items, in order.
+        row: Returns the name and description of an item for the table.
+        as_json: Returns the JSON object of an item; None prints the table.
+        nothing: The sentence to print instead of an empty table.
     """
     from impasto.cli.console import Console
 
@@ -38,10 +38,10 @@ def print_list(
 
 
 def existing_folders(folders: Sequence[Path], advice: str = "") -> tuple[Path, ...]:
-    """The folders that were given, or the current one.
+    """Return the given folders, or the current folder if none is given.
 
     Raises:
-        RunError: One is not there; with `advice`.
+        RunError: One does not exist; the message ends with `advice`.
     """
     from impasto.errors import RunError
 
@@ -52,5 +52,5 @@ def existing_folders(folders: Sequence[Path], advice: str = "") -> tuple[Path, .
 
 
 def folder_names(folders: Sequence[Path]) -> str:
-    """Folders in a sentence, where none stands for the current one."""
+    """Return the folders joined by "or" for a sentence; "the current folder" if there are none."""
     return " or ".join(map(str, folders)) or "the current folder"

@@ -1,6 +1,6 @@
-"""The types of arguments and options that take a path of this machine and no URL.
+"""Types of arguments and options that take a path on this machine, not a URL.
 
-A verb asks for one of these where it opens or writes files itself. Runs, models and images, which
+A command uses one of these where it opens or writes files itself. Runs, models and images, which
 may be in an object store, are `click.Path` or plain text.
 """
 
@@ -16,14 +16,14 @@ from impasto.remote_paths import is_remote, location_fault, shown
 
 
 class LocalPath(click.Path):
-    """A path of this machine; a URL is refused before anything is read, computed or written.
+    """A path on this machine; a URL is rejected before anything is read, computed or written.
 
-    Without this, a verb would train or measure first and then be refused, or make a folder called
+    Without this, a command would train or measure first and then fail, or create a folder called
     `s3:`.
 
     Args:
         advice: What to do instead, as a sentence.
-        exists: Whether something has to be there.
+        exists: Whether the path must exist.
         dir_okay: Whether it may be a folder.
         file_okay: Whether it may be a file.
     """
@@ -40,21 +40,21 @@ class LocalPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> str | bytes | os.PathLike[str]:
-        """Give the path back as click reads it, unless it is a URL.
+        """Return the path as click parses it, unless it is a URL.
 
         Raises:
             ConfigError: It is a URL.
         """
         if is_remote(value) or location_fault(Path(value)):
             raise ConfigError(
-                f"{_name(param)} is {shown(value)}, which is a URL; expected a path of this "
+                f"{_name(param)} is {shown(value)}, which is a URL; expected a path on this "
                 f"machine. {self._advice}"
             )
         return super().convert(value, param, ctx)
 
 
 def _name(param: click.Parameter | None) -> str:
-    """An option by its flag, an argument by its name in the help text."""
+    """Return the flag of an option, or the name of an argument in the help text."""
     if param is None:
         return "The path"
     return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
@@ -62,23 +62,23 @@ def _name(param: click.Parameter | None) -> str:
 
 COPY = "Copy it to this machine first."
 READ = LocalPath(COPY)
-"""What is read."""
+"""A file or folder to read."""
 
 READ_FILE = LocalPath(COPY, exists=True, dir_okay=False)
-"""A file that is read and has to be there."""
+"""An existing file to read."""
 
 WRITTEN = LocalPath("Write to this machine, and copy it there afterwards.")
-"""What is written."""
+"""A file or folder to write."""
 
 LISTED_RUNS = LocalPath("impasto show and compare take the URL of a run.")
-"""Folders in which runs are looked for."""
+"""A folder to search for runs."""
 
-SHARED = "It has to be on this machine, whose processes share it."
+SHARED = "It must be on this machine, whose processes share it."
 KEPT = LocalPath(SHARED)
-"""Folders of the queue and of tasks."""
+"""The folder of the queue or of tasks."""
 
 KEPT_FOLDER = LocalPath(SHARED, file_okay=False)
-"""A folder of the queue or of a task, where no file may be."""
+"""The folder of the queue or of a task, which must not be a file."""
 
-MANAGED = LocalPath("What is in a store is listed and deleted with the store's own programs.")
-"""Models that are listed, deleted and restored."""
+MANAGED = LocalPath("Use the tools of the object store to list and delete models there.")
+"""A model to list, delete or restore, or a folder of models."""

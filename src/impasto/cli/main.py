@@ -1,4 +1,4 @@
-"""The entry point: finds the verb, runs it, turns errors into a paragraph and an exit code."""
+"""The entry point: finds the command, runs it, and turns errors into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments,
 
 
 class LazyGroup(FullHelpGroup):
-    """A group whose verbs are imported when they are looked up."""
+    """A command group that imports a command only when it is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """All verbs, in the order in which a person meets them."""
+        """Return the names of all commands, in the order in which a new user needs them."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb; None for an unknown one."""
+        """Import and return the command `cmd_name`, or None if it is unknown."""
         if cmd_name not in VERBS:
             return super().get_command(ctx, cmd_name)
         module, _, name = VERBS[cmd_name].partition(":")
@@ -81,7 +81,7 @@ class LazyGroup(FullHelpGroup):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the verb; a refusal of the system that it left alone counts as unreadable input."""
+        """Run the command; report an unhandled OSError about a file as an input error."""
         try:
             return super().invoke(ctx)
         except OSError as error:
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_and_report(command: Callable[[], object]) -> None:
-    """Run something; faults become a paragraph and the process's exit code."""
+    """Run `command`; on an error, print a message and exit with its documented code."""
     with recorded_end():
         _run_and_report(command)
 
@@ -137,7 +137,7 @@ def _run_and_report(command: Callable[[], object]) -> None:
 
 
 def _run(command: Callable[[], object]) -> int:
-    """Run something; returns the exit code of an error that was reported, else 0."""
+    """Run `command`, and return 0 or the exit code of the error that was reported."""
     try:
         command()
     except ImpastoError as error:

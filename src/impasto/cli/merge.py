@@ -1,4 +1,4 @@
-"""`impasto merge`."""
+"""`impasto merge`: mix models, or add LoRAs to one."""
 
 from __future__ import annotations
 
@@ -30,55 +30,58 @@ RATIO = Finite(-MOST, MOST)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
     "--out", "target", metavar="OUT", type=WRITTEN,
-    help="The mixture: a file that ends in .safetensors or .ckpt, or a Diffusers folder.",
+    help="Write the merged model to this .safetensors or .ckpt file, or to a Diffusers folder.",
 )  # fmt: skip
 @click.option(
     "--formula",
     type=FORMULA,
-    help="weighted-sum: (1 - M) A + M B. add-difference: A + M (B - C). train-difference: the same "
-    "the way supermerger trains it. average: the mean of all, or of the models of one run. "
-    "Default: weighted-sum for two models.",
+    help="weighted-sum: (1 - M) A + M B. add-difference: A + M (B - C). train-difference: like "
+    "add-difference, computed as supermerger's trainDifference. average: the mean of all models, "
+    "or of the models saved by one run. Default: weighted-sum for two models.",
 )
 @click.option(
-    "--ratio", type=RATIO, help="M of the formula; default: 0.5 of a weighted sum, else 1."
+    "--ratio",
+    type=RATIO,
+    help="M in the formula; default: 0.5 for weighted-sum, 1 for other formulas.",
 )
 @click.option(
     "--block", "named", multiple=True, metavar="NAME=RATIO",
-    help="Another M for a network (unet, text_encoder, vae) or a block of the U-Net, as IN04 or "
-    "down_blocks.1; repeatable.",
+    help="A different M for one network (unet, text_encoder, vae) or one block of the U-Net, such "
+    "as IN04 or down_blocks.1; repeatable.",
 )  # fmt: skip
 @click.option(
     "--blocks", "listed", metavar="M,M,...",
-    help="M of all blocks, IN00 to OUT11 (SD: 25, SDXL: 19); one more in front is for the text "
-    "encoders and the VAE, which otherwise take --ratio.",
+    help="M for each U-Net block in order, IN00 to OUT11 (SD: 25 values, SDXL: 19); one more value "
+    "in front is for the text encoders and the VAE, which otherwise use --ratio.",
 )  # fmt: skip
 @click.option("--shares", metavar="S,S,...", help="The weight of each model in an average.")
 @click.option(
-    "--last", type=click.IntRange(2), help="Average only this many of the last models of a run."
+    "--last", type=click.IntRange(2), help="Average only the last N models that a run has saved."
 )
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:STRENGTH]",
-    help="A LoRA or LoCon that is added to the model or the mixture; repeatable.",
+    help="Add this LoRA or LoCon to the model or the mixture; repeatable.",
 )  # fmt: skip
 @click.option(
     "--along", metavar="M,M,...",
-    help="For one run: the validation loss at these ratios between its base model (0) and its "
-    "result (1); OUT, if given, is the best.",
+    help="For one run: measure the validation loss at these ratios between its base model (0) and "
+    "its result (1); the best is written to OUT, if given.",
 )  # fmt: skip
 @click.option(
     "--previews", metavar="FOLDER", type=WRITTEN,
-    help="With --along: draw the run's prompts at each ratio, and a sheet of all.",
+    help="With --along: draw the run's preview prompts at each ratio into this folder, and a sheet "
+    "of all images.",
 )  # fmt: skip
 @precision_options(usual="as in the first model")
-@click.option("--title", help="The model's name in its metadata; default: OUT's.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--title", help="The model's name in its metadata; default: the name of OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @model_options
 def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
     """Mix models into OUT, or add LoRAs to one.
 
-    Each MODEL is a file, a Diffusers folder, a Hub id or a finished run, in the order of the
-    formula's letters. Tensors are mixed and written one by one; only a .ckpt from before PyTorch
-    1.6 (not a zip file) is loaded into RAM whole.
+    Each MODEL is a file, a Diffusers folder, a Hub id or a finished run; they are A, B and C of the
+    formula, in order. Tensors are mixed and written one by one; only a .ckpt from before PyTorch
+    1.6 (not a zip file) is loaded into RAM as a whole.
 
     \b
     impasto merge a.safetensors b.safetensors --ratio 0.3 --out mixed.safetensors
@@ -96,9 +99,11 @@ def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
         merge_along(models, None if target is None else _output(target, options), options)
         return
     if options["previews"] is not None:
-        raise ConfigError("--previews is for --along. Take it out, or draw with impasto sample.")
+        raise ConfigError(
+            "--previews works only with --along. Remove it, or draw with impasto sample."
+        )
     if target is None:
-        raise ConfigError("Say where the mixture goes: --out FILE.")
+        raise ConfigError("Give the file to write the mixture to: --out FILE.")
     from impasto.models.merging.merging import merge_models, require_models
 
     mixture, output = _mixture(models, options), _output(target, options)
@@ -110,10 +115,10 @@ def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
 
 
 def _output(target: Path, options: dict[str, Any]) -> Output:
-    """How the mixture is written.
+    """Return how the mixture is written: its target, format, precisions and title.
 
     Raises:
-        ConfigError: The target's name is of no form of model.
+        ConfigError: The target's name is not that of a model format.
     """
     from impasto.models.merging.merging import Output
     from impasto.models.writing.targets import form_of
@@ -128,10 +133,10 @@ def _output(target: Path, options: dict[str, Any]) -> Output:
 
 
 def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
-    """The mixture that the options ask for.
+    """Build the mixture from the options.
 
     Raises:
-        ConfigError: Options do not go together, or a number is none.
+        ConfigError: Options contradict each other, or a number is malformed.
     """
     from impasto.models.merging.merging import Mixture
 
@@ -150,10 +155,10 @@ def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
 
 
 def _require_no_effectless(options: dict[str, Any], *, has_ratio: bool) -> None:
-    """Refuse options that would change nothing.
+    """Make sure that no option is given that has no effect.
 
     Raises:
-        ConfigError: One is given.
+        ConfigError: Such an option is given.
     """
     if not has_ratio:
         for name, value in (
@@ -163,11 +168,13 @@ def _require_no_effectless(options: dict[str, Any], *, has_ratio: bool) -> None:
         ):
             if value:
                 raise ConfigError(
-                    f"{name} has no effect here: an average goes by --shares, and a LoRA by the "
-                    f"strength after its name. Take it out."
+                    f"{name} has no effect here: an average is weighted by --shares, and a LoRA by "
+                    f"the strength after its name. Remove it."
                 )
     if options["shares"] and options["formula"] != AVERAGE:
-        raise ConfigError(f"--shares is for --formula {AVERAGE}. Take it out, or ask for that.")
+        raise ConfigError(
+            f"--shares works only with --formula {AVERAGE}. Remove it, or add --formula {AVERAGE}."
+        )
 
 
 def _formula(models: tuple[str, ...], asked: str | None, shares: str | None) -> Formula | None:
@@ -177,29 +184,29 @@ def _formula(models: tuple[str, ...], asked: str | None, shares: str | None) -> 
         weights = numbers("--shares", shares) or [1.0] * len(models)
         if len(weights) != len(models) or min(weights) < 0 or not sum(weights):
             raise ConfigError(
-                f"--shares is {shares}; expected {len(models)} numbers, one for each model, 0 or "
-                f"more and not all 0."
+                f"--shares is {shares}; expected {len(models)} numbers, one per model, 0 or more "
+                f"and not all 0."
             )
         return average(weights)
     if asked is None:
         if len(models) > 2:
             raise ConfigError(
-                f"{len(models)} models were given. Say how they are mixed: --formula "
-                f"add-difference or train-difference (three), or {AVERAGE}."
+                f"{len(models)} models were given. Choose how to mix them: --formula "
+                f"add-difference or train-difference (for three), or {AVERAGE}."
             )
         return FORMULAS["weighted-sum"] if len(models) == 2 else None
     return FORMULAS[asked]
 
 
 def _of_run(models: tuple[str, ...], formula: str | None, last: int | None) -> tuple[str, ...]:
-    """The models that a run has written, where an average of one run is asked for.
+    """Replace a single run by the models that it has saved, if an average is requested.
 
     Raises:
-        ConfigError: It has fewer than two, or the option is for something else.
+        ConfigError: The run has fewer than two models, or than `last`; or `last` has no effect.
     """
     of_run = formula == AVERAGE and len(models) == 1
     if last is not None and not of_run:
-        raise ConfigError(f"--last is for one run with --formula {AVERAGE}. Take it out.")
+        raise ConfigError(f"--last works only for one run with --formula {AVERAGE}. Remove it.")
     if not of_run:
         return models
     from impasto.cli.console import Console
@@ -210,11 +217,11 @@ def _of_run(models: tuple[str, ...], formula: str | None, last: int | None) -> t
     found = models_of_run(run)
     if len(found) < 2 or (last or 2) > len(found):
         raise ConfigError(
-            f"{models[0]} has {counted(len(found), 'models')} on the disk, and "
-            f"{'at least 2 are' if last is None else f'{last} were asked for and are'} needed to "
-            f"average. A run writes more with saving.model_every_steps, and keeps "
-            f"as many as saving.keep_models says, if it is set; name other models one by "
-            f"one: {command('merge', 'A', 'B', '--formula', AVERAGE)}"
+            f"{models[0]} has {counted(len(found), 'models')} on disk, but "
+            f"{'at least 2 are' if last is None else f'{last} were requested and are'} needed for "
+            f"an average. A run saves more models with saving.model_every_steps, and keeps "
+            f"saving.keep_models of them, if that is set. To average other models, list them: "
+            f"{command('merge', 'A', 'B', '--formula', AVERAGE)}"
         )
     return tuple(str(path) for path in found[-(last or len(found)) :])
 
@@ -233,10 +240,10 @@ def _named(text: str) -> tuple[str, float]:
 
 
 def numbers(option: str, text: str | None) -> list[float]:
-    """The numbers of a list on the command line; none of an empty one.
+    """Parse a comma-separated list of numbers; an empty list if there is no text.
 
     Raises:
-        ConfigError: One is no finite number, or beyond what a ratio may be.
+        ConfigError: A value is not a finite number, or is outside -10 to 10.
     """
     if not text:
         return []

@@ -20,7 +20,7 @@ WITHOUT_EFFECT = {
     "prediction_type": "--prediction-type", "variant": "--variant", "vae": "--vae",
     "weights": "--weights",
 }  # fmt: skip
-"""Options that say what the run says here."""
+"""Options without effect here, because the run determines the same."""
 
 OF_OUTPUT = {
     "dtype": "--dtype", "unet_dtype": "--unet-dtype", "text_encoder_dtype": "--text-encoder-dtype",
@@ -28,28 +28,30 @@ OF_OUTPUT = {
 }  # fmt: skip
 
 LARGEST = 2.0
-"""The ratio at most: far beyond the result, weights mean nothing."""
+"""The largest ratio, and its negative the smallest: far beyond the result, weights are useless."""
 
 
 def merge_along(models: tuple[str, ...], output: Output | None, options: dict[str, Any]) -> None:
-    """Measure models on the way, and write the best if `output` says where.
+    """Measure models between the base model and the result, and write the best to `output`.
+
+    Without `output`, nothing is written except previews.
 
     Raises:
-        ConfigError: Options do not go together, or the run cannot be measured.
+        ConfigError: Options contradict each other, or the run cannot be measured.
     """
     ratios = _ratios(options["along"])
     unset = (None, (), "auto")
     given = [flag for name, flag in WITHOUT_EFFECT.items() if options[name] not in unset]
     if given:
         raise ConfigError(
-            f"{given[0]} has no effect with --along, which goes from a run's base model to its "
-            f"result. Take it out."
+            f"{given[0]} has no effect with --along, which mixes a run's base model and its "
+            f"result. Remove it."
         )
     if output is None and (unwritten := [f for n, f in OF_OUTPUT.items() if options[n]]):
-        raise ConfigError(f"{unwritten[0]} is for what --out writes. Take it out, or give --out.")
+        raise ConfigError(f"{unwritten[0]} has no effect without --out. Remove it, or give --out.")
     if len(models) != 1:
         raise ConfigError(
-            f"--along takes one run; {len(models)} models were given. Mix others at a ratio: "
+            f"--along takes one run; {len(models)} models were given. To mix models at one ratio: "
             f"{command('merge', 'A', 'B', '--ratio', '0.5', '--out', 'mixed.safetensors')}"
         )
     from impasto.cli.console import Console
@@ -71,19 +73,21 @@ def _ratios(text: str) -> list[float]:
     found = sorted(set(numbers("--along", text)))
     if len(found) < 2 or not -LARGEST <= found[0] <= found[-1] <= LARGEST:
         raise ConfigError(
-            f"--along is {text!r}; expected two ratios or more, as 0,0.25,0.5,0.75,1, where 0 is "
-            f"the base model and 1 the result."
+            f"--along is {text!r}; expected two or more ratios, as in 0,0.25,0.5,0.75,1, where 0 "
+            f"is the base model and 1 the result."
         )
     return found
 
 
 def _show(console: Console, way: Way, previews: Path | None) -> None:
-    """The losses, one a line."""
+    """Print the loss at each ratio, one per line."""
     names = {0.0: "the base model", 1.0: "the result"}
     rows = {
-        f"{point.ratio:g}": (f"{point.loss:.4f}" if point.is_finite else "no number, left out")
+        f"{point.ratio:g}": (
+            f"{point.loss:.4f}" if point.is_finite else "NaN or infinite, left out"
+        )
         + (f"  {names[point.ratio]}" if point.ratio in names else "")
-        + ("  (least)" if point is way.best else "")
+        + ("  (lowest)" if point is way.best else "")
         for point in way.points
     }
     console.heading("Validation loss by ratio")
@@ -93,7 +97,7 @@ def _show(console: Console, way: Way, previews: Path | None) -> None:
 
 
 def _write(console: Console, way: Way, output: Output) -> None:
-    """Write the model with the least loss, with what was measured in its record."""
+    """Write the model with the lowest loss, with the measured losses in its metadata."""
     from dataclasses import replace
 
     from impasto.models.merging.merging import Mixture, write_mixture

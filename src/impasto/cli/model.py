@@ -18,10 +18,10 @@ from impasto.cli.local_paths import WRITTEN
     type=click.Choice(["fp32", "fp16", "bf16"]),
     default="fp32",
     show_default=True,
-    help="The dtype that the weights are stored in.",
+    help="The dtype of the stored weights.",
 )
 def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
-    """Write a Diffusers folder TARGET with random weights of a named architecture."""
+    """Write a Diffusers folder TARGET with random weights of the given architecture."""
     from impasto import files
 
     files.require_absent(target)  # before PyTorch is imported, which takes seconds
@@ -36,6 +36,6 @@ def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
     with console.stage(f"Drawing random weights for {architecture}", None, "models"):
         write_random_model(found, target, seed=seed, dtype=DTYPES[dtype])
     console.note(
-        f"Wrote {target}. Its weights are random: it draws noise until it is trained. So is its "
-        f"VAE, which training does not change: set model.vae to a trained one."
+        f"Wrote {target}. Its weights are random: it draws noise until it is trained. Its VAE is "
+        f"random too, and training does not change it: set model.vae to a trained VAE."
     )

@@ -1,4 +1,4 @@
-"""The options of every verb that opens a model."""
+"""The options of every command that opens a model."""
 
 from __future__ import annotations
 
@@ -17,32 +17,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def model_options(command: F) -> F:
     """Add `--family`, `--prediction-type`, `--weights`, `--variant` and `--vae`."""
-    vae = click.option("--vae", help="Another VAE: a Diffusers folder or id, a file, or a model.")
+    vae = click.option(
+        "--vae",
+        help="Use this VAE instead: a VAE file, a Diffusers folder or Hub id, or that of a model.",
+    )
     return options_without_vae(vae(command))
 
 
 def options_without_vae(command: F) -> F:
-    """Add `--family`, `--prediction-type`, `--weights` and `--variant`, where no VAE is used."""
+    """Add `--family`, `--prediction-type`, `--weights` and `--variant`, but not `--vae`."""
     options = (
         click.option(
             "--family",
             type=click.Choice(FAMILY_KEYS),
-            help="What the model is, where its files do not tell.",
+            help="The model's family, if it cannot be detected from its files.",
         ),
         click.option(
             "--prediction-type",
             type=click.Choice(["epsilon", "v_prediction"]),
-            help="What its U-Net predicts, where its files do not tell.",
+            help="What the U-Net predicts, if it cannot be detected from the model's files.",
         ),
         click.option(
             "--weights",
             type=click.Choice(["auto", "plain", "ema"]),
             default="auto",
             show_default=True,
-            help="Which weights of a model that also has averaged (EMA) ones; auto is plain, and "
-            "of a Diffusers folder its main file.",
+            help="Which weights to use if the model also contains averaged (EMA) weights: the "
+            "plain or the EMA ones. auto: the plain ones, or the main file of a Diffusers folder.",
         ),
-        click.option("--variant", help="Which files of a Diffusers folder, such as fp16."),
+        click.option(
+            "--variant", help="Which variant of the files in a Diffusers folder, such as fp16."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -50,7 +55,7 @@ def options_without_vae(command: F) -> F:
 
 
 def open_options(values: dict[str, Any]) -> OpenOptions:
-    """What the user said with them; takes them out of `values`."""
+    """Build the settings for opening a model from these options, removing them from `values`."""
     from impasto.models.reading.opening import OpenOptions
 
     names = ("family", "prediction_type", "weights", "variant")

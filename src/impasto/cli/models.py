@@ -1,4 +1,4 @@
-"""`impasto models ...`: the models of folders and runs, deleting one, and having it back."""
+"""`impasto models ...`: list models in folders and runs; delete, restore and purge them."""
 
 from __future__ import annotations
 
@@ -24,32 +24,34 @@ FOLDERS = click.argument("folders", nargs=-1, type=MANAGED)
 MODEL = click.argument("model", type=MANAGED)
 RUNS = click.option(
     "--runs", "run_folders", multiple=True, metavar="DIR", type=LISTED_RUNS,
-    help="A folder with runs that may need the model, up to three levels deep; repeatable. "
-    "Default: the current folder.",
+    help="A folder with runs that may need the model, searched up to three levels deep; "
+    "repeatable. Default: the current folder.",
 )  # fmt: skip
 QUEUE = click.option(
     "--queue", "queue_folder", default=Path("queue"), show_default=True, metavar="DIR",
-    type=KEPT, help="The folder of the queue, whose jobs may need it.",
+    type=KEPT, help="The folder of a queue whose jobs may need the model.",
 )  # fmt: skip
 
 
 @click.group(cls=FullHelpGroup)
 def models() -> None:
-    """List models, and delete them: into a trash first, from which they can be restored.
+    """List models, and delete them to a trash folder, from which they can be restored.
 
-    `impasto inspect` says what a model is, `impasto convert` writes it in another form.
+    `impasto inspect` describes a model, `impasto convert` writes it in another format.
     """
 
 
 @models.command("list")
 @FOLDERS
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per model, for programs.")
-@click.option("--deleted", is_flag=True, help="List what was deleted from them instead.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per model, for programs."
+)
+@click.option("--deleted", is_flag=True, help="List deleted models in the trash folders instead.")
 def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> None:
-    """List the models in FOLDERS and up to three levels below, the newest first.
+    """List the models in FOLDERS, up to three levels deep, newest first.
 
-    Without FOLDERS, those below the current folder. What runs have exported is listed too. With
-    --deleted, what is in the folders .trash there.
+    Without FOLDERS, the current folder is searched. Models exported by runs are listed too. With
+    --deleted, the models in the folders named .trash are listed.
     """
     from impasto.studio.models import MOST_SCANNED, all_models
     from impasto.studio.trash import all_deleted
@@ -59,7 +61,7 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
             all_deleted(_existing(folders)),
             lambda model: (str(model.path), _deleted_line(model)),
             _deleted_as_json if as_json else None,
-            f"Nothing that was deleted is in the trash of {folder_names(folders)}.",
+            f"There are no deleted models in the trash of {folder_names(folders)}.",
         )
         return
     cut: list[Path] = []
@@ -71,8 +73,8 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
     )
     for folder in cut:
         click.echo(
-            f"Models may be missing: over {MOST_SCANNED:,} folders and models are in {folder}, and "
-            f"no more are looked at. Give folders further down.",
+            f"Models may be missing: {folder} has over {MOST_SCANNED:,} folders and models, and "
+            f"the rest is not searched. Give subfolders instead.",
             err=True,
         )
 
@@ -81,13 +83,13 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
 @MODEL
 @RUNS
 @QUEUE
-@click.option("--yes", is_flag=True, help="Delete it; without this nothing is changed.")
+@click.option("--yes", is_flag=True, help="Delete the model; without this nothing is changed.")
 def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes: bool) -> None:
     """Move MODEL, a file or Diffusers folder, into the folder .trash beside it.
 
-    Without --yes this names the runs and jobs that need the model, and deletes nothing. A model
-    that a run works with now is not deleted. `impasto models restore` brings it back; `impasto
-    models purge` and `impasto models empty-trash` free the disk.
+    Without --yes, this lists the runs and jobs that need the model, and deletes nothing. A model in
+    use by a run is not deleted. `impasto models restore` restores it; `impasto models purge` and
+    `impasto models empty-trash` free the disk space.
     """
     from impasto.cli.console import Console
     from impasto.errors import RunError
@@ -104,7 +106,7 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
     if alive:
         raise RunError(f"Nothing was deleted: {', '.join(alive)} works with it now.")
     if not yes:
-        console.note("Nothing was deleted. Add --yes to move it into the trash.")
+        console.note("Nothing was deleted. Add --yes to move it to the trash.")
         return
     moved = move_to_trash(found)
     console.note(f"Moved to {moved}. To move it back: {command('models', 'restore', moved)}")
@@ -113,10 +115,10 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
 @models.command()
 @MODEL
 def restore(model: Path) -> None:
-    """Move MODEL, a path in a folder .trash, back to where it was when it was deleted.
+    """Move MODEL, a path in a folder .trash, back to its original place.
 
-    `impasto models list --deleted` shows what can be restored. Nothing is replaced: where
-    something else has its name by now, nothing is changed.
+    `impasto models list --deleted` shows the models that can be restored. Nothing is replaced: if
+    another file now has the original name, nothing is changed.
     """
     from impasto.cli.console import Console
     from impasto.studio.trash import deleted_at
@@ -131,9 +133,9 @@ def restore(model: Path) -> None:
 @QUEUE
 @click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
 def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes: bool) -> None:
-    """Remove MODEL, a path in a folder .trash, for good.
+    """Remove MODEL, a path in a folder .trash, permanently.
 
-    Without --yes this names the runs and jobs that need it, and removes nothing.
+    Without --yes, this lists the runs and jobs that need the model, and removes nothing.
     """
     from impasto.cli.console import Console
     from impasto.progress import size_text
@@ -155,9 +157,10 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
 @FOLDERS
 @click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
 def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
-    """Remove for good what was deleted from FOLDERS and from folders up to three levels below.
+    """Permanently remove the deleted models of FOLDERS, up to three levels deep.
 
-    Without FOLDERS, from the current folder. What is deleted meanwhile stays in the trash.
+    Without FOLDERS, the current folder is used. Models that are deleted while this runs stay in the
+    trash.
     """
     from impasto.cli.console import Console
     from impasto.progress import counted, size_text
@@ -167,7 +170,7 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     deleted = all_deleted(there)
     size = size_text(sum(one.size for one in deleted))
     if not yes:
-        console.note(f"The trash has {size}. Nothing was removed. Add --yes to remove it.")
+        console.note(f"The trash holds {size}. Nothing was removed. Add --yes to empty it.")
         return
     gone = empty_trash(there, {one.name for one in deleted})
     freed = size_text(sum(one.size for one in gone))
@@ -177,7 +180,7 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
 def _who_may_need(
     run_folders: tuple[Path, ...], queue_folder: Path
 ) -> tuple[list[RunDirectory], list[Job]]:
-    """The runs of some folders and the jobs of a queue."""
+    """Return the runs in some folders and the jobs of a queue, which may need a model."""
     from impasto.runs.queue import Queue
 
     runs = [summary.run for summary in _existing(run_folders).all_runs()]
@@ -192,7 +195,7 @@ def _nobody_in(run_folders: tuple[Path, ...], queue_folder: Path) -> str:
 def _say_who_needs(
     console: Console, found: FoundModel, runs: list[RunDirectory], jobs: list[Job], none: str
 ) -> None:
-    """Name the runs and jobs that need a model; `none` begins the line if there are none."""
+    """Print the runs and jobs that need a model; if there are none, a line starting with `none`."""
     from impasto.studio.model_users import jobs_with, users_of
 
     users, waiting = users_of(found, runs), jobs_with(found, jobs)
@@ -207,10 +210,10 @@ def _say_who_needs(
 
 
 def _existing(folders: tuple[Path, ...]) -> Folders:
-    """The folders that were given, or the current one, for models and runs alike.
+    """Return the given folders, or the current one, as folders of both models and runs.
 
     Raises:
-        RunError: One is not there.
+        RunError: A folder does not exist.
     """
     from impasto.studio.folders import Folders
 

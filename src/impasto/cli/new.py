@@ -1,4 +1,4 @@
-"""`impasto new`: settings to begin with, from an example or for a goal."""
+"""`impasto new`: write a settings file from an example or for a goal."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 @click.option(
     "--goal",
     type=click.Choice(["style", "subject", "large", "scratch"]),
-    help="Settings for this goal, the images in --data and the model --model.",
+    help="Write settings for this goal, with the images in --data and the model in --model.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The folder of images.")
+@click.option("--data", type=click.Path(path_type=Path), help="With --goal: the folder of images.")
 @click.option("--model", help="The base model: a file, a Diffusers folder, a Hub id, or a run.")
 @click.option(
     "--out",
     type=WRITTEN,
-    help="The file to write; default: DATA-GOAL.toml here.",
+    help="The file to write; default: DATA-GOAL.toml in the current folder.",
 )
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
-    help="The run directory; default: below runs, called as the settings file is.",
+    help="The run directory; default: a folder in runs, named like the settings file.",
 )
 @click.option(
     "--vram",
     type=click.IntRange(1),
     metavar="GB",
-    help="GiB that the run may take; default: what is free.",
+    help="VRAM in GiB that the run may use; default: the free VRAM.",
 )
 @click.option(
     "--resolution",
     type=click.IntRange(64, 8192),
-    help="In pixels; default: what the model was trained at.",
+    help="Training resolution in pixels; default: that of the model.",
 )
 @click.option(
     "--clip-skip",
     type=click.IntRange(1, 12),
-    help="2 for anime models of SD 1; default: the last layer.",
+    help="Clip skip; use 2 for anime models of SD 1. Default: the last layer.",
 )
 def new(example: str | None, file: Path | None, goal: str | None, **options: Any) -> None:
     """Write a settings file: EXAMPLE as FILE, or one for a --goal; without both, list the examples.
@@ -64,7 +64,7 @@ def new(example: str | None, file: Path | None, goal: str | None, **options: Any
     console = Console()
     if goal is not None:
         if example is not None:
-            raise click.UsageError(f"{example} is an example: give either that or --goal.")
+            raise click.UsageError(f"Give either the example {example} or --goal, not both.")
         target = _write_for_goal(goal, options, console)
         console.note(
             f"Wrote {target}. See what it would do:\n  {command('train', target, '--plan')}"
@@ -72,7 +72,7 @@ def new(example: str | None, file: Path | None, goal: str | None, **options: Any
         return
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if given:
-        raise click.UsageError(f"{given[0]} belongs to --goal.")
+        raise click.UsageError(f"{given[0]} works only with --goal.")
     examples = _examples()
     if example is None:
         console.table({name: _first_comment(path) for name, path in examples.items()})
@@ -86,10 +86,10 @@ def new(example: str | None, file: Path | None, goal: str | None, **options: Any
 
 
 def _write_for_goal(name: str, options: dict[str, Any], console: Any) -> Path:
-    """Write settings for a goal; nothing is replaced.
+    """Write the settings for a goal, without replacing a file, and return the file's path.
 
     Raises:
-        ImpastoError: The images or the model cannot be used, or the file is there.
+        ImpastoError: The images or the model cannot be used, or the file exists.
     """
     from impasto.checkpoints.hub import require_source
 
@@ -115,12 +115,12 @@ def _write_for_goal(name: str, options: dict[str, Any], console: Any) -> Path:
 
 
 def _look_at(options: dict[str, Any], console: Any) -> Material:
-    """What the settings depend on: the images, and what the model is.
+    """Inspect the images, the model and the GPU, on which the settings depend.
 
     Raises:
         ConfigError: A name cannot be written into a file.
         DatasetError: The folder has no usable images.
-        ModelError: The model is none that can be trained.
+        ModelError: The model cannot be trained.
     """
     from impasto.config.material import Material
     from impasto.data.folders.masks import masks_of
@@ -130,7 +130,9 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
 
     for value in (str(options[key]) for key in ("data", "model", "output_dir")):
         if not is_text(value):
-            raise ConfigError(f"{printable(value)} is not UTF-8, and cannot be written. Rename it.")
+            raise ConfigError(
+                f"{printable(value)} is not UTF-8, so it cannot be written to a file. Rename it."
+            )
     scan = scan_folder(options["data"], progress=console)
     from impasto.diffusion.prediction import EPSILON
     from impasto.models.reading.native_size import native_size
@@ -164,7 +166,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
 
 
 def _gpu_here() -> tuple[float | None, str | None]:
-    """GiB that are free on the GPU of this machine, and the 16-bit type that it computes."""
+    """Return the free GiB of this machine's GPU and its 16-bit precision; None, None on a CPU."""
     from impasto.training.compute.precision import native_precision
     from impasto.training.devices import default_device
     from impasto.training.planning.resolve import free_memory
@@ -183,7 +185,7 @@ def _require_free(target: Path) -> None:
 
 
 def _examples() -> dict[str, Path]:
-    """The example settings by name: those of the checkout, or those that the wheel carries."""
+    """Return name -> path of the example settings, in the checkout or else in the wheel."""
     package = Path(__file__).resolve().parents[1]
     folders = (package.parents[1] / "configs", package / "examples")
     folder = next((f for f in folders if presence.is_file(f / "style-12gb.toml")), folders[1])
@@ -191,16 +193,17 @@ def _examples() -> dict[str, Path]:
 
 
 def _first_comment(path: Path) -> str:
-    """What the first comment of an example says it is for, in one sentence."""
+    """Return the first comment of an example, a sentence about its purpose."""
     line = path.read_text(encoding="utf-8").partition("\n")[0]
     return line.lstrip("# ").strip()
 
 
 def _write(examples: dict[str, Path], name: str, file: Path | None) -> Path:
-    """Copy an example; its own comments then name the copy.
+    """Copy an example to `file`, name the copy in its comments, and return the copy's path.
 
     Raises:
-        ConfigError: There is no such example, with the nearest; or the file is there.
+        ConfigError: There is no such example (the message suggests the nearest), or the file
+            exists.
     """
     import difflib
 

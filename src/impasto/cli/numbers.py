@@ -1,6 +1,6 @@
-"""Numbers on the command line: finite, and in their range.
+"""The type of numbers on the command line: finite, and in a range.
 
-click's own float takes `nan`, which passes every comparison that should stop it.
+click's float accepts `nan`, which passes every range check.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import click
 
 
 class Finite(click.FloatRange):
-    """A finite number, in a range where one is given."""
+    """A finite number, within a range if one is given."""
 
     name = "number"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The number; anything else ends the command with the option's name."""
+        """Return the value as a number; anything else is a usage error that names the option."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)

@@ -1,4 +1,4 @@
-"""A command whose repeatable options are one list in the order in which they were typed."""
+"""A command that knows the order in which different repeatable options were typed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _ORDER = "impasto.ordered"
 
 
 class OrderedCommand(click.Command):
-    """Remembers in which order options came, which click keeps for each option alone."""
+    """Records the order of all options together; click records it for each option separately."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as usual, and note the names of the options in their order."""
+        """Parse the arguments as usual, and record the names of the options in order."""
         if args and not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             ctx.meta[_ORDER] = [parameter.name for parameter in order]
@@ -21,7 +21,7 @@ class OrderedCommand(click.Command):
 
 
 def in_order(options: dict[str, Any], *names: str) -> list[tuple[str, Any]]:
-    """The values of some repeatable options of the current command, each with its name."""
+    """Return (name, value) of some repeatable options, in the order in which they were typed."""
     waiting = {name: list(options[name]) for name in names}
     order = click.get_current_context().meta.get(_ORDER, [])
     return [(name, waiting[name].pop(0)) for name in order if waiting.get(name)]

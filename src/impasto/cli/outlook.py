@@ -1,7 +1,6 @@
-"""What is known of a run before it begins: found out as `train` would, with nothing trained.
+"""Prepares a run as `train` would, without training, to plan it and to check its memory and disk.
 
-`impasto train --plan` and `impasto find-lr --plan` make their plans of it, and ask it whether the
-run has room.
+Used by `impasto train --plan` and `impasto find-lr --plan`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from impasto.training.planning.workload import Workload
 
 @dataclass(frozen=True)
 class Outlook:
-    """All that a plan is made of, found out without training."""
+    """A run prepared for planning: settings, images, model, steps, disk and memory use."""
 
     config: RunConfig
     survey: Survey
@@ -46,10 +45,11 @@ class Outlook:
 
 
 def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
-    """Find out what a run would do: its images, model, memory and disk use.
+    """Prepare a run without training it: its images, model, memory and disk use.
 
     Raises:
-        ImpastoError: Whatever would stop the run before its first step, but for room.
+        ImpastoError: Any error that would stop the run before its first step, except a lack of
+            memory or disk space.
     """
     card = unused_gpu()
     if card is not None:
@@ -64,7 +64,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     model, trainable = run.models.shown(config)
     group = heaviest_group(config, run.survey.plan.images)
     workload = Workload.of(config, run.survey)
-    # training.memory as it is asked for is the limit
+    # the limit is training.memory as requested
     fitting = build_memory_fitter(asked, group, processes, workload, run.models)
     with progress.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
@@ -82,13 +82,13 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
 
 
 def require_output(outlook: Outlook) -> None:
-    """Make sure of the place and the room for what the run will write.
+    """Make sure that the run directory can be used and the disk has room for the run's files.
 
-    A directory with a run in it is planned as that run.
+    A directory that holds a run already is planned as a continuation of that run.
 
     Raises:
-        RunError: The directory holds something else, or models of other runs would be replaced.
-        StorageError: The disk is too small.
+        RunError: The directory holds other files, or models of other runs would be replaced.
+        StorageError: The disk has too little free space.
     """
     config = outlook.config
     run, per_epoch = RunDirectory(config.output_dir), outlook.sampler.steps_per_epoch
@@ -98,10 +98,10 @@ def require_output(outlook: Outlook) -> None:
 
 
 def require_fit(asked: RunConfig, outlook: Outlook) -> str | None:
-    """Make sure that the run fits into memory; a sentence where that is not certain.
+    """Make sure that the run fits into memory; return a warning if that is uncertain, else None.
 
     Raises:
-        OutOfMemoryError: It certainly does not.
+        OutOfMemoryError: The run certainly does not fit.
     """
     if not asked.training.fit_check:
         return None
@@ -109,7 +109,7 @@ def require_fit(asked: RunConfig, outlook: Outlook) -> str | None:
 
 
 def seconds_per_pass(outlook: Outlook, step_s: float) -> float:
-    """About how long one image takes without learning: a third of its part of a step."""
+    """Estimate the seconds of a forward pass for one image: a third of its part of a step."""
     sampler = outlook.sampler
     per_epoch = sampler.samples_before(sampler.steps_per_epoch)
     return step_s * sampler.steps_per_epoch / max(1, per_epoch) / 3

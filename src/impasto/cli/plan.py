@@ -1,4 +1,4 @@
-"""`impasto train --plan`: what a run would do, found out without doing it."""
+"""`impasto train --plan`: what a run would do, worked out without training."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ from impasto.training.planning.transfers import Transfers, transfers_of
 
 
 def show_plan(asked: RunConfig, console: Console) -> None:
-    """Print data, steps, parts and disk use of a run.
+    """Print the plan of a run: data, model, steps, memory, disk use and advice.
 
     Raises:
-        ImpastoError: Whatever would stop the run before its first step.
+        ImpastoError: Any error that would stop the run before its first step.
     """
     outlook = look_ahead(asked, console)
     plan = plan_of(outlook)
@@ -67,10 +67,10 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]:
-    """A run's plan as one JSON object, and the error that would stop the run all the same.
+    """Return a run's plan as plain values, and the error that would stop the run, or None.
 
     Raises:
-        ImpastoError: What is found before there is anything to plan.
+        ImpastoError: An error that already prevents planning.
     """
     notes = Notes(task_log())
     outlook = look_ahead(asked, notes)
@@ -86,10 +86,10 @@ def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]
 
 
 class Notes(SilentProgress):
-    """Keeps what is noted on the way, and shows nothing; whoever started it as a task sees stages.
+    """Collects notes and prints nothing; stages go to the task's log, if this process is a task.
 
     Args:
-        log: The events of the task; None where this process is none.
+        log: The event log of the task; None if this process is not a task.
     """
 
     def __init__(self, log: EventLog | None = None) -> None:
@@ -98,7 +98,7 @@ class Notes(SilentProgress):
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Tell whoever started this as a task of a stage."""
+        """Record a stage in the task's log, if there is one."""
         if self._log is None:
             yield lambda _: None
             return
@@ -106,12 +106,12 @@ class Notes(SilentProgress):
             yield advance
 
     def note(self, message: str) -> None:
-        """Keep a line that a person would be shown while the plan is made."""
+        """Collect a line that would be printed while the plan is made."""
         self.lines.append(message)
 
 
 def plan_of(outlook: Outlook) -> RunPlan:
-    """The plan of a run, as plain values."""
+    """Build the plan of a run, as plain values."""
     config, identity = outlook.config, outlook.model.identity
     per_epoch, modules = outlook.sampler.steps_per_epoch, outlook.trainable.modules
     transfers = transfers_of(config, outlook.trainable, default_device())
@@ -163,7 +163,7 @@ def plan_of(outlook: Outlook) -> RunPlan:
 
 
 def _found_by_patterns(config: RunConfig, trainable: Trainable) -> dict[str, list[str]]:
-    """What each pattern of `method.train_only` finds, of that which learns."""
+    """Return pattern of `method.train_only` -> names of the trained weights that it matches."""
     patterns = config.method.train_only if config.method.kind == "full" else ()
     return {
         pattern: [n for n, p in found_by(trainable.unet, pattern).items() if p.requires_grad]
@@ -197,7 +197,7 @@ def _data_of(outlook: Outlook) -> DataPlan:
 
 
 def _unused_masks(outlook: Outlook) -> list[str]:
-    """Advice where the masks that are beside the images, or in their folder, are not used."""
+    """Return advice if there are masks beside the images or in their folder that are not used."""
     dataset = outlook.config.dataset
     if dataset.image_dir is None or dataset.mask_dir is not None:
         return []
@@ -212,7 +212,7 @@ def _unused_masks(outlook: Outlook) -> list[str]:
 
 
 def _validation_of(outlook: Outlook, step_s: float) -> ValidationPlan | None:
-    """What validation measures."""
+    """Build the plan of validation; None if no images are held out."""
     config, split = outlook.config, outlook.survey.split
     images = len(split.held_out)
     if not images:
@@ -241,7 +241,7 @@ def _seconds_per_step(outlook: Outlook, transfers: Transfers | None) -> float:
 
 
 def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
-    """States and models: when they are written, how large they are, and what they take in all."""
+    """Build the plan of states and models: when they are written, their sizes and the total."""
     saving = config.saving
     rhythms = {
         "steps": (saving.state_every_steps, "steps"),

@@ -1,4 +1,4 @@
-"""Shows a plan of a run on a terminal."""
+"""Prints the plan of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from impasto.training.planning.fitter import gib
 
 
 def show_numbers(plan: RunPlan, console: Console) -> None:
-    """Print data, training and memory."""
+    """Print the tables of data, training and memory."""
     console.heading("Data")
     console.table(_data_rows(plan.data))
     console.heading("Training")
@@ -20,20 +20,20 @@ def show_numbers(plan: RunPlan, console: Console) -> None:
 
 
 def show_memory(plan: RunPlan, console: Console) -> None:
-    """Print what is taken of the device's memory at the fullest moment, and of RAM."""
+    """Print the peak memory on the device by use, and the RAM beside it."""
     console.heading(f"Memory, at most while {plan.memory.moment}")
     total, budget = gib(plan.memory.total), gib(plan.memory.budget)
     console.table(
         {
             **{name.capitalize(): gib(size) for name, size in plan.memory.parts.items()},
-            "In all": f"about {total}; {budget} are there",
+            "Total": f"about {total}; {budget} available",
             **{f"In RAM, {name}": gib(size) for name, size in plan.memory.ram.items()},
         }
     )
 
 
 def show_advice(plan: RunPlan, console: Console) -> None:
-    """Print what is unusual, and which settings differ from their defaults."""
+    """Print warnings about unusual settings, and the settings that differ from their defaults."""
     if plan.warnings:
         console.heading("Unusual")
         for line in plan.warnings:
@@ -46,7 +46,7 @@ def show_advice(plan: RunPlan, console: Console) -> None:
 def _data_rows(data: DataPlan) -> dict[str, str]:
     rows = {
         "Images": f"{data.images:,} to train on, {data.held_out:,} held out, "
-        f"{len(data.skipped):,} skipped, {data.without_words:,} without words",
+        f"{len(data.skipped):,} skipped, {data.without_words:,} without captions",
         "Buckets": ", ".join(f"{size}: {n}" for size, n in data.buckets.items()),
         "Cropped away": f"{100 * data.cropped_fraction:.1f} % of the area on average",
         "Captions": f"{counted(data.too_long, 'captions have')} over {data.max_tokens} tokens; "
@@ -63,7 +63,7 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
         )
     if data.several_lines:
         text = f"{counted(data.several_lines, 'captions have')} several lines; only the first is"
-        rows["Lines"] = f"{text} used (enable_wildcard takes one at random)"
+        rows["Lines"] = f"{text} used (enable_wildcard picks one at random)"
     return rows
 
 
@@ -77,8 +77,9 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         "Batches": f"{steps.batches_per_epoch} per epoch of up to "
         f"{' or '.join(map(str, steps.batch_sizes))}",
         "Steps": f"{steps.total:,} in all, {steps.per_epoch} per epoch, {steps.epochs:.1f} epochs",
-        "Looks": f"{steps.exposure.looks:.3g} at each image, {steps.exposure.per_step:.3g} images "
-        f"a step; {low} to {high} looks are usual for {counted(steps.exposure.images, 'images')}",
+        "Exposure": f"each image is seen {steps.exposure.looks:.3g} times, "
+        f"{steps.exposure.per_step:.3g} images a step; {low} to {high} times are usual for "
+        f"{counted(steps.exposure.images, 'images')}",
         "Time": f"about {each} a step, {whole} in all, on this {steps.device}, without validation "
         f"and previews",
         "States": f"{', '.join(disk.states)}; {disk.state_bytes / 2**30:.2f} GiB each, "
@@ -94,14 +95,14 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
     if disk.averages:
         rows["Averages"] = (
             f"stored {counted(disk.averages, 'times')}, {disk.averages_bytes / 2**30:.2f} GiB each "
-            f"time, all kept, and {disk.start_bytes / 2**30:.2f} GiB of the start"
+            f"time, all kept, and {disk.start_bytes / 2**30:.2f} GiB for the initial weights"
         )
     if plan.validation is not None:
         rows["Validation"] = _validation_text(plan.validation)
     moved = steps.transfers
     if moved is not None:
         rows["Streaming"] = (
-            f"{gib(moved.ram_bytes)} of weights wait in pinned RAM; a step copies "
+            f"{gib(moved.ram_bytes)} of weights stay in pinned RAM; a step copies "
             f"{gib(moved.to_gpu_bytes)} to the GPU and {gib(moved.from_gpu_bytes)} back: "
             f"{duration_text(moved.seconds)}"
         )

@@ -1,6 +1,6 @@
-"""What a plan of a run says, as plain values.
+"""The plan of a run as plain values.
 
-`plan.py` finds them out, `plan_text.py` shows them; programs get them as JSON
+`plan.py` computes them, `plan_text.py` prints them; programs get them as JSON
 (`impasto train --plan --json`).
 """
 
@@ -19,21 +19,21 @@ class DataPlan:
     """The images of a run.
 
     Attributes:
-        images: Those that are trained on, regularisation images left out.
-        held_out: Those that are not.
-        skipped: `path` and `reason` of each that cannot be used.
-        without_words: Images without a caption.
-        several_lines: Captions with lines that are never shown.
-        buckets: Width and height in pixels, as `512x768`, and how many images are in it.
+        images: Number of training images, without regularisation images.
+        held_out: Number of images held out for validation.
+        skipped: `path` and `reason` of each image that cannot be used.
+        without_words: Number of images without a caption.
+        several_lines: Number of captions with lines that are never used.
+        buckets: Bucket, as `512x768` (width x height in pixels) -> number of its images.
         cropped_fraction: The mean fraction of the area that is cropped away, in [0, 1).
-        enlarged: Images that are smaller than their bucket.
-        too_long: Captions that are longer than `max_tokens`.
-        max_tokens: Tokens of a caption that are read.
-        regularisation: Regularisation images that are there.
-        regularisation_used: Those of them that are trained on.
-        regularisation_showings: How often those come in an epoch, all together.
-        balanced_showings: How often the images do that they are balanced against.
-        masked: Images with a mask in `mask_dir`.
+        enlarged: Number of images that are smaller than their bucket.
+        too_long: Number of captions that are longer than `max_tokens`.
+        max_tokens: The length to which captions are cut, in tokens.
+        regularisation: Number of regularisation images.
+        regularisation_used: Number of these that are trained on.
+        regularisation_showings: How often these are shown per epoch, in total.
+        balanced_showings: How often the images that they are balanced against are shown.
+        masked: Number of images with a mask in `mask_dir`.
     """
 
     images: int
@@ -58,12 +58,11 @@ class ModelPlan:
     """The model of a planned run, and which of its parts are trained.
 
     Attributes:
-        family: What the model is.
+        family: The model's family.
         predicts: What its U-Net predicts.
-        evidence: What says so.
-        parts: What learns, and its number of weights.
-        only: Pattern of `method.train_only` -> the names of the weights that it finds and that
-            learn.
+        evidence: How family and prediction were detected.
+        parts: Trained network -> its number of trained weights.
+        only: Pattern of `method.train_only` -> the names of the trained weights that it matches.
     """
 
     family: str
@@ -78,16 +77,16 @@ class StepPlan:
     """The length of a run.
 
     Attributes:
-        total: Optimizer steps.
-        per_epoch: Optimizer steps in a pass over the data.
-        epochs: Passes.
-        batches_per_epoch: Batches in a pass, of all processes.
-        batch_sizes: Images of a batch at most, of each dataset.
-        exposure: Images of a step, and how often each image comes.
-        seconds_each: About how long a step takes.
-        seconds: About how long all steps take.
-        device: Where.
-        transfers: What a step copies between RAM and the GPU; None where weights stay there.
+        total: Number of optimizer steps.
+        per_epoch: Optimizer steps per epoch.
+        epochs: Number of epochs.
+        batches_per_epoch: Batches per epoch, of all processes.
+        batch_sizes: The largest batch size of each dataset.
+        exposure: Images per step, and how often each image is seen.
+        seconds_each: Estimated seconds per step.
+        seconds: Estimated seconds for all steps.
+        device: The type of device.
+        transfers: Copies per step between RAM and the GPU; None if weights stay on the GPU.
     """
 
     total: int
@@ -104,14 +103,14 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the device at the fullest moment.
+    """Peak memory on the device, in bytes.
 
     Attributes:
-        moment: What is being done then.
-        parts: Bytes by what takes them.
-        total: Bytes in all.
-        budget: Bytes that the run may take.
-        ram: Bytes in RAM beside a GPU by what takes them.
+        moment: The work during which the peak is reached.
+        parts: Use -> bytes.
+        total: Total bytes.
+        budget: Bytes that the run may use.
+        ram: Use -> bytes in RAM, if the device is a GPU.
     """
 
     moment: str
@@ -123,20 +122,21 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class DiskUse:
-    """What a run leaves.
+    """The files that a run writes, and their sizes.
 
     Attributes:
-        states: When states are written.
-        state_bytes: The size of one.
-        kept_states: How many of the newest are kept.
+        states: When training states are written.
+        state_bytes: The size of a state.
+        kept_states: How many of the newest states are kept.
         models: When models are written.
-        model_bytes: The size of one.
-        models_at_once: How many there are at once.
+        model_bytes: The size of a model.
+        models_at_once: The largest number of models on disk at once.
         averages: How often the averages of `training.posthoc_ema` are stored; all are kept.
-        averages_bytes: What they take each time.
-        start_bytes: What the weights take that they are told from, which are stored once.
-        total_bytes: The most that is there at once.
-        free_bytes: What the disk has free.
+        averages_bytes: The size of the averages stored each time.
+        start_bytes: The size of the initial weights, stored once, relative to which averages are
+            stored.
+        total_bytes: The peak disk use of the run.
+        free_bytes: The free space on the disk.
     """
 
     states: Sequence[str]
@@ -154,18 +154,19 @@ class DiskUse:
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """What is measured on held-out images.
+    """The validation of a planned run.
 
     Attributes:
-        images: Held-out images.
-        copies: Image files of the dataset that have a copy.
-        groups: Groups of such files, each of which is on one side.
-        near: Whether files that look the same count as copies.
-        draws: Draws of noise and timestep for each image.
-        standard_error: What these leave in the loss, as a share of it.
-        training_images: Images of the training set that are measured too, at most.
-        times: How often it is measured.
-        seconds_each: About how long it takes at most.
+        images: Number of held-out images.
+        copies: Number of image files of the dataset that have a copy.
+        groups: Number of groups of such copies; a group is never split between training and
+            validation.
+        near: Whether images that look the same count as copies.
+        draws: Draws of noise and timestep per image.
+        standard_error: The expected standard error of the loss, as a fraction of the loss.
+        training_images: The largest number of training images that are measured too.
+        times: How often the validation loss is measured.
+        seconds_each: Estimated seconds per measurement, at most.
     """
 
     images: int
@@ -181,17 +182,17 @@ class ValidationPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All that is known of a run before it begins.
+    """The complete plan of a run.
 
     Attributes:
         data: Its images.
-        model: What is trained.
-        steps: How long it takes.
-        memory: What it takes of memory.
-        disk: What it leaves.
-        warnings: What is unusual about its settings, in sentences.
-        changed: Settings that are not as usual, by their paths.
-        validation: What is measured on held-out images; None where there are none.
+        model: Its model and trained parts.
+        steps: Its length.
+        memory: Its peak memory.
+        disk: The files that it writes.
+        warnings: Sentences about unusual settings.
+        changed: Path -> value of the settings that differ from their defaults.
+        validation: Its validation; None if no images are held out.
     """
 
     data: DataPlan

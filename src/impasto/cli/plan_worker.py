@@ -1,8 +1,8 @@
-"""`impasto plan-worker`: has the libraries loaded when the studio asks for a plan.
+"""`impasto plan-worker`: a process with the libraries loaded, ready to make a plan for the studio.
 
-Loading them takes longer than all else that a plan takes. The studio has one process that is ready
-for the next plan, gives it one request, and starts another when it has ended; so each plan has a
-process of its own all the same, which can be ended at any time.
+Loading the libraries takes longer than the rest of a plan. The studio keeps one such process ready,
+gives it one request, and starts another when it has ended; so each plan still has a separate
+process, which can be ended at any time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ IDLE_S = 300.0
 
 @click.command(hidden=True)
 def plan_worker() -> None:
-    """Wait for a request, print the plan that it asks for, and end.
+    """Wait for one request on standard input, make the plan, and exit.
 
-    A request is one line of JSON: "settings", a settings file; "log", the file that the plan is
-    written to, as `impasto train --plan --json` prints it; and "task", the folder for the events.
-    The process ends by itself after five minutes without one, or when nobody can ask any more.
+    A request is one line of JSON: "settings", a settings file; "log", the file to write the plan
+    to, as printed by `impasto train --plan --json`; and "task", the folder for the events. The
+    process exits after five minutes without a request, or when standard input is closed.
     """
     from impasto.parsing import parse_json
 
@@ -43,7 +43,7 @@ def plan_worker() -> None:
 
 
 def load_libraries() -> None:
-    """Import what every plan needs, and nothing that takes memory of a GPU."""
+    """Import the modules that every plan needs, without allocating GPU memory."""
     import importlib
 
     import impasto.cli.plan  # noqa: F401
@@ -55,12 +55,12 @@ def load_libraries() -> None:
 
 
 def _become(log: Path, task: Path) -> None:
-    """Write what is printed to a file from now on, and events to a folder, as a task does."""
+    """Redirect all output to the file `log` and events to the folder `task`, as for a task."""
     from impasto.cli.recorded import task_log
     from impasto.runs.tasks import TASK
 
     sys.stdout.flush()
-    as_it_is = getattr(os, "O_BINARY", 0)  # Windows would write each line's end twice
+    as_it_is = getattr(os, "O_BINARY", 0)  # otherwise Windows would double line ends
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | as_it_is, 0o666)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -1,4 +1,4 @@
-"""Ports of this machine: a socket at a free one, and who has one that is taken."""
+"""Ports of this machine: open a socket at a free port, or name the process that uses a port."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import psutil
 from impasto.errors import RunError
 
 TRIED = 20
-"""How many ports are tried where none is asked for."""
+"""How many ports are tried if none is given."""
 
 
 def listen_at(address: str, port: int | None, first: int) -> socket.socket:
-    """A socket that listens at an address of this machine.
+    """Open a socket that listens at an address of this machine.
 
     Args:
         address: The IP address.
-        port: The port that is asked for; None for the first free one of `TRIED`.
-        first: Where these begin.
+        port: The port; None tries `TRIED` ports from `first` on and uses the first free one.
+        first: The first port to try without `port`.
 
     Raises:
-        RunError: The port is taken, with who has it and the next free one; or the address is none
-            of this machine.
+        RunError: The port is taken (the message names the process and the next free port), or the
+            address does not belong to this machine.
     """
     try:
         ipaddress.ip_address(address)
     except ValueError as error:
         raise RunError(
-            f"--listen {address} is no address. Give one of this machine, such as 127.0.0.1, or "
-            f"0.0.0.0 for all."
+            f"--listen {address} is not an address. Give an IP address of this machine, such as "
+            f"127.0.0.1, or 0.0.0.0 for all."
         ) from error
     tried = range(first, first + TRIED) if port is None else range(port, port + 1)
     refusals: list[int] = []
@@ -51,9 +51,9 @@ def listen_at(address: str, port: int | None, first: int) -> socket.socket:
 
 
 def holder_of(port: int) -> str:
-    """Who listens at a port, as the end of a sentence: a process by name and number, or why not.
+    """Return the end of a sentence that names the process at a port, or says why it is unknown.
 
-    Systems tell a user of his own processes alone, and some tell administrators only.
+    Systems show users only their own processes, and some show them to administrators only.
     """
     found = _listeners(port)
     if found is None:
@@ -67,17 +67,17 @@ def holder_of(port: int) -> str:
 
 
 def _listeners(port: int) -> list[int | None] | None:
-    """The processes that listen at a port, None for one without a number; None if not told."""
+    """Return the process ids that listen at a port, each None if hidden; None if not permitted."""
     try:
         found = [(c, c.pid) for c in psutil.net_connections("tcp")]
-    except (psutil.Error, OSError, RuntimeError):  # macOS tells administrators alone
+    except (psutil.Error, OSError, RuntimeError):  # macOS permits this to administrators only
         own: list[int | None] = [pid for c, pid in _of_own_processes() if _is_at(c, port)]
         return own or None
     return [pid for c, pid in found if _is_at(c, port)]
 
 
 def _of_own_processes() -> Iterator[tuple[Any, int]]:
-    """The connections of the processes that the system tells this user about."""
+    """Yield connection and process id of each process that this user may inspect."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError, RuntimeError):
             for connection in process.net_connections("tcp"):
@@ -120,17 +120,17 @@ def _next_free(address: str, begin: int) -> int | None:
 
 
 def _bound(address: str, port: int) -> socket.socket | int:
-    """A socket that listens; the error number where the port is taken, or not for this user.
+    """Return a listening socket, or the error number if the port is taken or not permitted.
 
     Raises:
-        RunError: The address is none of this machine.
+        RunError: The address does not belong to this machine.
     """
     family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
-    # Told that it is TCP, asyncio sends small answers at once (TCP_NODELAY), and not 40 ms later.
+    # With the protocol set, asyncio uses TCP_NODELAY: small responses are not delayed by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if sys.platform == "win32":  # or another program may have the same port at the same time
+    if sys.platform == "win32":  # or another program could open the same port too
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-    else:  # at once after another studio
+    else:  # so that the port can be reused right after another studio
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address, port))
@@ -140,6 +140,6 @@ def _bound(address: str, port: int) -> socket.socket | int:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             return error.errno
         if error.errno == errno.EADDRNOTAVAIL:
-            raise RunError(f"--listen {address} is no address of this machine.") from error
+            raise RunError(f"--listen {address} is not an address of this machine.") from error
         raise
     return listener

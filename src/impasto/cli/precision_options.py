@@ -1,4 +1,4 @@
-"""The options that say in which precision each part of a model is written."""
+"""The options for the precision in which each part of a model is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def precision_options(usual: str) -> Callable[[F], F]:
     """Add `--dtype`, `--unet-dtype`, `--text-encoder-dtype` and `--vae-dtype`.
 
     Args:
-        usual: What parts are written in if nothing is asked for, for the help.
+        usual: The default precision, in words for the help text.
     """
     options = (
         click.option("--dtype", type=DTYPE, help=f"Precision of all parts; default: {usual}."),
@@ -39,7 +39,7 @@ def precision_options(usual: str) -> Callable[[F], F]:
 
 
 def asked_dtypes(options: Mapping[str, Any]) -> Mapping[ComponentKind, torch.dtype]:
-    """The precision of each kind of network that was asked for, by its own option or for all."""
+    """Return the requested precision of each kind of network; its own option overrides --dtype."""
     from impasto.models import families
     from impasto.models.writing.saving import DTYPES
 

@@ -1,4 +1,4 @@
-"""`impasto publish`: a model with its card onto the Hugging Face Hub."""
+"""`impasto publish`: upload a model with a model card to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from impasto.runs import RunDirectory
 
 PLAN = "upload.json"
-"""What `--out` has beside the card: the files that would be sent, and their sizes."""
+"""The file that `--out` writes beside the card: the files that would be sent, and their sizes."""
 
 
 @click.command()
@@ -28,26 +28,29 @@ PLAN = "upload.json"
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option(
     "--license", "license_id",
-    help="Its identifier on the Hub, such as creativeml-openrail-m; default: saving.metadata's.",
+    help="The identifier of the licence on the Hub, such as creativeml-openrail-m; default: that "
+    "in saving.metadata.",
 )  # fmt: skip
-@click.option("--license-name", help="What the licence is called, with --license other.")
-@click.option("--license-link", help="Where the licence can be read, with --license other.")
-@click.option("--private", is_flag=True, help="Nobody else may see the repository.")
+@click.option("--license-name", help="With --license other: the name of the licence.")
+@click.option("--license-link", help="With --license other: the URL of the licence text.")
+@click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option(
     "--card", metavar="FILE", type=READ,
-    help="Take this README.md as the card, such as one that --out wrote, with the samples and "
-    "curves beside it that it names.",
+    help="Use this README.md as the card, such as one written by --out, with the samples and "
+    "curves beside it that it mentions.",
 )  # fmt: skip
 @click.option(
     "--out", metavar="DIR", type=WRITTEN,
     help="Write the card, its samples and curves, and the list of files into this folder.",
 )  # fmt: skip
-@click.option("--yes", is_flag=True, help="Send it; without this nothing leaves this machine.")
+@click.option(
+    "--yes", is_flag=True, help="Send the model; without this, nothing leaves this machine."
+)
 def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: Any) -> None:
     """Publish a model on the Hugging Face Hub, with a card made from its run.
 
-    Without --yes this shows what would be sent, and sends nothing. The token comes from
-    HF_TOKEN or `hf auth login`.
+    Without --yes, this shows what would be sent, and sends nothing. The access token is read from
+    HF_TOKEN or from `hf auth login`.
 
     \b
     impasto publish runs/my-style ada/my-style --license creativeml-openrail-m
@@ -95,12 +98,12 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
 
 
 def _fetched(source: Path, console: Console) -> Path:
-    """What is published, on this machine: of a run or a model in a store what is needed of it.
+    """Return a local path of the run or model; one in an object store is fetched as far as needed.
 
     Raises:
-        ModelError: There is no model.
-        RunError: There is no run.
-        StorageError: The store cannot be used.
+        ModelError: The model does not exist.
+        RunError: The run does not exist.
+        StorageError: The object store cannot be used.
     """
     from impasto.remote_paths import is_remote
     from impasto.runs.remote.contents import SETTINGS, is_of_models
@@ -126,20 +129,20 @@ def _fetched(source: Path, console: Console) -> Path:
 
 
 def _require_apart(out: Path | None, source: Path) -> None:
-    """Make sure that nothing is written into what is to be published.
+    """Make sure that `--out` is not inside the run or model to be published.
 
     Raises:
-        ConfigError: `--out` is in the run or model.
+        ConfigError: It is.
     """
     from impasto import files
     from impasto.errors import ConfigError
 
     if out is not None and files.is_inside(out, source):
-        raise ConfigError(f"--out {out} is in {source}. Give a folder outside of it.")
+        raise ConfigError(f"--out {out} is inside {source}. Give a folder outside of it.")
 
 
 def _model_of(source: Path) -> tuple[Path, RunDirectory | None]:
-    """The model that is meant, and the run that trained it, where it is known.
+    """Return the model to publish, and the run that trained it, or None if that is unknown.
 
     Raises:
         RunError: The run has no trained model yet.
@@ -173,17 +176,18 @@ def _card_text(file: Path | None, made: str) -> str:
         raise ConfigError(f"--card {file} cannot be read: {error}.") from error
     if not text.startswith("---\n") or "\nlicense:" not in text:
         raise ConfigError(
-            f"--card {file} does not begin with what the Hub reads: a line ---, entries such as "
-            f"license, and another line ---."
+            f"--card {file} does not begin with the metadata that the Hub needs: a line ---, "
+            f"entries such as license, and another line ---."
         )
     return text
 
 
 def _images_of(file: Path | None, card: str, made: Mapping[str, bytes]) -> dict[str, Content]:
-    """The images that go with a card: those beside it, as `--out` has written them, or new ones.
+    """Return file name -> content of the images that the card mentions.
 
-    Of those beside a card of one's own only the ones that it names are sent. What was looked at is
-    what is sent, also where the run has drawn others since.
+    Images beside the user's own card, as written by `--out`, come before those in `made`, so that
+    the user publishes the images that were reviewed, even if the run has drawn new ones since.
+    Without a card, all images in `made` are returned.
     """
     from impasto import files
     from impasto.report.model_card import CURVES, SAMPLES
@@ -201,7 +205,7 @@ def _images_of(file: Path | None, card: str, made: Mapping[str, bytes]) -> dict[
 
 
 def _is_named(name: str, card: str) -> bool:
-    """Whether the text of a card has the name of a file, as it is or as in an address."""
+    """Return whether the text of a card contains the name of a file, plain or URL-quoted."""
     return any(re.search(rf"{re.escape(text)}(?!\w)", card) for text in (name, quote(name)))
 
 
@@ -221,7 +225,7 @@ def _write(
     plan: dict[str, Any],
     contents: dict[str, Content],
 ) -> None:
-    """Write the card, its images and the list of files; images of a former card go."""
+    """Write the card, its images and the list of files; delete the images of an earlier card."""
     from impasto import files
     from impasto.checkpoints.uploading import size_of
     from impasto.report.model_card import CARD, OWN_IMAGES

@@ -1,4 +1,4 @@
-"""`impasto queue ...`: runs that are worked off one after the other, on one device or several."""
+"""`impasto queue ...`: train queued runs one after the other, on one or several devices."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def queue() -> None:
     type=READ_FILE,
 )
 @QUEUE
-@click.option("--paused", is_flag=True, help="Begin them only after `impasto queue continue`.")
+@click.option("--paused", is_flag=True, help="Start the jobs only after `impasto queue continue`.")
 def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa: FBT001
     """Add a job for each settings file in SETTINGS, at the end of the queue.
 
-    The file is copied as it is now. Relative paths in it begin in the current folder, as they do
-    for `impasto train`. If one of them is not valid, none is added.
+    The files are copied now; later changes to them have no effect. Relative paths in them are
+    relative to the current folder, as for `impasto train`. If one file is invalid, no job is added.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
@@ -76,15 +76,18 @@ def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa
 
         shown = () if folder == DEFAULT else ("--queue", folder)
         console.note(
-            f"No process works on the queue yet. Start one with: {command('queue', 'run', *shown)}"
+            f"No process is running the queue yet. Start one with: "
+            f"{command('queue', 'run', *shown)}"
         )
 
 
 @queue.command("list")
 @QUEUE
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per job, for programs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per job, for programs."
+)
 def list_jobs(folder: Path, as_json: bool) -> None:  # noqa: FBT001
-    """List the jobs in order, with the true state of each."""
+    """List the jobs in order, with the current state of each."""
     import json
 
     from impasto.cli.console import Console
@@ -112,7 +115,7 @@ def _line(job: Job) -> str:
         texts += state.details()
         texts.append(f"device {job.device}")
     if job.pausing:
-        texts.append("stops after this step, to be paused")
+        texts.append("will stop after this step and be paused")
     if job.run is not None:
         texts.append(str(job.run.path))
     if job.message:
@@ -127,10 +130,10 @@ def _line(job: Job) -> str:
     "--wait", is_flag=True, help="Wait for new jobs instead of ending when there are none."
 )
 def run(folder: Path, number: int, wait: bool) -> None:  # noqa: FBT001
-    """Train the jobs that wait, one after the other, on one device.
+    """Train the waiting jobs, one after the other, on one device.
 
-    Ctrl-C stops the run that is being trained after its step, with a state saved; the next
-    `impasto queue run` continues it. For several GPUs, start it once for each.
+    Ctrl-C stops the current run after its step and saves a state; the next `impasto queue run`
+    continues it. For several GPUs, start this command once per GPU.
     """
     from impasto.cli.console import Console
     from impasto.cli.queue_run import Runner
@@ -144,10 +147,10 @@ def run(folder: Path, number: int, wait: bool) -> None:  # noqa: FBT001
 @DEVICE
 @click.option(
     "--within", default=_LONGEST_S, show_default=True, metavar="SECONDS",
-    help="How long to wait until it has stopped; 0 does not wait.",
+    help="How long to wait for it to stop; 0 does not wait.",
 )  # fmt: skip
 def stop(folder: Path, number: int, within: float) -> None:
-    """Stop `impasto queue run` on a device, as Ctrl-C does there."""
+    """Stop `impasto queue run` on a device, as Ctrl-C would."""
     from impasto.cli.console import Console
     from impasto.errors import RunError
 
@@ -169,7 +172,12 @@ def _has_ended(target: Queue, device: str, within_s: float) -> bool:
 
 
 def _changes(name: str, said: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A verb that changes one job by a method of `Queue`, and says so."""
+    """Return a decorator that makes a command from a function that changes one job.
+
+    Args:
+        name: The name of the command.
+        said: The message to print, with the fields `job` and `new`.
+    """
 
     def made(change: Callable[..., Any]) -> click.Command:
         def run_it(job: int, folder: Path) -> None:
@@ -186,31 +194,31 @@ def _changes(name: str, said: str) -> Callable[[Callable[..., Any]], click.Comma
 
 @_changes("pause", "Job {job} is paused, or will be after its current step.")
 def pause(target: Queue, job: int) -> Job:
-    """Hold a job back; one that is being trained saves a state and stops."""
+    """Pause JOB; if it is being trained, it saves a state and stops."""
     return target.pause(job)
 
 
 @_changes("continue", "Job {job} waits for its turn.")
 def go_on(target: Queue, job: int) -> Job:
-    """Put a job that was paused or stopped back in line."""
+    """Put JOB, which was paused or stopped, back in the queue."""
     return target.go_on(job)
 
 
 @_changes("retry", "Job {job} waits for its turn.")
 def retry(target: Queue, job: int) -> Job:
-    """Put a job that failed or was stopped back in line; its run is continued."""
+    """Put JOB, which failed or was stopped, back in the queue; its run is continued."""
     return target.retry(job)
 
 
 @_changes("repeat", "Job {new} repeats job {job}.")
 def repeat(target: Queue, job: int) -> Job:
-    """Add a job with the same settings and an output_dir of its own: -2, -3 and so on."""
+    """Add a job with the settings of JOB and a new output_dir that ends in -2, -3 and so on."""
     return target.repeat(job)
 
 
 @_changes("remove", "Job {job} is removed. Its run, if it has one, stays.")
 def remove(target: Queue, job: int) -> None:
-    """Forget a job; what it has trained stays where it is."""
+    """Remove JOB from the queue; its run directory is kept."""
     target.remove(job)
 
 
@@ -220,7 +228,7 @@ def remove(target: Queue, job: int) -> None:
 @click.argument("other", type=click.IntRange(1), required=False)
 @QUEUE
 def move(job: int, where: str, other: int | None, folder: Path) -> None:
-    """Change the order: JOB goes up, down, first, last, or before or after the job OTHER.
+    """Change the order: move JOB up, down, first, last, or before or after the job OTHER.
 
     Example: impasto queue move 7 before 3
     """

@@ -1,7 +1,7 @@
-"""Works a queue off: one job after the other on one device, each in a process of its own.
+"""Runs the jobs of a queue: one after the other on one device, each in a separate process.
 
-That process is in a session of its own too, so it lives on if this one is killed; whoever works on
-the device next then waits for it, and continues what was killed with it.
+That process also has its own session, so it survives if this runner is killed; the next runner of
+the device waits for it, and continues runs that were killed together with their runner.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Worker:
 
     Attributes:
         job: The job.
-        process: The process, where this one has started it; None where a killed runner did.
+        process: The process, if this runner has started it; None if a killed runner did.
     """
 
     job: Job
@@ -53,19 +53,19 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Whether the job's process is at work."""
+        """Whether the job's process is running."""
         return is_at_work(self.job) if self.process is None else self.process.poll() is None
 
     @property
     def code(self) -> int | None:
-        """The exit code of the job's process; None if it is not known."""
+        """The exit code of the job's process; None if it is unknown or still running."""
         return None if self.process is None else self.process.poll()
 
     def ask_to_stop(self, *, now: bool = False) -> None:
-        """Ask it to save and to stop, as Ctrl-C does; `now` as the second Ctrl-C does.
+        """Ask the process to save and stop, as Ctrl-C does; with `now`, as the second Ctrl-C does.
 
-        On Windows, where signals do not serve, by a command to its run; before that has begun the
-        process is ended.
+        On Windows, where signals do not work, this sends a command to the run; before the run has
+        started, the process is terminated.
         """
         run, identity = self.job.run, self._identity()
         if sys.platform == "win32" and run is not None and run.state().is_alive:
@@ -89,10 +89,10 @@ class Runner:
 
     Args:
         queue: The queue.
-        device: What `CUDA_VISIBLE_DEVICES` calls the device.
-        console: Is told what happens, and shows how far a run is.
-        look_every_s: Seconds between two looks at what is asked and how far a run is.
-        options: Of `impasto queue run` besides the folder, for the command that goes on.
+        device: The name of the device in `CUDA_VISIBLE_DEVICES`.
+        console: Prints messages, and shows the progress of a run.
+        look_every_s: Seconds between two checks for requests and progress.
+        options: Options of `impasto queue run` besides the folder, for the printed command.
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class Runner:
         self._look_every_s, self._options = look_every_s, options
 
     def work(self, *, wait: bool) -> None:
-        """Work jobs off until none waits.
+        """Run jobs until none is waiting.
 
         Args:
-            wait: Whether to wait for new jobs then, until it is stopped.
+            wait: Whether to wait for new jobs after that, until stopped.
 
         Raises:
-            Interrupted: It was asked to stop; the run has saved its state.
-            RunError: Another process works on the device.
-            StorageError: The queue cannot be written: no other job is begun then.
+            Interrupted: The runner was asked to stop; the run has saved its state.
+            RunError: Another process is using the device.
+            StorageError: The queue cannot be written: no other job is started then.
         """
         folder = self._queue.folder
         with storage_errors.reported(folder):
@@ -127,14 +127,14 @@ class Runner:
                 self._work(wait=wait)
             except KeyboardInterrupt as stop:
                 raise Interrupted(
-                    "Stopped between two jobs. Go on with: " + self._again, signal_of(stop)
+                    "Stopped between two jobs. Continue with: " + self._again, signal_of(stop)
                 ) from stop
             finally:
                 forget_stop(folder, self._device)
 
     def _work(self, *, wait: bool) -> None:
         while (left := self._queue.adopt(self._device)) is not None:
-            self._say(left, "its process outlived the one that started it; waiting for it to end.")
+            self._say(left, "its process outlived its runner; waiting for it to end.")
             self._see_through(Worker(left))
         ended, waiting_said = 0, False
         while True:
@@ -146,54 +146,56 @@ class Runner:
                 break
             else:
                 if not waiting_said:
-                    self._console.note("Nothing waits in the queue. Waiting for new jobs ...")
+                    self._console.note("No jobs are waiting. Waiting for new ones ...")
                 waiting_said = True
                 self._pause()
-        self._console.note("Nothing waits in the queue any more." if ended else "Nothing waits.")
+        self._console.note("No more jobs are waiting." if ended else "No jobs are waiting.")
 
     def _begin(self, job: Job) -> None:
-        """Start the process of a job, and see it through."""
+        """Start the process of a job, and wait for it to end."""
         if not job.folder.is_dir():
-            gone = f"{job.folder}, where its relative paths begin, is not there any more."
+            gone = f"{job.folder}, which its relative paths refer to, does not exist any more."
             self._end(job, "failed", gone)
             return
         arguments = arguments_for(job)
         where = "" if job.run is None else f" in {job.run.path}"
-        self._say(job, f"{'goes on' if arguments[0] == 'resume' else 'begins'}{where}.")
+        self._say(job, f"{'continues' if arguments[0] == 'resume' else 'starts'}{where}.")
         with storage_errors.reported(job.task.path):
             job.task.path.mkdir(exist_ok=True)
         environment = {TASK: str(job.task.path), VISIBLE: self._device}
         process = start_apart(arguments, job.task.terminal_log, job.folder, environment)
-        token = identity_of(process.pid).token  # ahead of its own word, if this one is killed now
+        token = identity_of(
+            process.pid
+        ).token  # before its own record, in case this process is killed now
         files.write_json(job.task.description_file, {"words": arguments, "process": token})
         self._see_through(Worker(job, process))
 
     def _see_through(self, worker: Worker) -> None:
-        """Wait for the end of a job's process, and note what became of it.
+        """Wait for the end of a job's process, and record the outcome.
 
         Raises:
-            Interrupted: This process was asked to stop, and has had the job stop.
+            Interrupted: This process was asked to stop, and has stopped the job.
         """
         job, stopped, asked = worker.job, None, False
         try:
             asked = self._watch(worker)
         except KeyboardInterrupt as stop:
             stopped, asked = stop, True
-            self._say(job, "stops after this step; again: now, without saving.")
+            self._say(job, "stops after this step; press Ctrl-C again to stop without saving.")
             self._stop(worker)
         code = worker.code
         if asked and code is not None and job.task.state().code is None and code > 0:
-            code = _STOPPED_CODE  # it was ended before it could say so
+            code = _STOPPED_CODE  # it was terminated before it could record that
         written = self._queue.read(job)
         state, message = outcome_of(written, code, is_left=stopped is not None)
         self._end(written, state, message)
         if stopped is not None:
             raise Interrupted(
-                f"Job {job.number} has stopped. Go on with: {self._again}", signal_of(stopped)
+                f"Job {job.number} has stopped. Continue with: {self._again}", signal_of(stopped)
             ) from stopped
 
     def _watch(self, worker: Worker) -> bool:
-        """Show how far a run is until it ends; whether somebody wanted the job paused."""
+        """Show the progress of a run until it ends; return whether the job was asked to pause."""
         asked, run = False, worker.job.run
         with contextlib.ExitStack() as shown:
             steps = None if run is None else _Steps(run, _title(worker.job), self._console, shown)
@@ -210,7 +212,7 @@ class Runner:
         return asked
 
     def _stop(self, worker: Worker) -> None:
-        """Have a job's process stop, and wait for it; at once if this one is asked again."""
+        """Stop a job's process and wait for it; a second interrupt stops it without saving."""
         for now in (False, True):
             worker.ask_to_stop(now=now)
             try:
@@ -223,16 +225,16 @@ class Runner:
                 return
 
     def _end(self, job: Job, state: JobState, message: str) -> None:
-        """Note what became of a job. Its directory is its own if its process has held it."""
+        """Record the outcome of a job; it owns the run directory if its process has locked it."""
         owns_run = job.run is not None and _is_by(job.run, job)
         self._queue.end(job, state, message, owns_run=owns_run)
         self._say(job, f"{state}. {message}".strip() if message else f"{state}.")
 
     def _pause(self) -> None:
-        """Wait a moment.
+        """Wait until the next check.
 
         Raises:
-            StoppedBySignal: Somebody has asked this process to stop, by a file.
+            StoppedBySignal: This process was asked to stop, through a file.
         """
         time.sleep(self._look_every_s)
         if is_asked_to_stop(self._queue.folder, self._device, current_process().token):
@@ -249,19 +251,19 @@ class Runner:
     def _refuse(self, holder: LockHolder) -> None:
         raise RunError(
             f"Device {self._device} of {self._queue.folder} is already in use by "
-            f"{holder.description}. A device trains one job at a time: add jobs, and they are "
-            f"trained there."
+            f"{holder.description}. A device trains one job at a time: jobs that you add to the "
+            f"queue are trained there."
         )
 
 
 class _Steps:
-    """Shows how far a run is, in a bar of the steps that this try has to do.
+    """Shows a progress bar of a run, with the steps that are left in this attempt.
 
     Args:
         run: The run.
-        title: What the bar is of.
-        console: Shows it.
-        shown: Takes the bar away when it closes.
+        title: The title of the bar.
+        console: Shows the bar.
+        shown: Removes the bar when it is closed.
     """
 
     def __init__(
@@ -273,7 +275,7 @@ class _Steps:
         self._done = state.step if state.is_alive else state.saved_step
 
     def look(self, *, has_ended: bool = False) -> None:
-        """Move the bar to the step of the run, and show it once the run says how long it is."""
+        """Move the bar to the run's current step; show it once the run has reported its length."""
         state = self._run.state()
         if not state.total_steps or not (has_ended or state.is_alive):
             return
@@ -286,11 +288,11 @@ class _Steps:
 
 
 def arguments_for(job: Job) -> list[str]:
-    """The words of `impasto` for the next try of a job, which this process has claimed.
+    """Return the arguments of `impasto` for the next attempt of a job claimed by this process.
 
-    A run of its own that has its settings written down is resumed: from its newest state, or from
-    the beginning where it was killed before it had one, which `train` would refuse to touch. One
-    that was killed even before is begun anew.
+    If the job's own run has written its settings, it is resumed: from its newest state, or from
+    the beginning if it was killed before it had one, a directory that `train` would reject. A run
+    that was killed even earlier is started again.
     """
     run = job.run
     if run is not None and run.config_file.is_file():
@@ -301,7 +303,7 @@ def arguments_for(job: Job) -> list[str]:
 
 
 def _is_by(run: RunDirectory, job: Job) -> bool:
-    """Whether a run was written last by one of a job's tries."""
+    """Return whether the last process that wrote to a run was an attempt of this job."""
     tries = (TaskDirectory(job.path / f"try-{number}") for number in range(1, job.tries + 1))
     tokens = {process.token for task in tries if (process := task.process()) is not None}
     return run.is_there() and run.status().get("process") in tokens

@@ -1,4 +1,4 @@
-"""Keeps what libraries say to their developers off the user's screen: warnings, logs, bars."""
+"""Silences library output that is meant for developers: warnings, logs and progress bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENVIRONMENT = {
     "DIFFUSERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' bars too
     "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
-    "HF_HUB_VERBOSITY": "error",  # each try to reach it without a network
+    "HF_HUB_VERBOSITY": "error",  # it reports each attempt to connect without a network
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorBoard's
@@ -27,9 +27,10 @@ _LOGGERS = (
 
 
 def quiet_libraries() -> None:
-    """Call it before they are imported; whatever the user has set in the environment stays.
+    """Silence the libraries; call this before they are imported.
 
-    Python's own PYTHONWARNINGS=default shows warnings again.
+    Variables that the user has set in the environment stay. PYTHONWARNINGS=default shows warnings
+    again.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -37,4 +38,4 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         warnings.simplefilter("ignore")
-        os.environ["PYTHONWARNINGS"] = "ignore"  # of processes that this one starts
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes

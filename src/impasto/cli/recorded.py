@@ -1,4 +1,7 @@
-"""What a command tells a person, told to whoever started it as a task too (`runs/tasks.py`)."""
+"""Records a command's progress and messages for the studio, which ran it as a task.
+
+See `runs/tasks.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _LOOK_EVERY_S = 0.5
 
 @functools.cache
 def task_log() -> EventLog | None:
-    """The events of the task that this process is; None if it is none."""
+    """Return the event log of the task that this process runs; None if it is not a task."""
     task = current_task()
     if task is None:
         return None
@@ -32,7 +35,7 @@ def task_log() -> EventLog | None:
 
 
 def stop_when_asked(task: TaskDirectory) -> None:
-    """Wait until a task is asked to stop, then end this process's main thread as Ctrl-C does."""
+    """Wait until a task is asked to stop, then interrupt this process's main thread like Ctrl-C."""
     while not task.stop_file.exists():
         time.sleep(_LOOK_EVERY_S)
     _thread.interrupt_main()
@@ -40,7 +43,7 @@ def stop_when_asked(task: TaskDirectory) -> None:
 
 @contextlib.contextmanager
 def recorded_end() -> Iterator[None]:
-    """Note the exit code with which the process ends; for a process that is no task, nothing."""
+    """Record the process's exit code in the task's log; do nothing if it is not a task."""
     log = task_log()
     if log is None:
         yield
@@ -52,7 +55,7 @@ def recorded_end() -> Iterator[None]:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
-    except Exception as error:  # whatever ends the command: the task says so, and it goes on up
+    except Exception as error:  # any other error: it is recorded and raised again
         log.add("error", text=f"{type(error).__name__}: {error}")
         raise
     finally:

@@ -1,7 +1,7 @@
-"""The last word on faults of the operating system that no part of a verb has put into words.
+"""Turns operating system errors that no command has handled into messages.
 
-A name that is too long, a folder that may not be entered, a share that went away: whatever a verb
-looks at, it ends in one sentence with the path and the system's reason.
+A name that is too long, a folder without permission, a network share that is gone: the message
+names the path and the system's reason.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _KINDS: dict[str | None, type[ImpastoError]] = {
     "resume": RunError,
     "report": RunError,
 }
-"""Verb -> what it reads, whose exit code it ends with; the others read settings."""
+"""Command -> the error class for its input, which sets the exit code; others read settings."""
 
 _LONGEST = 300
 
 
 def told(error: OSError, verb: str | None = None) -> ImpastoError | None:
-    """The error as a sentence; None where it is no refusal of the system that names a file.
+    """Convert an OSError about a file to an error with a message; None for any other OSError.
 
     Args:
-        error: What was raised; libraries raise such errors for their own ends too, without number.
-        verb: The verb that ran.
+        error: The error; libraries also raise OSError for other reasons, without errno.
+        verb: The command that ran.
     """
     if error.errno is None or error.filename is None:
         return None
     kind = StorageError if error.errno in _OF_WRITING else _KINDS.get(verb, ConfigError)
     names = [_shown(name) for name in (error.filename, error.filename2) if name is not None]
     return kind(
-        f"The system refuses {' and '.join(names)}: {error.strerror or error}. Check the name, and "
-        f"whether you may read that file and enter its folder."
+        f"The system refuses access to {' and '.join(names)}: {error.strerror or error}. Check the "
+        f"name, and that you have permission for the file and its folder."
     )
 
 

@@ -1,4 +1,4 @@
-"""`impasto report`: the page of a run, also of one that is still going."""
+"""`impasto report`: write the report page of a run, which may still be training."""
 
 from __future__ import annotations
 

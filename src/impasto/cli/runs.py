@@ -1,4 +1,4 @@
-"""`impasto runs` and `impasto ask`: how runs stand, and what they are asked to do meanwhile."""
+"""`impasto runs` and `impasto ask`: list runs, and send commands to a run while it trains."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _ASK_AGAIN_S = 0.2
 
 @click.command()
 @click.argument("folders", nargs=-1, type=LISTED_RUNS)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per run, for programs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per run, for programs."
+)
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
-    """List the runs in FOLDERS, up to three levels deep, with the true state of each.
+    """List the runs in FOLDERS, up to three levels deep, with the current state of each.
 
-    Without FOLDERS, those below the current folder. A run whose process ended without recording why
-    is listed as killed.
+    Without FOLDERS, the current folder is searched. A run whose process ended without recording the
+    reason is listed as killed.
     """
     from impasto.runs.listing import find_runs, newest_first
 
@@ -35,8 +37,7 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
         newest_first(find_runs(where)),
         lambda summary: (str(summary.run.path), _line(summary)),
         (lambda summary: summary.as_json()) if as_json else None,
-        f"No runs in {folder_names(folders)}. A run is a folder that training has written "
-        f"(output_dir).",
+        f"No runs in {folder_names(folders)}. A run is a folder written by training (output_dir).",
     )
 
 
@@ -66,10 +67,10 @@ def _line(summary: RunSummary) -> str:
 @click.argument("command", type=click.Choice(get_args(CommandName)))
 @click.option(
     "--wait", default=600.0, show_default=True, metavar="SECONDS",
-    help="How long to wait for the answer; 0 does not wait.",
+    help="How long to wait for the run's answer; 0 does not wait.",
 )  # fmt: skip
 def ask(run: Path, command: str, wait: float) -> None:
-    """Ask the run in the directory RUN to do something between two steps.
+    """Send a command to the run in the directory RUN, which executes it between two steps.
 
     \b
     preview   draw previews now
@@ -89,7 +90,7 @@ def ask(run: Path, command: str, wait: float) -> None:
     address = directory.address
     state = directory.state()
     if not state.is_alive:
-        raise RunError(f"Nobody is training {directory.address}. {state.sentence(address)}")
+        raise RunError(f"{directory.address} is not being trained. {state.sentence(address)}")
     console, name = Console(), cast("CommandName", command)
     events_before = size_of(directory.events_file)
     sent = send_command(directory.commands, name)
@@ -104,12 +105,12 @@ def ask(run: Path, command: str, wait: float) -> None:
     if not state.is_alive:
         raise RunError(f"The run ended before it answered. {state.sentence(address)}")
     taken = not sent.file.exists()
-    why = "It was heard and is not done yet" if taken else "It was not heard yet"
+    why = "The run has read it but not finished it" if taken else "The run has not read it yet"
     raise RunError(f"No answer within {wait:g} s. {why}.")
 
 
 def _answer(run: RunDirectory, identity: str, offset: int, wait_s: float) -> str | None:
-    """What the run says of a command; None if it says nothing in time, or ends before."""
+    """Wait for the run's answer to a command; None if there is none in time or the run ends."""
     from impasto.runs.events import read_events
 
     until = time.monotonic() + wait_s

@@ -1,4 +1,4 @@
-"""`impasto sample`: images from a model or a finished run."""
+"""`impasto sample`: draw images with a model or a finished run."""
 
 from __future__ import annotations
 
@@ -39,60 +39,72 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     show_default=True,
     help="Folder for the images.",
 )
-@click.option("-n", "--negative", default="", help="What the images should not show.")
-@click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
-@click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
+@click.option("-n", "--negative", default="", help="Negative prompt.")
+@click.option(
+    "--width",
+    type=click.IntRange(8, 8192),
+    help="Width in pixels; default: the size that MODEL was trained at.",
+)
+@click.option(
+    "--height",
+    type=click.IntRange(8, 8192),
+    help="Height in pixels; default: the size that MODEL was trained at.",
+)
 @sampling_options
 @click.option(
     "--seed",
     default=1,
     show_default=True,
     type=click.IntRange(0, 2**63 - 1),
-    help="Each further image adds 1.",
+    help="Seed of the first image; each further image adds 1.",
 )
 @click.option(
     "--count",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="Images per prompt.",
+    help="Number of images per prompt.",
 )
 @click.option(
-    "--clip-skip", type=click.IntRange(1, 12), help="As in training; default: what the file says."
+    "--clip-skip",
+    type=click.IntRange(1, 12),
+    help="Clip skip, as in training; default: the value recorded in the file.",
 )
 @click.option(
     "--emphasis",
     type=click.Choice(["mean", "no_norm", "off"]),
     default="mean",
     show_default=True,
-    help="What (cat:1.2) and [dog] do: as in A1111, without its correction, or nothing.",
+    help="How (cat:1.2) and [dog] weight words: as in A1111 (mean), as in A1111 without "
+    "restoring the mean (no_norm), or not at all (off).",
 )
 @click.option(
     "--empty-text",
     type=click.Choice(["encoded", "zeros"]),
-    help="What SDXL is given for an empty negative prompt.  [default: what MODEL says]",
+    help="What SDXL uses for an empty negative prompt: the encoded empty text, or zeros.  "
+    "[default: as recorded in MODEL]",
 )
 @click.option(
     "--hypernetwork",
     "hypernetworks",
     multiple=True,
     metavar="FILE[:STRENGTH]",
-    help="A hypernetwork to draw with; repeatable. A prompt may say <hypernet:name:0.5>.",
+    help="A hypernetwork to use; repeatable. A prompt may contain <hypernet:name:0.5>.",
 )
 @click.option(
     "--lora",
     "loras",
     multiple=True,
     metavar="FILE[:STRENGTH]",
-    help="A LoRA or LoCon to draw with; repeatable. It is added to MODEL in memory alone.",
+    help="A LoRA or LoCon to use; repeatable. It is added to MODEL in memory only.",
 )
 @click.option(
     "--strengths",
     metavar="0,0.5,1",
-    help="Draw each prompt at each of these strengths of the hypernetworks; with --grid, the "
-    "columns.",
+    help="Draw each prompt at each of these strengths of the hypernetworks; they are the columns "
+    "of --grid.",
 )
-@click.option("--grid", is_flag=True, help="Also write all images as one, grid.png.")
+@click.option("--grid", is_flag=True, help="Also write all images as one image, grid.png.")
 @model_options
 def sample(
     model: str,
@@ -118,7 +130,7 @@ def sample(
 ) -> None:
     """Draw each of PROMPTS with MODEL: a file, a Diffusers folder, a Hub id, or a finished run.
 
-    Images that are in the folder already stay as they are: new ones take the numbers after theirs.
+    Existing images in the folder are kept: the numbers of new ones continue after theirs.
     """
     from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
@@ -156,7 +168,7 @@ def sample(
 
 
 def _series(first: Prompt, texts: Sequence[str], count: int) -> list[Prompt]:
-    """Each text `count` times, else as the first prompt; each further image adds 1 to the seed."""
+    """Return `count` prompts per text, otherwise like `first`; each adds 1 to the seed."""
     each = (text for text in texts for _ in range(count))
     return [replace(first, text=text, seed=first.seed + index) for index, text in enumerate(each)]
 
@@ -164,7 +176,7 @@ def _series(first: Prompt, texts: Sequence[str], count: int) -> list[Prompt]:
 def _load(
     model: str, loras: Sequence[StrongLora], options: dict[str, Any], console: Console
 ) -> BaseModel:
-    """Load MODEL with LoRAs added to it in memory, and say which."""
+    """Load the model with LoRAs added to it in memory, and print their names."""
     from impasto.models.merging.lora_merging import with_loras
     from impasto.models.networks.loading import load_base_model
 
@@ -176,10 +188,10 @@ def _load(
 
 
 def _sweep(strengths: str | None, stack: HypernetworkStack) -> list[float]:
-    """The strengths that each prompt is drawn at; empty where it is drawn once.
+    """Parse the strengths to draw each prompt at; empty if each is drawn once.
 
     Raises:
-        ConfigError: There is nothing that has a strength.
+        ConfigError: There is no hypernetwork, or a strength is not a number.
     """
     from impasto.errors import ConfigError
 
@@ -190,7 +202,7 @@ def _sweep(strengths: str | None, stack: HypernetworkStack) -> list[float]:
 
 
 def _advise(base: BaseModel, prompts: list[Prompt], emphasis: Emphasis, console: Console) -> None:
-    """Say what of the prompts the model does not read, and what it should be drawn with."""
+    """Print a warning about prompts that are too long, and advice on guidance rescale."""
     from impasto.sampling.drawing import cut_warning
     from impasto.sampling.sampler import rescale_advice
 
@@ -203,7 +215,7 @@ def _advise(base: BaseModel, prompts: list[Prompt], emphasis: Emphasis, console:
 
 
 def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:
-    """Draw and save each; the images come back."""
+    """Draw and save the image of each prompt, and return the images."""
     from impasto.sampling.sampler import save_png
 
     images = []
@@ -220,14 +232,14 @@ def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Con
 def _save_grid(
     images: list[Any], columns: int, out: Path, prompt: Prompt, more: Mapping[str, str]
 ) -> None:
-    """Save all images as one, with the settings of the first, under a name that is free."""
+    """Save all images as a grid, with the settings of the first, under an unused name."""
     from impasto.sampling.sampler import make_grid, save_png
 
     save_png(make_grid(images, min(columns, len(images))), _free_grid(out), prompt, more)
 
 
 def _size(width: int | None, height: int | None, model: str, base: BaseModel) -> tuple[int, int]:
-    """What is asked for; a side that is not is what the model was trained at."""
+    """Return width and height; a side that is not given is that of the training size."""
     if width is not None and height is not None:
         return width, height
     native = _native_size(model, base)
@@ -235,7 +247,7 @@ def _size(width: int | None, height: int | None, model: str, base: BaseModel) ->
 
 
 def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
-    """What the model was trained at; a run knows it even where its file says nothing."""
+    """Return the size that the model was trained at, from the settings of a run or the file."""
     from impasto.config.load import load_begun_config
     from impasto.models.reading.native_size import native_size
     from impasto.runs.remote.reading import settings_file_of
@@ -249,14 +261,14 @@ def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
 
 
 def _next_number(out: Path) -> int:
-    """The number after those of the images in a folder, so that none is replaced."""
+    """Return the number after the largest of the images in a folder, or 0 for the first."""
     names = (path.name for path in out.iterdir()) if presence.is_dir(out) else ()
     taken = [int(found[1]) for name in names if (found := _NUMBERED.match(name))]
     return max(taken, default=-1) + 1
 
 
 def _free_grid(out: Path) -> Path:
-    """`grid.png`, or `grid-2.png` and so on where that is taken."""
+    """Return the path `grid.png`, or `grid-2.png` and so on if that exists."""
     number, candidate = 1, out / "grid.png"
     while presence.exists(candidate):
         number += 1
@@ -265,10 +277,10 @@ def _free_grid(out: Path) -> Path:
 
 
 def _numbers(text: str) -> list[float]:
-    """Read a list of strengths from the command line.
+    """Parse a list of strengths from the command line.
 
     Raises:
-        ConfigError: One is no number.
+        ConfigError: A value is not a number.
     """
     from impasto.errors import ConfigError
     from impasto.finite import finite

@@ -1,4 +1,4 @@
-"""The options of every verb that draws images: how many sampler steps, how strong the words."""
+"""The options of every command that draws images: sampler, steps and guidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from impasto.cli.numbers import Finite
 from impasto.sampler_table import SAMPLERS
 
 _CELL = 8
-"""Pixels of a side of a latent's cell in every Stable Diffusion: no model is opened yet."""
+"""Pixels per latent, along each side, of every Stable Diffusion: no model is opened yet."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,15 +25,16 @@ def sampling_options(command: F) -> F:
         ),
         click.option(
             "--guidance", default=7.0, show_default=True, type=Finite(0, 1000),
-            help="1 means no guidance.",
+            help="Guidance scale (CFG); 1 means no guidance.",
         ),
         click.option(
             "--guidance-rescale", default=0.0, show_default=True, type=Finite(0, 1),
-            help="How much of the contrast that guidance adds is taken back. 0.7 suits models "
-            "whose noise schedule ends in noise alone.",
+            help="Guidance rescale (CFG rescale): the fraction of the contrast added by guidance "
+            "that is removed. 0.7 suits models trained with zero terminal SNR.",
         ),
         click.option(
-            "--sampler", default="ddim", show_default=True, help=f"One of {', '.join(SAMPLERS)}."
+            "--sampler", default="ddim", show_default=True,
+            help=f"The sampler: one of {', '.join(SAMPLERS)}.",
         ),
     )  # fmt: skip
     for option in reversed(options):
@@ -42,10 +43,10 @@ def sampling_options(command: F) -> F:
 
 
 def require_sampler_and_sides(sampler: str, width: int | None, height: int | None) -> None:
-    """Refuse what no model draws with, before one is opened.
+    """Check the sampler and the size of images before a model is opened.
 
     Raises:
-        ConfigError: There is no such sampler, or a side is no multiple of 8.
+        ConfigError: The sampler is unknown, or a side is not a multiple of 8.
     """
     from impasto.sampling.prompts import require_sampler, require_sides
 

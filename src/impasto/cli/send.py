@@ -1,4 +1,4 @@
-"""`impasto send`: puts the rest of a run into its object store."""
+"""`impasto send`: upload the rest of a run to its object store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import click
 @click.command()
 @click.argument("run", metavar="URL", type=click.Path(path_type=Path))
 def send(run: Path) -> None:
-    """Upload what the object store of the run URL does not have yet from this machine.
+    """Upload the files of a run that are missing in the object store at URL.
 
-    For a run that ended while its store could not be used. Nothing is trained. Once all of a
-    finished run is in its store, its working folder on this machine is removed.
+    Use this for a run that ended while its store could not be reached. Nothing is trained. Once all
+    files of a finished run are in the store, its working folder on this machine is removed.
     """
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
@@ -25,7 +25,7 @@ def send(run: Path) -> None:
     location = location_of(run)
     if location is None:
         raise ConfigError(
-            f"{run} is no run in an object store; expected its URL, as in s3://bucket/run."
+            f"{run} is not a run in an object store; expected its URL, as in s3://bucket/run."
         )
     require_location(location)
     console = Console()

@@ -1,4 +1,4 @@
-"""`impasto settings`: what each setting does, what it can be, and how it is written."""
+"""`impasto settings`: the meaning, type, default and an example of each setting."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(key: str | None, as_json: bool) -> None:  # noqa: FBT001
 
 
 def setting_value(setting: Setting) -> dict[str, Any]:
-    """All that is known of a setting, for programs."""
+    """Return the description, type, bounds, default and example of a setting, for programs."""
     from impasto.config.tree import former_name_of
 
     return {
@@ -77,10 +77,10 @@ def _is_section(found: Any) -> bool:
 
 
 def _find(key: str, console: Console, *, silent: bool) -> Any:
-    """The section or the setting of a name, which may be a former one.
+    """Find a section or setting by its name, which may be a former name.
 
     Raises:
-        ConfigError: There is none; with the nearest.
+        ConfigError: There is none of that name; the message suggests the nearest.
     """
     from impasto.config import elsewhere
     from impasto.config.renamed import present_path
@@ -102,14 +102,14 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     near = elsewhere.meant(present) or nearest(present, [*all_settings(), *sections])
     hint = f" Did you mean {near}?" if near else ""
     raise ConfigError(
-        f"There is no setting {key!r}.{hint} There are the sections "
+        f"There is no setting {key!r}.{hint} The sections are "
         f"{', '.join(name for name in sections if name != TOP)}; impasto settings SECTION lists "
-        f"the settings of one."
+        f"the settings of a section."
     )
 
 
 def _of_subsets(path: str) -> Setting | None:
-    """The setting of subsets alone that a path or its name stands for."""
+    """Find a setting that only subsets have, by its path or name; None if there is none."""
     from impasto.config.tree import SUBSETS, subset_settings
 
     section, _, name = path.rpartition(".")
@@ -162,7 +162,7 @@ def _toml_example(setting: Setting) -> str:
 
 
 def _set_example(setting: Setting) -> str | None:
-    """How it is set on the command line; None of a subset, of which there are several."""
+    """Return the --set option for a setting; None for a setting of subsets, which are a list."""
     from impasto.config.examples import example_of
     from impasto.config.fields import written
     from impasto.config.tree import SUBSETS

@@ -1,4 +1,4 @@
-"""`impasto show`: what a run has learnt so far, in words."""
+"""`impasto show`: a summary of what a run has learnt so far."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--images", "most", default=10, show_default=True, type=click.IntRange(0),
-    help="How many of the images with the highest loss are named.",
+    help="How many of the images with the highest loss to list.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
     """Show what the run RUN has learnt: best checkpoint, signs of over-fitting, worst images.
 
-    The images with the highest loss, compared with all others at the same noise
-    levels, are known where logging.image_losses = true.
+    Images with the highest loss, relative to others at the same noise levels, are listed if the run
+    has logging.image_losses = true.
     """
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
@@ -87,7 +87,7 @@ def _groups(run: RunDirectory) -> GroupLosses | None:
 
 
 def _claims(learning: Learning | None) -> dict[str, Any]:
-    """What is claimed of the validation loss, for programs; all None without one."""
+    """Return the conclusions from the validation loss, for programs; all None without one."""
     from impasto.runs.evidence import CONFIDENCE
     from impasto.runs.learning_text import best_text, evidence_text, gap_text
 
@@ -122,9 +122,9 @@ def _rows(found: dict[str, Any]) -> dict[str, str]:
         rows["Best checkpoint"] = found["no_checkpoint"]
     if not found["images_known"]:
         rows["Highest loss"] = (
-            "no losses of images yet"
+            "no image losses yet"
             if found["has_image_losses"]
-            else "not known: logging.image_losses = true records the loss of each image"
+            else "unknown: logging.image_losses = true records the loss of each image"
         )
     return rows
 

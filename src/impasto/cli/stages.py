@@ -1,7 +1,7 @@
-"""How a stage of work is shown: a bar on a terminal, lines now and then in a file or a pipe.
+"""Shows the progress of a stage of work: a bar on a terminal, or lines in a file or a pipe.
 
-Every wait of over two seconds has a name and moves. The console (`console.py`) and the imports of
-large packages (`imports.py`) share the one display that a terminal has.
+Every wait of over two seconds has a name and shows progress. The console (`console.py`) and the
+imports of large packages (`imports.py`) share the single display of a terminal.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ LINES_EVERY_S = 15.0
 
 @dataclass(frozen=True)
 class Stage:
-    """Some work that takes its time.
+    """A stage of work whose progress is shown.
 
     Attributes:
-        description: What is done.
-        total: How many items it has; None if that is not known.
-        unit: What they are called, in the plural.
+        description: The name of the work.
+        total: The number of items; None if it is unknown.
+        unit: The name of the items, in the plural.
     """
 
     description: str
@@ -50,7 +50,7 @@ class Stage:
 
 
 class _CountColumn(ProgressColumn):
-    """How many of how many; how many so far where the total is not known."""
+    """Shows completed and total items, or only completed ones if the total is unknown."""
 
     def render(self, task: Task) -> Text:
         done, unit = int(task.completed), task.fields["unit"]
@@ -60,7 +60,7 @@ class _CountColumn(ProgressColumn):
 
 
 class _RateColumn(ProgressColumn):
-    """Items per second, or seconds per item where that is slower."""
+    """Shows items per second, or seconds per item below one item per second."""
 
     def render(self, task: Task) -> Text:
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
@@ -71,7 +71,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _RemainingColumn(ProgressColumn):
-    """The time left, once it can be told."""
+    """Shows the remaining time, once it can be estimated."""
 
     max_refresh = 0.5
 
@@ -86,14 +86,14 @@ class _RemainingColumn(ProgressColumn):
 
 
 class _Display:
-    """The place on the terminal where bars are: made with the first of them, gone with the last."""
+    """The progress bars on the terminal; created with the first bar and removed with the last."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._lock = threading.Lock()
 
     def add(self, rich: RichConsole, stage: Stage, completed: int = 0) -> TaskID:
-        """Show a stage below those that are shown already."""
+        """Show a bar for a stage below the existing ones, and return its id."""
         with self._lock:
             if self._progress is None:
                 self._progress = _new_progress(rich)
@@ -103,13 +103,13 @@ class _Display:
             )
 
     def update(self, task: TaskID, **changes: Any) -> None:
-        """Move the bar of a stage, or say something else of it."""
+        """Update the progress or description of a bar."""
         progress = self._progress
         if progress is not None:
             progress.update(task, **changes)
 
     def remove(self, task: TaskID) -> None:
-        """Take a stage away; nothing stays where the last one was."""
+        """Remove a bar; with the last one, the whole display is removed."""
         with self._lock:
             if self._progress is None:
                 return
@@ -135,12 +135,12 @@ def _new_progress(rich: RichConsole) -> Progress:
 
 DISPLAY = _Display()
 _speaking: list[Stage] = []
-"""Stages that are told of in lines just now."""
+"""Stages that are currently shown as lines."""
 
 
 @contextlib.contextmanager
 def progress_bar(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
-    """A stage as a bar on a terminal, with a spinner and the time."""
+    """Show a stage as a bar on a terminal, with a spinner and the time; yield its advance."""
     task = DISPLAY.add(rich, stage)
     try:
         yield lambda count: DISPLAY.update(task, advance=count)
@@ -150,7 +150,7 @@ def progress_bar(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def progress_bar_if_slow(rich: RichConsole, stage: Stage) -> Iterator[None]:
-    """A stage that is shown on a terminal only if it lasts, so that nothing flickers."""
+    """Show a stage on a terminal only if it takes over 0.3 s, to avoid flicker."""
     tasks: list[TaskID] = []
     timer = threading.Timer(SHOWN_AFTER_S, lambda: tasks.append(DISPLAY.add(rich, stage)))
     timer.daemon = True
@@ -166,9 +166,9 @@ def progress_bar_if_slow(rich: RichConsole, stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_lines(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
-    """A stage as lines: its name if it takes over two seconds, then how far it is.
+    """Show a stage as lines: its name if it takes over two seconds, then its progress.
 
-    One of unknown length within another is part of that one's wait, and says nothing itself.
+    A stage of unknown length inside another is part of the outer stage and prints nothing.
     """
     if _speaking and stage.total is None:
         yield lambda _: None
@@ -201,7 +201,7 @@ def _plain_text(stage: Stage, done: int, seconds: float, *, first: bool) -> str:
     if first:
         return f"{stage.description} ..."
     if not done:
-        return f"{stage.description}: at work for {seconds:.0f} s"
+        return f"{stage.description}: running for {seconds:.0f} s"
     if stage.total is None:
         return f"{stage.description}: {counted(done, stage.unit)} in {seconds:.0f} s"
     return f"{stage.description}: {done:,} of {counted(stage.total, stage.unit)}"

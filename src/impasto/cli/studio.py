@@ -1,4 +1,4 @@
-"""`impasto studio`: the window to work through, in a browser."""
+"""`impasto studio`: serve the studio, a web interface in the browser."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 @click.command()
 @click.option(
     "--runs", "run_folders", multiple=True, metavar="DIR", type=LISTED_RUNS,
-    help="A folder with runs in it, up to three levels deep; repeatable. The current folder if "
-    "none is given.",
+    help="A folder with runs, searched up to three levels deep; repeatable. Default: the current "
+    "folder.",
 )  # fmt: skip
 @click.option(
     "--data", "data_folders", multiple=True, metavar="DIR", type=READ,
-    help="A folder of images, or with such folders in it; repeatable. The current folder if none "
-    "is given.",
+    help="A folder of images, or one that contains such folders; repeatable. Default: the current "
+    "folder.",
 )  # fmt: skip
 @click.option(
     "--models", "model_folders", multiple=True, metavar="DIR", type=READ,
-    help="A folder with models in it; repeatable. The current folder if none is given.",
+    help="A folder with models; repeatable. Default: the current folder.",
 )  # fmt: skip
 @click.option(
     "--queue", "queue_folder", default=Path(QUEUE), show_default=True, metavar="DIR",
     type=KEPT_FOLDER,
-    help="The folder of the queue, which need not be there yet.",
+    help="The folder of the queue; it is created when needed.",
 )  # fmt: skip
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=None,
-    help=f"The port of this machine; without it the first free one from {DEFAULT_PORT} on.",
+    help=f"The port to serve at; default: the first free port from {DEFAULT_PORT} on.",
 )  # fmt: skip
 @click.option(
     "--listen", metavar="ADDRESS", default=LOOPBACK, show_default=True,
-    help="The address of this machine to serve at; 0.0.0.0 means all of them. Then other machines "
-    "can use the studio too, with the printed address, unencrypted.",
+    help="The IP address of this machine to serve at; 0.0.0.0 means all. With an address other "
+    "than the default, other machines can use the studio through the printed URL, unencrypted.",
 )  # fmt: skip
 @click.option(
     "--demo", "with_demo", is_flag=True,
-    help=f"Work in the folder {DEMO_FOLDER} with runs, data and models of its own, among them the "
-    f"images and the model of the demo; files that are already there stay as they are.",
+    help=f"Create the folder {DEMO_FOLDER} for runs, data and models, with copies of the demo's "
+    f"images and model, and work there; existing files are not changed.",
 )  # fmt: skip
-@click.option("--open", "opens", is_flag=True, help="Open it in the browser at once.")
+@click.option("--open", "opens", is_flag=True, help="Open the studio in the browser.")
 def studio(
     run_folders: tuple[Path, ...],
     data_folders: tuple[Path, ...],
@@ -82,10 +82,10 @@ def studio(
     with_demo: bool,
     opens: bool,
 ) -> None:
-    """Serve the studio, a window in the browser to work through.
+    """Serve the studio, a web interface in the browser.
 
-    Unless --listen says otherwise, only this machine can reach it, at the address that it prints.
-    Stopping it stops no training, and starting it again finds all runs.
+    Without --listen, only this machine can reach it, at the printed URL. Stopping the studio stops
+    no training, and a new studio finds all runs.
     """
     from impasto.allocation import use_one_arena
     from impasto.cli.console import Console
@@ -113,12 +113,13 @@ def studio(
 
 
 def _begin_with_demo(folder: Path, console: Console) -> dict[str, tuple[Path, ...]]:
-    """Make a folder to begin in, with copies of the demo's images and model; returns its folders.
+    """Create a folder with copies of the demo's images and model, and return its subfolders.
 
-    Copies, since images get other captions and crops here and the package may be read-only.
+    The files are copied because users edit captions and crops here, and the package may be
+    read-only.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The folder cannot be written.
     """
     import shutil
 
@@ -146,10 +147,10 @@ def _begin_with_demo(folder: Path, console: Console) -> dict[str, tuple[Path, ..
 
 
 def _existing(given: tuple[Path, ...], option: str, what: str) -> tuple[Path, ...]:
-    """The folders that an option gives, or the current one, as whole paths.
+    """Return the folders of an option, or the current folder, as absolute paths.
 
     Raises:
-        RunError: One is not there.
+        RunError: A folder does not exist.
     """
     folders = [folder.absolute() for folder in given or (Path(),)]
     return existing_folders(folders, f" Give folders with {what} in them to {option}.")
@@ -179,12 +180,12 @@ def _serve(
         app = create_app(studio, access)
         console.note(f"The studio shows the runs in {', '.join(map(str, folders.runs))}. Open:")
         console.note(access.address)
-        console.note("The address is a key: whoever has it can use the studio. Ctrl-C ends it.")
+        console.note("The address is a key: anyone who has it can use the studio. Ctrl-C ends it.")
         if not ipaddress.ip_address(address).is_loopback:
             console.note(
-                "Warning: other machines reach it too. Whoever has the address can read and change "
-                "what is in these folders and start programs here, and what is sent can be read on "
-                "the way. On a network that is not yours alone, use SSH instead: ssh -L "
+                "Warning: other machines can reach the studio. Anyone who has the address can read "
+                "and change files in these folders and start programs here, and the connection is "
+                "not encrypted. On a shared network, use SSH instead: ssh -L "
                 f"{port}:127.0.0.1:{port} MACHINE, with the studio at {LOOPBACK}."
             )
         config = uvicorn.Config(app, log_level="error", access_log=False)
@@ -197,7 +198,7 @@ def _serve(
 
 
 def _farewell(studio: Studio) -> str:
-    """The message that the studio has ended, with what goes on without it."""
+    """Return the message that the studio has ended, with the runs and queue that continue."""
     from impasto.invocation import command
     from impasto.parsing import printable
     from impasto.runs.queue_devices import runners_of
@@ -206,18 +207,18 @@ def _farewell(studio: Studio) -> str:
     names = ", ".join(printable(path.name) for path in runs)
     going = [f"{names} {'is' if len(runs) == 1 else 'are'} being trained"] if runs else []
     if runners_of(studio.queue):
-        going.append("the queue is being worked on")
+        going.append("the queue is running")
     if not going:
         return "The studio has ended."
     return (
-        f"The studio has ended. {'; '.join(going)}, and that goes on; a new studio shows it. "
-        f"{command('runs', *studio.folders.runs)} lists runs; Ctrl-C where they run, or the "
-        f"buttons of their pages, stop them."
+        f"The studio has ended. {'; '.join(going)}, and this continues; a new studio shows it. "
+        f"{command('runs', *studio.folders.runs)} lists runs. To stop them, press Ctrl-C where "
+        f"they run, or use the buttons on their pages."
     )
 
 
 def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:
-    """A server that says when it ends, so that pages that are open do not hold it up."""
+    """Create a server that sets `closing` on exit, so that open pages do not delay it."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -230,7 +231,7 @@ def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:
 
 
 def _is_no_cut_off_request(record: logging.LogRecord) -> bool:
-    """Whether a line of the log is about something else than requests that the end cuts off."""
+    """Return whether a log record is not about requests that are cut off by the shutdown."""
     error = record.exc_info[1] if record.exc_info else None
     is_shutdown = "graceful shutdown" in record.getMessage()
     return not (isinstance(error, asyncio.CancelledError) or is_shutdown)
@@ -238,9 +239,10 @@ def _is_no_cut_off_request(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _opened(address: str, runs: Path) -> Iterator[None]:
-    """Open an address in the browser without a word of it in the list of processes.
+    """Open an address in the browser without showing it in the list of processes.
 
-    What a program is started with can be read by every user of the machine; a file need not be.
+    The arguments of a program can be read by every user of the machine, so the browser is given a
+    private file that redirects to the address.
     """
     page = f'<meta http-equiv="refresh" content="0;url={address}"><a href="{address}">Open</a>'
     with _private_folder(runs) as folder:
@@ -251,10 +253,11 @@ def _opened(address: str, runs: Path) -> Iterator[None]:
 
 
 def _private_folder(runs: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder that this user alone can read, below a folder of runs, until it is left.
+    """Create a temporary folder, inside a folder of runs, that only this user can read.
 
-    Browsers that are snaps, as Ubuntu's Firefox is, see neither /tmp nor what is hidden in the home
-    folder itself. Where disks have no permissions, or on Windows, it is the system's own.
+    Browsers installed as snaps, such as Ubuntu's Firefox, can access neither /tmp nor hidden files
+    directly in the home folder. On disks without permissions and on Windows, the system's
+    temporary folder is used.
     """
     from impasto.studio.folders import HOME
 

@@ -1,4 +1,4 @@
-"""`impasto tasks ...`: what the studio has started beside runs."""
+"""`impasto tasks ...`: list and stop tasks that the studio has started."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ if TYPE_CHECKING:
 
 RUNS = click.option(
     "--runs", "folder", default=Path(), metavar="DIR", type=KEPT,
-    help="The first folder of runs of the studio that started them. Default: the current folder.",
+    help="The first --runs folder of the studio that started the tasks. Default: the current "
+    "folder.",
 )  # fmt: skip
 
 
 @click.group(cls=FullHelpGroup)
 def tasks() -> None:
-    """List and stop what the studio has started: tagging, conversions, downloads, drawing.
+    """List and stop tasks of the studio: tagging, conversions, downloads, drawing.
 
-    Runs are listed by `impasto runs`, and asked to stop by `impasto ask`.
+    Runs are listed by `impasto runs`, and stopped by `impasto ask`.
     """
 
 
 @tasks.command("list")
 @RUNS
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per task, for programs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per task, for programs."
+)
 def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
-    """List the tasks, the newest first, with the true state of each."""
+    """List the tasks, newest first, with the current state of each."""
     known = _tasks_of(folder)
     print_list(
         [_as_json(known, task) for task in known.all()],
@@ -47,7 +50,7 @@ def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("name")
 @RUNS
 def stop(name: str, folder: Path) -> None:
-    """Ask the task NAME, as `impasto tasks list` shows it, to stop."""
+    """Ask the task NAME to stop; `impasto tasks list` shows the names."""
     from impasto.cli.console import Console
     from impasto.errors import RunError
     from impasto.invocation import command
@@ -58,11 +61,11 @@ def stop(name: str, folder: Path) -> None:
         shown = () if folder == Path() else ("--runs", folder)
         raise RunError(
             f"There is no task {name} of the runs in {_folder_name(folder)}. "
-            f"These are there: {command('tasks', 'list', *shown)}"
+            f"List the tasks with: {command('tasks', 'list', *shown)}"
         )
     state = known.state_of(task)
     if not state.is_alive:
-        raise RunError(f"Task {name} is not at work: it is {state.state}.")
+        raise RunError(f"Task {name} is not running: it is {state.state}.")
     known.stop(task)
     Console().note(f"Asked to stop: {task.description().get('title', name)}.")
 
@@ -72,10 +75,10 @@ def _folder_name(folder: Path) -> str:
 
 
 def _tasks_of(folder: Path) -> Tasks:
-    """The tasks of the studio of a folder of runs.
+    """Return the tasks of the studio of a folder of runs.
 
     Raises:
-        RunError: That is no folder, or one that leads elsewhere.
+        RunError: The folder does not exist, or links lead out of it.
     """
     from impasto.studio.folders import HOME, require_own
     from impasto.studio.tasks import TASKS, Tasks

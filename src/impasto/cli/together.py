@@ -1,4 +1,4 @@
-"""The processes that a launcher started, before PyTorch is imported."""
+"""Joins the processes of a launcher, only if there are several, so that all fail together."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[ProcessGroup | None]:
-    """Have what ends one of several processes end all of them; PyTorch is imported for that.
+    """Make an error in one of several processes end all of them.
 
-    The value is the processes; None without a launcher.
+    Yields the group of processes; None without a launcher, and then PyTorch is not imported.
     """
     if "LOCAL_RANK" not in os.environ:
         yield None

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 @click.option(
     "--ray-address",
     metavar="HOST:PORT",
-    help="Prepare the images with this Ray cluster; auto for the one of this machine. Short for "
+    help="Prepare the images with this Ray cluster; auto finds the one on this machine. Short for "
     "--set dataset.executor=ray --set dataset.ray_address=HOST:PORT.",
 )
-@click.option("--plan", "plan_only", is_flag=True, help="Show what would happen, and stop.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would happen, and exit.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="With --plan: print one JSON object, for programs."
+    "--json", "as_json", is_flag=True, help="With --plan: print one JSON object for programs."
 )
 def train(
     config: Path,
@@ -45,7 +45,7 @@ def train(
     plan_only: bool,
     as_json: bool,
 ) -> None:
-    """Train as the TOML file CONFIG says, in a new run directory.
+    """Train with the settings in the TOML file CONFIG, in a new run directory.
 
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
@@ -54,7 +54,7 @@ def train(
         overrides = (*overrides, "dataset.executor=ray", named)
     if as_json:
         if not plan_only:
-            raise click.UsageError("--json belongs to --plan.")
+            raise click.UsageError("--json works only with --plan. Add --plan, or remove --json.")
         print_plan(config, overrides)
         return
     from impasto.cli.console import Console
@@ -81,7 +81,7 @@ def train(
 
 
 def load_settings(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
-    """The settings of a file, and a note for each that is under a former name."""
+    """Load the settings in a file, with a note for each setting that is under a former name."""
     from impasto.config.load import load_run_config
     from impasto.config.renamed import FormerNameWarning
 
@@ -92,7 +92,7 @@ def load_settings(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, li
 
 
 def print_plan(file: Path, overrides: tuple[str, ...]) -> None:
-    """Print a plan as JSON, or what stands against one; the process ends with the error's code."""
+    """Print a plan as JSON; on an error, include it and exit with its code."""
     from impasto.cli.early import check_run
     from impasto.cli.harmless import json_text
     from impasto.errors import ImpastoError
@@ -128,9 +128,9 @@ def print_plan(file: Path, overrides: tuple[str, ...]) -> None:
 def resume(run: Path) -> None:
     """Continue the run in the directory RUN from its newest state, exactly.
 
-    RUN may be the URL of a run in an object store: what is needed of it is fetched first.
+    RUN may be the URL of a run in an object store: the files needed to resume are fetched first.
 
-    A finished run can be made longer where the learning rate does not depend on its length: raise
+    A finished run can be extended if the learning rate does not depend on its length: raise
     training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
@@ -140,7 +140,7 @@ def resume(run: Path) -> None:
 
     console = Console()
     with failing_together() as group:
-        if group is None or group.rank == 0:  # others may have no disk in common with it
+        if group is None or group.rank == 0:  # others may not share a disk with it
             directory = open_run(run)
             state, config = directory.state(), load_begun_config(settings_to_go_on(directory))
             asked = _asked_steps(config.training, state.status)
@@ -163,7 +163,7 @@ def _tell_nothing_is_left(group: ProcessGroup | None) -> None:
 
 
 def _show_finished(run: RunDirectory, console: Console) -> None:
-    """Name the model; write the report if the process ended before it could."""
+    """Print the path of the model; write the report if the process ended before it could."""
     from impasto.runs.remote.local_folders import working_folder
 
     is_copy = run.location is not None and run.path != working_folder(run.location)
@@ -175,7 +175,10 @@ def _show_finished(run: RunDirectory, console: Console) -> None:
 
 
 def _asked_steps(training: TrainingConfig, status: Mapping[str, Any]) -> int | None:
-    """How long the settings want a finished run to be; None where only its data tells."""
+    """Return the length in steps that the settings request, or None if only the dataset tells.
+
+    `status` is that of a finished run; its `updates_per_epoch` turns epochs into steps.
+    """
     if training.max_steps is not None:
         return training.max_steps
     per_epoch = status.get("updates_per_epoch")

@@ -1,1 +1,1 @@
-"""The embedded default: a tiny trained model, images in a style new to it, and the settings."""
+"""The embedded demo: a tiny trained model, images in a style new to it, and the settings."""

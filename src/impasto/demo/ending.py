@@ -1,8 +1,8 @@
-"""How the demo ends: its result mixed with the base model, with the previews of the mixture.
+"""The last part of the demo: mix the result with the base model, and draw previews of the mixture.
 
-Weights between those of a model and of what was fine-tuned from it often do better than either, on
-what was trained and on what the base model knew (WiSE-FT: Wortsman et al. 2021, arXiv:2109.01903).
-The page of the guide on the demo has the numbers that the ratio was chosen by.
+Weights between those of a base model and its fine-tuned result often do better than either, both on
+the training task and on what the base model knew (WiSE-FT: Wortsman et al. 2021, arXiv:2109.01903).
+The page of the guide on the demo has the numbers behind the choice of the ratio.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from impasto.sampling.sampler import Sampler, save_png
 from impasto.training.builders.prompts import build_prompts
 
 RATIO = 0.8
-"""The share of the result in the mixture; the rest is the base model."""
+"""The fraction of the result in the mixture; the rest is the base model."""
 
 FOLDER = "mixed"
-"""The folder in the run directory, of the mixture and its drawings."""
+"""The folder for the mixture and its drawings, in the run directory."""
 
 
 def mix_with_base(run: RunDirectory, config: RunConfig, progress: Progress) -> Path:
-    """Write the mixture of a finished run's base model and its result.
+    """Write the mixture of a finished run's base model and its result, and return its path.
 
     Raises:
         ModelError: The run has exported no model, or it does not fit the base model.
@@ -43,7 +43,7 @@ def mix_with_base(run: RunDirectory, config: RunConfig, progress: Progress) -> P
 
 
 def draw_previews(model: Path, config: RunConfig, progress: Progress) -> Path:
-    """Draw the prompts of a run's previews with another model; the folder with the drawings.
+    """Draw the prompts of a run's previews with `model`, and return the folder with the drawings.
 
     Raises:
         StorageError: The disk is full.

@@ -1,8 +1,8 @@
-"""Whether models learnt the demo's style and kept what the base model knew, by what they drew.
+"""Scores drawings of the demo: was the style learnt, and does the model still know its subjects?
 
-The prompts name things that no training image shows, and real drawings of these in the style were
-held out. A validation loss tells how well noise is found in those; it does not tell whether what is
-drawn is still what was asked for. The tagger that comes with the demo does.
+The prompts name things that no training image shows; real drawings of these in the style were held
+out. A validation loss measures how well noise is predicted for those; it does not measure whether a
+drawing still shows the subject of its prompt. The demo's tagger does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from impasto.progress import Progress
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is seen in the drawings of a model.
+    """The scores of a model's drawings.
 
     Attributes:
-        recognised: Drawings in which the tagger sees all that the prompt names.
-        asked: Drawings whose prompts name something that the tagger knows.
-        distance: Kernel distance to the held-out drawings by the tagger's features (Bińkowski et
-            al. 2018, arXiv:1801.01401): lower is nearer, and may be below 0 where there is no
-            difference. NaN of a single drawing.
+        recognised: Number of drawings in which the tagger finds everything named in the prompt.
+        asked: Number of drawings whose prompt names something that the tagger knows.
+        distance: Kernel distance to the held-out drawings in the tagger's features (Bińkowski et
+            al. 2018, arXiv:1801.01401): lower is closer; it may be below 0 if there is no
+            difference. NaN for a single drawing.
     """
 
     recognised: int
@@ -39,7 +39,7 @@ class Evidence:
     distance: float
 
     def __str__(self) -> str:
-        """The numbers in words."""
+        """Return the scores as text, for a table."""
         return (
             f"{self.recognised} of {self.asked} things recognised, kernel distance "
             f"{self.distance:.2f}"
@@ -49,12 +49,12 @@ class Evidence:
 def look_at_drawings(
     folders: Mapping[str, Path], prompts: Sequence[str], progress: Progress
 ) -> dict[str, Evidence]:
-    """What is seen in the drawings of several models.
+    """Score the drawings of several models, and return the scores by name of the model.
 
     Args:
-        folders: What a model is called -> the folder with its drawings, `000.png` and so on.
-        prompts: What they were asked to show, in their order; at least one.
-        progress: Shows how far the work is.
+        folders: Name of a model -> the folder with its drawings, `000.png` and so on.
+        prompts: The prompts of the drawings, in order; at least one.
+        progress: Shows the progress.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.

@@ -1,4 +1,4 @@
-"""Where the embedded files are, and the settings that the demo trains with."""
+"""The paths of the demo's embedded files, and its training settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ SETTINGS = FOLDER / "demo.toml"
 
 
 def demo_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The demo's settings with the places of the embedded files filled in.
+    """Build the demo's settings, with the paths of the embedded files filled in.
 
     Derived data goes into the run directory, because the package may be read-only.
 
+    Args:
+        out: The run directory.
+        overrides: Settings to change, as KEY=VALUE.
+
     Raises:
-        ConfigError: An override does not fit.
+        ConfigError: An override is invalid.
     """
     values = read_toml(SETTINGS)
     values["output_dir"] = str(out)
@@ -37,5 +41,5 @@ def demo_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def held_out_captions() -> list[str]:
-    """Words for twelve things that the base model knows and the image set does not show."""
+    """Return the captions of twelve things that the base model knows but the image set lacks."""
     return [p.read_text(encoding="utf-8").strip() for p in sorted(HELD_OUT.glob("*.txt"))]

@@ -1,1 +1,1 @@
-"""The drop-in layer: sd-scripts' commands and flags, brought to our settings."""
+"""The drop-in layer: sd-scripts' commands and flags, translated to Impasto's settings."""

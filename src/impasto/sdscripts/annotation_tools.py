@@ -1,6 +1,7 @@
 """`finetune/make_captions.py`, `make_captions_by_git.py` and `tag_images_by_wd14_tagger.py`.
 
-The flags are those of kohya-ss/sd-scripts at commit 48d368fa, with what their help says they do.
+The flags are those of kohya-ss/sd-scripts at commit 48d368fa, with the effects that their help
+describes.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
 
 BLIP = "Salesforce/blip-image-captioning-large"
-_WORKERS = "decoding takes as many threads as there are CPUs"
+_WORKERS = "decoding uses one thread per CPU"
 
 
 def make_captions() -> None:
     """The command `make_captions.py` of sd-scripts: writes captions beside images."""
     parser = image_parser("make_captions.py", "Caption images with BLIP.", ".caption")
     parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
-    parser.add_argument("--beam_search", action="store_true", help="beams in place of drawing")
+    parser.add_argument(
+        "--beam_search", action="store_true", help="beam search instead of sampling"
+    )
     parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--num_beams", type=int, default=1)
@@ -67,7 +70,7 @@ def _make_captions(options: argparse.Namespace, console: Console) -> None:
     require_generation(generation)
     source = options.caption_weights
     if "://" in source:
-        console.note(f"--caption_weights: nothing is loaded from an address; taking {BLIP}.")
+        console.note(f"--caption_weights: weights are not loaded from a URL; using {BLIP}.")
         source = BLIP
     captioner = _captioner(source, console, generation)
     _caption_all(options, captioner, console)
@@ -209,17 +212,17 @@ def _spelling(options: argparse.Namespace) -> Spelling:
 
 
 def _position(options: argparse.Namespace, name: str) -> Any:
-    """First, last or off; the last wins where both are asked for, as there."""
+    """Return "first", "last" or "off"; "last" wins if both flags are given, as in sd-scripts."""
     if getattr(options, f"use_{name}_tags_as_last_tag"):
         return "last"
     return "first" if getattr(options, f"use_{name}_tags") else "off"
 
 
 def _one_file(options: argparse.Namespace, spelling: Spelling) -> MetadataTarget:
-    """`--output_path`: all tags in one file, `{path: {tags, image_size}}` or a line for each.
+    """Build the target of `--output_path`: one file, `{path: {tags, image_size}}` or JSON lines.
 
-    Without --append_tags the file is replaced whole, as sd-scripts does; with it, what else an
-    entry says stays. A line of .jsonl has its tags as `caption`.
+    Without --append_tags the whole file is replaced, as in sd-scripts; with it, other keys of an
+    entry are retained. A line of .jsonl has its tags as `caption`.
     """
     from impasto.annotate.caption_targets import MetadataTarget
 
@@ -249,7 +252,7 @@ def _dataset_paths(options: argparse.Namespace, metadata: Path | None = None) ->
 def _write(
     options: argparse.Namespace, annotator: Annotator[Any], target: Target, console: Console
 ) -> None:
-    """Go through the images; the journal of all targets allows `impasto dataset undo`."""
+    """Annotate the images and write the results, with a journal for `impasto dataset undo`."""
     from impasto.annotate.annotation import ImageReading, annotate
     from impasto.annotate.caption_targets import MetadataTarget
     from impasto.annotate.journal import Journal
@@ -273,8 +276,8 @@ def _write(
             show=show if options.debug else None,
             reading=ImageReading(batch_size=options.batch_size),
         )
-    console.note(f"{counted(done.written, 'images have')} words now, {len(done.skipped)} skipped.")
+    console.note(f"{counted(done.written, 'images')} written, {len(done.skipped)} skipped.")
     if isinstance(target, MetadataTarget) and target.kept is not None:
-        console.note(f"What was there is kept as {target.kept}.")
+        console.note(f"The old file is kept as {target.kept}.")
     if done.written:
-        console.note(f"Take it back with: {undo_command(folder, target.folders)}")
+        console.note(f"Undo with: {undo_command(folder, target.folders)}")

@@ -1,4 +1,4 @@
-"""What flags of sd-scripts become of the dataset: its files, resolution, masks and weights."""
+"""Translates sd-scripts' flags of the dataset: its files, resolution, masks and weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Tree = dict[str, Any]
 
 
 def set_dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Take the images of a configuration, a folder or a metadata file.
+    """Set the dataset to a dataset configuration, a folder or a metadata file; return notices.
 
     Raises:
-        ConfigError: None is given, or a value is missing or does not fit.
+        ConfigError: None of them is given, or a value is missing or invalid.
     """
     dataset = tree.setdefault("dataset", {})
     if "resolution" in flags:
@@ -37,7 +37,7 @@ def set_dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if "train_data_dir" not in flags and "in_json" not in flags:
         raise ConfigError("Give --dataset_config, or --train_data_dir.")
     if "resolution" not in flags:
-        raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
+        raise ConfigError("--resolution is missing. Give it, as 512 or 512,768.")
     for key, value in SDSCRIPTS_DEFAULTS.items():
         dataset.setdefault(key, value)
     told += _without_idle_buckets(dataset)
@@ -50,37 +50,37 @@ def set_dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def _take_config(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
-    """Take a dataset configuration, in whose place no other images are used.
+    """Set the dataset to a dataset configuration, which overrides other flags for images.
 
     Raises:
-        ConfigError: It has masks, and the loss is not asked to heed them.
+        ConfigError: It has masks, and --masked_loss is not given.
     """
     config = dataset["config"] = flags["dataset_config"]
-    is_there = presence.is_file(Path(config))  # what is not is named when it is read
+    is_there = presence.is_file(Path(config))  # a missing file is reported when it is read
     if is_there and names_masks(Path(config)) and not flags.get("masked_loss"):
         raise ConfigError(
-            f"{config} has conditioning_data_dir, which sd-scripts takes for masks with "
-            f"--masked_loss alone, in train_db.py and sdxl_train.py. Give that flag there, or take "
-            f"it out."
+            f"{config} has conditioning_data_dir, which sd-scripts uses for masks only with "
+            f"--masked_loss, in train_db.py and sdxl_train.py. Add --masked_loss there, or remove "
+            f"conditioning_data_dir."
         )
     ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
     told = [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
     return told + [
         f"--dataset_config: several subsets of one dataset name {source}, and all of them are "
-        f"trained on; sd-scripts leaves out all but the first."
+        f"trained on; sd-scripts uses only the first."
         for source in (repeated_sources(Path(config)) if is_there else ())
     ]
 
 
 def _without_idle_buckets(dataset: Tree) -> list[str]:
-    """Take out what has no effect on images of one size."""
+    """Remove bucket_no_upscale if buckets are off, and return a notice about it."""
     if dataset["enable_bucket"] or not dataset.pop("bucket_no_upscale", False):
         return []
     return ["--bucket_no_upscale: it has no effect without --enable_bucket, as there."]
 
 
 def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
-    """Take what regularisation images count in the loss, where there are any."""
+    """Set the loss weight of regularisation images; return a notice if there are none."""
     weight = flags.get("prior_loss_weight", 1.0)
     if weight == 1.0:
         return []

@@ -1,7 +1,7 @@
-"""What flags become that commands with DreamBooth's folders have: `train_db.py`, `sdxl_train.py`.
+"""Translates the flags of commands with DreamBooth folders: `train_db.py` and `sdxl_train.py`.
 
-Each rule takes the flags, puts what they mean into the tree of settings, and returns what a person
-is told.
+Each rule takes the flags, sets the matching keys in the tree of settings, and returns notices for
+the user.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Tree = dict[str, Any]
 
 
 def set_text_encoder_length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """`train_db.py` trains the text encoder unless it is told to stop, or never to begin."""
+    """Set how long `train_db.py` trains the text encoder: always, until a step, or not at all."""
     steps = flags.get("stop_text_encoder_training")
     method = tree.setdefault("method", {})
     method["train_text_encoder"] = steps is None or steps > 0
@@ -27,12 +27,13 @@ def set_text_encoder_length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def set_dreambooth_folders(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Folders named `N_class` in `--train_data_dir` and `--reg_data_dir` are subsets.
+    """Use the folders named `N_class` in `--train_data_dir` and `--reg_data_dir` as subsets.
 
-    A `--train_data_dir` without such a folder is one of images.
+    A `--train_data_dir` without such folders is itself a folder of images.
 
     Raises:
-        ConfigError: Regularisation images are given alone, or a folder cannot be read.
+        ConfigError: Regularisation images are given without training images, or a folder cannot be
+            read.
     """
     train, regularisation = flags.get("train_data_dir"), flags.get("reg_data_dir")
     for name in ("dataset_config", "in_json"):
@@ -50,22 +51,27 @@ def set_dreambooth_folders(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def tell_of_tag_files(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Without `--caption_extension` words are in `.caption` alone there, and in `.txt` too here."""
+    """Return a notice if .txt captions are read without `--caption_extension`.
+
+    sd-scripts then reads only .caption files; Impasto reads .txt files too.
+    """
     if tree["dataset"].get("caption_extension") is not None:
         return []
-    if "train_data_dir" not in tree["dataset"]:  # there only folders named `N_class` have images
+    if (
+        "train_data_dir" not in tree["dataset"]
+    ):  # in sd-scripts only folders named `N_class` have images
         return []
     folders = [flags[name] for name in ("train_data_dir", "reg_data_dir") if flags.get(name)]
     if not any(holds_files_of_ending(Path(folder), ".txt") for folder in folders):
         return []
     return [
-        "--caption_extension was not given: words are read from .caption and .txt files; "
-        "sd-scripts reads .caption alone. To leave .txt out, give --caption_extension=.caption."
+        "--caption_extension was not given: captions are read from .caption and .txt files; "
+        "sd-scripts reads only .caption. To leave .txt out, give --caption_extension=.caption."
     ]
 
 
 def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Masks of the loss come from a folder; of folders named `N_class` all but regularisation's."""
+    """Set the folder of masks for the loss; not for regularisation images of `N_class` folders."""
     folder, is_masked = flags.get("conditioning_data_dir"), flags.get("masked_loss")
     if not folder and not is_masked:
         return []
@@ -80,6 +86,6 @@ def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
             found.append("--conditioning_data_dir: --dataset_config is given, so it is not used.")
         return found
     if not folder:
-        return ["--masked_loss: there are no masks but those of --alpha_mask."]
+        return ["--masked_loss: there are no masks except those of --alpha_mask."]
     tree["dataset"]["mask_dir"] = folder
     return []

@@ -1,4 +1,4 @@
-"""`fine_tune.py`, `train_db.py`, `sdxl_train.py`: sd-scripts' commands, run by our trainer."""
+"""`fine_tune.py`, `train_db.py`, `sdxl_train.py`: sd-scripts' commands with Impasto's trainer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HELP = """{script} takes the flags of sd-scripts' {script}, as in
 
   {example}
 
-docs/guide/sd-scripts.md says what becomes of each of them. `impasto import-command` writes the same
-as settings of Impasto.
+docs/guide/sd-scripts.md explains how each flag is treated. `impasto import-command` writes the
+matching settings of Impasto.
 """
 EXAMPLES: dict[Script, str] = {
     FINE_TUNE: """accelerate launch --num_cpu_threads_per_process 1 fine_tune.py
@@ -45,15 +45,15 @@ EXAMPLES: dict[Script, str] = {
 
 
 def main(script: Script, arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit with a documented code."""
+    """Run an sd-scripts command and exit with a documented code."""
     run_and_report(lambda: run(script, list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def run(script: Script, arguments: list[str]) -> None:
-    """Train as the flags say.
+    """Train as the flags request, or print the help.
 
     Raises:
-        ImpastoError: As its parts.
+        ImpastoError: An error in the flags, the data, the model or the training.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP.format(script=script, example=EXAMPLES[script]))
@@ -74,12 +74,12 @@ def run(script: Script, arguments: list[str]) -> None:
 
 
 def _train(script: Script, flags: dict[str, Any], console: Console) -> None:
-    """Start a run."""
+    """Start a new run with the flags."""
     from impasto.cli.early import check_run
     from impasto.sdscripts.settings import build_settings, in_terms_of
     from impasto.sdscripts.translate import translate
 
-    # missing files are found before PyTorch is imported; the precision, which needs it, comes then
+    # report missing files before PyTorch is imported; the precision, which needs it, is set later
     with failing_together():
         early = translate(script, flags, has_tensorboard=_has_tensorboard())
         check_run(build_settings(script, flags, early.tree))
@@ -97,7 +97,7 @@ def _train(script: Script, flags: dict[str, Any], console: Console) -> None:
 
 
 def _resume(script: Script, resumed: str, flags: dict[str, Any], console: Console) -> None:
-    """Continue a run of Impasto with what the flags change."""
+    """Continue the run `resumed` of Impasto, with the settings that the flags change."""
     from impasto.cli.finish import finish
     from impasto.sdscripts.resuming import find_run, resumed_config
     from impasto.training import trainer
@@ -106,17 +106,17 @@ def _resume(script: Script, resumed: str, flags: dict[str, Any], console: Consol
         run = find_run(resumed)
         config, notices = resumed_config(script, run, flags, **_machine()) if flags else (None, [])
     if config is None:
-        console.note(f"Continuing {run.path} as its config.toml says.")
+        console.note(f"Continuing {run.path} with the settings in its config.toml.")
         finish(lambda: trainer.resume(run.path, console), console)
         return
     for notice in notices:
         console.note(notice)
-    console.note(f"Continuing {run.path} with the flags that are given, and else as it was.")
+    console.note(f"Continuing {run.path} with the given flags, and otherwise its old settings.")
     finish(lambda: trainer.resume(run.path, console, changed=config), console)
 
 
 def _machine() -> dict[str, Any]:
-    """The facts of this machine that the translation depends on."""
+    """Return the properties of this machine that the translation depends on."""
     import torch
 
     from impasto.training.compute.precision import native_precision

@@ -1,4 +1,4 @@
-"""What a flag of sd-scripts is, and the commands that have flags."""
+"""The description of a flag of sd-scripts, and the commands that have flags."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Kind = Literal["flag", "int", "float", "text", "list"]
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of sd-scripts' command, and what becomes of it.
+    """A flag of an sd-scripts command, and how it is translated.
 
     Attributes:
-        name: Without dashes.
-        kind: What follows it.
-        default: What holds without it.
-        to: Where its value goes in our settings: `section.key`; empty for a rule of its own.
-        notice: Why it changes nothing.
-        refusal: Why it is refused, and what to use.
-        differs: What is not as there, of one that has a rule of its own.
-        choices: The words that it takes; empty for any.
-        nearest: Of a refused one: the last part of its value -> what to give instead.
-        only: The commands that have this row.
+        name: Its name without dashes.
+        kind: The type of its value.
+        default: Its value if it is not given.
+        to: The setting that it sets, as `section.key`; empty if a rule translates it.
+        notice: Why it has no effect.
+        refusal: Why it is rejected, and what to use instead.
+        differs: How its effect differs from sd-scripts.
+        choices: Its allowed values; empty for any.
+        nearest: For a rejected flag: last part of its value -> what to use instead.
+        only: The commands that have this flag.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""Every flag of sd-scripts' `fine_tune.py`, `train_db.py` and `sdxl_train.py`, and its fate.
+"""The table of all flags of sd-scripts' `fine_tune.py`, `train_db.py` and `sdxl_train.py`.
 
-One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
-rule of its own; or it is accepted and changes nothing, with a notice (`notice`); or it is refused
-with what to use instead (`refusal`). What a rule does otherwise than there is in `differs`. A flag
-that some of the commands do not have, or that means something else there, says whose it is
-(`only`). The flags, types and defaults are those of kohya-ss/sd-scripts at commit 48d368fa
-(`library/train_util.py`, `fine_tune.py`, `train_db.py`, `sdxl_train.py`).
+A flag has the same meaning here, and sets a setting (`to`) or has a rule in `translate.py`; or it
+is accepted without effect, with a notice (`notice`); or it is rejected with what to use instead
+(`refusal`). Differences from sd-scripts are in `differs`. A flag that only some of the commands
+have, or that means something else in others, lists its commands (`only`). The flags, types and
+defaults are those of kohya-ss/sd-scripts at commit 48d368fa (`library/train_util.py`,
+`fine_tune.py`, `train_db.py`, `sdxl_train.py`).
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def _only(scripts: tuple[Script, ...], *flags: Flag) -> list[Flag]:
     return [replace(flag, only=scripts) for flag in flags]
 
 
-_ATTENTION = "PyTorch's own attention is used, which is as fast and as lean"
+_ATTENTION = "PyTorch's own attention is used, which needs as little time and memory"
 _MODEL = [
     *_same("text", ("pretrained_model_name_or_path", None, "model.path"),
            ("vae", None, "model.vae")),
     *_only(_OF_SD, Flag("clip_skip", "int", to="model.clip_skip", differs="without it, the layer "
-           "that the base model's file records is taken, if it does; there it is the last"),
+           "recorded in the base model's file is used, if any; in sd-scripts the last layer"),
            Flag("v2")),
     *_only(
         (SDXL_TRAIN,),
         Flag("clip_skip", "int", notice="it has no effect in sd-scripts' sdxl_train.py, and none "
-             "here: SDXL takes the last layer but one of both text encoders"),
+             "here: SDXL uses the penultimate layer of both text encoders"),
         Flag("v2", refusal="sdxl_train.py trains SDXL; fine_tune.py trains SD 2"),
-        Flag("disable_mmap_load_safetensors", notice="tensors are read into memory of their own, "
-             "and files are never mapped"),
+        Flag("disable_mmap_load_safetensors", notice="tensors are read into memory, and files "
+             "are never memory-mapped"),
         Flag("cache_text_encoder_outputs", to="training.cache_text_to_disk"),
         Flag("cache_text_encoder_outputs_to_disk", to="training.cache_text_to_disk"),
     ),
@@ -67,12 +67,12 @@ _MODEL = [
              "with texts that are padded to 77 tokens"),
     ),
     Flag("weighted_captions"),
-    *_noticed("text", "the tokenizer ships with Impasto and is never fetched",
+    *_noticed("text", "the tokenizer ships with Impasto and is never downloaded",
               "tokenizer_cache_dir"),
     *_noticed("flag", "the VAE encodes in float32 in any case", "no_half_vae"),
     *_noticed("flag", "models are read tensor by tensor and need no second copy in memory",
               "lowram"),
-    *_noticed("flag", "nothing is emptied between batches of latents", "highvram"),
+    *_noticed("flag", "the VRAM cache is never emptied between batches of latents", "highvram"),
     *_noticed(
         "flag",
         _ATTENTION, "xformers", "sdpa", "mem_eff_attn",
@@ -119,43 +119,43 @@ _DATASET = [
         )
     ),
     *_only((TRAIN_DB,), Flag("alpha_mask", to="dataset.alpha_mask")),
-    *_only(_OF_METADATA, Flag("alpha_mask", to="dataset.alpha_mask", differs="it always weighs the "
-           "loss; there never in fine_tune.py, and in sdxl_train.py only beside --masked_loss or a "
-           "flag that weighs it too, as --min_snr_gamma")),
+    *_only(_OF_METADATA, Flag("alpha_mask", to="dataset.alpha_mask", differs="it always weights "
+           "the loss; in sd-scripts never in fine_tune.py, and in sdxl_train.py only with "
+           "--masked_loss or another flag that weights it, such as --min_snr_gamma")),
     Flag("resize_interpolation", "text", None, "dataset.resize_interpolation",
-         differs="without it Lanczos; there area for images that shrink"),
+         differs="without it Lanczos; in sd-scripts area for images that shrink"),
     Flag("face_crop_aug_range", "text"),
-    *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
-              "cache_latents_to_disk", "skip_cache_check"),
-    *_noticed("flag", "sizes and captions are always remembered", "cache_info"),
+    *_noticed("flag", "latents are always cached on disk, found by content and checked",
+              "cache_latents", "cache_latents_to_disk", "skip_cache_check"),
+    *_noticed("flag", "sizes and captions are always cached", "cache_info"),
     *_only(
         (FINE_TUNE,),
-        *_noticed("text", "words come from metadata; the sidecars of a folder of images are "
-                  ".caption and .txt, or those of the dataset configuration", "caption_extension",
-                  "caption_extention"),
+        *_noticed("text", "captions are read from metadata; the caption files of a folder of "
+                  "images are .caption and .txt, or those of the dataset configuration",
+                  "caption_extension", "caption_extention"),
     ),
     *_only(
         _OF_DREAMBOOTH,
         *(
             Flag(name, "text", to="dataset.caption_extension", differs="without it .txt is read as "
-                 "well as .caption, and a line says so; there .caption alone")
+                 "well as .caption, with a notice; in sd-scripts only .caption")
             for name in ("caption_extension", "caption_extention")
         ),
         Flag("reg_data_dir", "text"),
-        Flag("conditioning_data_dir", "text", differs="masks beside --train_data_dir; there it is "
-             "read nowhere, and subsets of a dataset configuration alone have masks"),
+        Flag("conditioning_data_dir", "text", differs="masks for --train_data_dir; in sd-scripts "
+             "it is ignored, and only subsets of a dataset configuration have masks"),
         Flag("masked_loss", differs="masks of --conditioning_data_dir count too"),
     ),
     *_only((TRAIN_DB,), Flag("prior_loss_weight", "float", 1.0)),
-    *_noticed("int", "decoding takes a process for each processor, 8 at most, and none for a few "
-              "images; dataset.decode_workers sets how many", "max_data_loader_n_workers"),
+    *_noticed("int", "images are decoded by one process per CPU, 8 at most, and by none for a few "
+              "images; dataset.decode_workers sets the number", "max_data_loader_n_workers"),
     *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
     *_refused("flag", "`impasto dataset plan`, `captions` and `report` show the dataset",
               "debug_dataset"),
-    *_refused("text", "classes are not imported by name from a command line", "dataset_class"),
+    *_refused("text", "classes are not imported by name from the command line", "dataset_class"),
 ]  # fmt: skip
 
-_BY_CHANCE = "weights are rounded up or down by chance; there to the nearest"
+_BY_CHANCE = "weights are rounded stochastically; in sd-scripts to the nearest"
 _LOOP = [
     *_same("int", ("max_train_steps", 1600, "training.max_steps"),
            ("max_train_epochs", None, "training.max_epochs"),
@@ -166,26 +166,26 @@ _LOOP = [
     Flag("gradient_checkpointing", to="training.gradient_checkpointing"),
     Flag("mixed_precision", "text", "no", choices=("no", "fp16", "bf16")),
     Flag("full_fp16", differs=_BY_CHANCE),
-    *_only(_OF_SD, Flag("full_bf16", differs="weights have 16 bits; there it is read nowhere, and "
-                        "they have 32")),
-    *_only((SDXL_TRAIN,), Flag("full_bf16", differs=f"{_BY_CHANCE}, but for Adafactor's with "
+    *_only(_OF_SD, Flag("full_bf16", differs="weights have 16 bits; in sd-scripts it is ignored, "
+                        "and they have 32")),
+    *_only((SDXL_TRAIN,), Flag("full_bf16", differs=f"{_BY_CHANCE}, except Adafactor's with "
                                "--fused_backward_pass")),
-    *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
+    *_refused("flag", "trained weights have 16 bits at least; --full_bf16 and an 8-bit "
               "optimizer save memory", "fp8_base"),
     Flag("torch_compile"),
-    *_noticed("text", "the U-Net is compiled by inductor, PyTorch's own, whatever is named here",
+    *_noticed("text", "the U-Net is always compiled by inductor, PyTorch's own compiler",
               "dynamo_backend"),
     Flag("config_file", "text"),
     *_refused("flag", "`impasto import-command` writes the settings of a command line",
               "output_config"),
 ]  # fmt: skip
 
-_OF_PROCESSES = ("a whole number is steps of the optimizer on any number of processes; there it is "
-                 "divided by how many there are")  # fmt: skip
+_OF_PROCESSES = ("a whole number is optimizer steps on any number of processes; in sd-scripts it "
+                 "is divided by the number of processes")  # fmt: skip
 _OPTIMIZER = [
-    Flag("optimizer_type", "text", "", differs="Adafactor takes --learning_rate as its rate in any "
-         "case; DAdaptAdam takes the place of DAdaptation and DAdaptAdamPreprint, and "
-         "pytorch-optimizer's DAdaptAdan that of DAdaptAdan and DAdaptAdanIP"),
+    Flag("optimizer_type", "text", "", differs="Adafactor always uses --learning_rate as its "
+         "rate; DAdaptAdam replaces DAdaptation and DAdaptAdamPreprint, and "
+         "pytorch-optimizer's DAdaptAdan replaces DAdaptAdan and DAdaptAdanIP"),
     Flag("use_8bit_adam"),
     Flag("use_lion_optimizer"),
     *_same("float", ("learning_rate", 2e-6, "optimizer.lr")),
@@ -195,19 +195,19 @@ _OPTIMIZER = [
         *_same("float", ("learning_rate_te1", None, "method.text_encoder_lrs.text_encoder"),
                ("learning_rate_te2", None, "method.text_encoder_lrs.text_encoder_2")),
         Flag("block_lr", "text"),
-        Flag("fused_backward_pass", differs="with other optimizers than Adafactor too, and the "
-             "whole gradient is limited, not that of each weight"),
+        Flag("fused_backward_pass", differs="works with optimizers other than Adafactor too, and "
+             "clips the norm of the whole gradient, not of each weight's"),
         Flag("fused_optimizer_groups", "int", differs="the same as --fused_backward_pass, whatever "
-             "the number; with accumulation it has no effect"),
+             "the number; no effect with gradient accumulation"),
     ),
     Flag("optimizer_args", "list", differs="relative_step=True and warmup_init=True of Adafactor "
-         "are refused, and so is what the optimizer here does not heed"),
+         "are rejected, and so are arguments that the optimizer here does not use"),
     Flag("lr_scheduler", "text", "constant", differs="adafactor is a constant rate"),
     Flag("lr_scheduler_args", "list", differs="step_rules of piecewise_constant, and min_lr or "
-         "min_lr_rate of cosine_with_min_lr; others are refused. Steps of step_rules are those of "
-         "the optimizer on any number of processes"),
-    Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates follow from the "
-         "step alone here, so that runs are resumed exactly; --lr_scheduler has the usual shapes"),
+         "min_lr_rate of cosine_with_min_lr; others are rejected. Steps in step_rules are "
+         "optimizer steps on any number of processes"),
+    Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates depend only on the "
+         "step here, so that runs are resumed exactly; --lr_scheduler has the usual shapes"),
     Flag("lr_warmup_steps", "text", "0", differs=_OF_PROCESSES),
     Flag("lr_decay_steps", "text", "0", differs=_OF_PROCESSES),
     Flag("lr_scheduler_num_cycles", "int", 1),
@@ -231,7 +231,7 @@ _LOSS = [
            ("min_snr_gamma", None, "loss.min_snr_gamma"),
            ("huber_c", 0.1, "loss.huber_c"), ("huber_scale", 1.0, "loss.huber_scale")),
     Flag("multires_noise_iterations", "int", to="noise.multires_iterations", differs="the noise of "
-         "each image is scaled to a standard deviation of 1; there that of the whole batch"),
+         "each image is scaled to a standard deviation of 1; in sd-scripts that of the batch"),
     *_only((SDXL_TRAIN,), *_same("float", ("v_pred_like_loss", None, "loss.noise_loss_like_v"))),
     *_only(_OF_SD, *_noticed("float", "it has no effect in sd-scripts' fine_tune.py and "
                              "train_db.py, and none here; the setting is loss.noise_loss_like_v",
@@ -248,28 +248,28 @@ _LOSS = [
 
 _METADATA = ("author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from",
              "trigger_phrase")  # fmt: skip
-_HUB = "nothing is uploaded as it trains; `impasto publish` uploads the model in --output_dir"
+_HUB = "nothing is uploaded during training; `impasto publish` uploads the model in --output_dir"
 _SAVING = [
     Flag("output_dir", "text"),
     Flag("output_name", "text"),
     Flag("save_model_as", "text",
          choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
-         differs="without it, what begins as .safetensors stays so; there it needs "
-         "--use_safetensors, or is saved as .ckpt"),
+         differs="without it, a model from a .safetensors file is saved as .safetensors; in "
+         "sd-scripts as .ckpt, unless --use_safetensors is given"),
     Flag("use_safetensors"),
     Flag("save_precision", "text", choices=("float", "fp16", "bf16")),
     *_same("int", ("save_every_n_epochs", None, "saving.model_every_epochs"),
            ("save_every_n_steps", None, "saving.model_every_steps")),
     Flag("save_n_epoch_ratio", "int", differs="it needs --max_train_epochs; --save_every_n_epochs "
-         "goes with --max_train_steps too"),
+         "works with --max_train_steps too"),
     Flag("save_last_n_epochs", "int"),
     Flag("save_last_n_steps", "int"),
     *_noticed("flag", "states are always saved, every 500 steps and at the end, in the run "
               "directory", "save_state", "save_state_on_train_end"),
     *_noticed("int", "the two newest states are kept", "save_last_n_epochs_state",
               "save_last_n_steps_state"),
-    Flag("resume", "text", differs="the folder of a run of Impasto, which goes on exactly; states "
-         "that sd-scripts saved are refused"),
+    Flag("resume", "text", differs="the folder of a run of Impasto, which continues exactly; "
+         "states saved by sd-scripts are rejected"),
     *_refused("text", _HUB, "huggingface_repo_id", "huggingface_repo_type",
               "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"),
     *_refused("flag", _HUB, "async_upload", "save_state_to_huggingface", "resume_from_huggingface"),
@@ -289,15 +289,15 @@ _SAMPLING = [
 
 _METRICS = "metrics go to metrics.jsonl and report.html in the run directory"
 _LOGGING = [
-    Flag("logging_dir", "text", differs="it asks for TensorBoard's files, which are in the "
-         "folder tensorboard of the run; nothing is written to the folder that it names"),
+    Flag("logging_dir", "text", differs="it turns TensorBoard on; its files are in the "
+         "folder tensorboard of the run, and nothing is written to the given folder"),
     Flag("log_with", "text", choices=("tensorboard", "wandb", "all")),
-    Flag("log_tracker_name", "text", differs="the project of Weights & Biases alone; TensorBoard's "
-         "files are always in the folder tensorboard of the run"),
+    Flag("log_tracker_name", "text", differs="it sets only the project of Weights & Biases; "
+         "TensorBoard's files are always in the folder tensorboard of the run"),
     Flag("wandb_run_name", "text"),
     *_noticed("text", _METRICS, "log_prefix", "log_tracker_config"),
-    *_noticed("text", "Weights & Biases gets it for this run and it is written nowhere; "
-              "WANDB_API_KEY or `wandb login` keep a key from others on the machine",
+    *_noticed("text", "it is passed to Weights & Biases for this run and written nowhere; with "
+              "WANDB_API_KEY or `wandb login`, other users of the machine cannot see the key",
               "wandb_api_key"),
     *_noticed("flag", "settings are always written to config.toml in the run directory",
               "log_config"),
@@ -306,13 +306,13 @@ _LOGGING = [
 ]  # fmt: skip
 
 _DEEPSPEED = (
-    "say it in accelerate config (distributed_type DEEPSPEED, zero_stage 1 or 2, or FSDP), and it "
-    "is done by accelerate launch"
+    "set it in accelerate config (distributed_type DEEPSPEED, zero_stage 1 or 2, or FSDP), and "
+    "start the run with accelerate launch"
 )
 _DISTRIBUTED = [
-    *_noticed("int", "processes wait for each other as long as it takes", "ddp_timeout"),
-    *_noticed("flag", "gradients are views in any case", "ddp_gradient_as_bucket_view"),
-    *_noticed("flag", "it brings nothing here", "ddp_static_graph"),
+    *_noticed("int", "processes wait for each other without a timeout", "ddp_timeout"),
+    *_noticed("flag", "gradients are always views", "ddp_gradient_as_bucket_view"),
+    *_noticed("flag", "it has no advantage here", "ddp_static_graph"),
     *_refused("flag", _DEEPSPEED, "deepspeed", "zero3_init_flag", "zero3_save_16bit_model",
               "fp16_master_weights_and_gradients"),
     *_refused("int", _DEEPSPEED, "zero_stage"),
@@ -337,5 +337,5 @@ ROWS: tuple[Flag, ...] = (
 
 @functools.cache
 def flags_of(script: Script) -> Mapping[str, Flag]:
-    """The flags of a command by their names, without dashes."""
+    """Return name without dashes -> flag, for a command."""
     return MappingProxyType({row.name: row for row in ROWS if script in row.only})

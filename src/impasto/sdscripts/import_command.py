@@ -1,4 +1,4 @@
-"""`impasto import-command`: an old command line as commented settings."""
+"""`impasto import-command`: translate an sd-scripts command line to commented settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from impasto.cli.local_paths import WRITTEN
 
 @click.command("import-command")
 @click.argument("command")
-@click.option("--out", type=WRITTEN, help="Write to this file.")
+@click.option("--out", type=WRITTEN, help="Write the settings to this file.")
 def import_command(command: str, out: Path | None) -> None:
-    """Print the settings that match COMMAND of sd-scripts, given in quotes.
+    """Print the settings that match COMMAND, an sd-scripts command line in quotes.
 
-    It is one of fine_tune.py, train_db.py or sdxl_train.py.
+    COMMAND runs fine_tune.py, train_db.py or sdxl_train.py.
 
     Example: impasto import-command --out run.toml "accelerate launch fine_tune.py --output_dir out
     --pretrained_model_name_or_path sd15.safetensors --train_data_dir images --resolution 512"
@@ -28,25 +28,23 @@ def import_command(command: str, out: Path | None) -> None:
     from impasto.sdscripts.importing import command_to_toml
 
     if out is not None and presence.exists(out):
-        raise RunError(f"{out} is already there, and it was not touched. Choose another --out.")
+        raise RunError(f"{out} is already there and was not touched. Choose another --out.")
     text = command_to_toml(_tokens(command))
     if out is None:
         click.echo(text, nl=False)
     else:
         files.rewrite_text(out, text)
-        click.echo(
-            f"Written to {out}. Look at it with: {invocation.command('train', out, '--plan')}"
-        )
+        click.echo(f"Wrote {out}. Check it with: {invocation.command('train', out, '--plan')}")
 
 
 _OF_WINDOWS = re.compile(r"\\[\w.\\]|[A-Za-z]:\\")
 
 
 def _tokens(command: str) -> list[str]:
-    """The words of a command as a shell has them: lines that go on, and quotes.
+    """Split a command into arguments as a shell does, with continued lines and quotes.
 
-    Where a backslash stands before a letter, or behind a drive, the command has paths of Windows:
-    then it is no escape, as it is elsewhere before spaces, quotes and brackets.
+    A backslash before a letter or after a drive means that the command has Windows paths; then
+    backslashes are not escapes, as they otherwise are before spaces, quotes and brackets.
 
     Raises:
         ConfigError: A quote is not closed.

@@ -1,4 +1,4 @@
-"""An old command line as the text of a settings file, each line with what it was."""
+"""Translates an sd-scripts command line to a settings file, with the flags as comments."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from impasto.sdscripts.settings import build_settings
 from impasto.sdscripts.translate import translate
 
 _KEY = "--wandb_a"
-"""How `--wandb_api_key` may begin: the beginning of a flag is taken for it."""
+"""The shortest accepted prefix of `--wandb_api_key`: flags may be abbreviated."""
 
 
 def command_to_toml(tokens: Sequence[str]) -> str:
-    """TOML that `impasto train` takes, with a comment where a flag became it.
+    """Return TOML for `impasto train`, with a comment that names the flag of each setting.
 
     Raises:
-        ConfigError: The command is of another script, or has a flag that is refused.
+        ConfigError: The command runs an unknown script, or has a flag that is rejected.
     """
     scripts = [i for i, token in enumerate(tokens) if token.endswith(".py")]
     script = _script(tokens[scripts[0]]) if scripts else FINE_TUNE
@@ -57,7 +57,7 @@ def command_to_toml(tokens: Sequence[str]) -> str:
 
 
 def _of_launcher(before: Sequence[str]) -> Sequence[str]:
-    """The options of `accelerate launch` and the like, among what is before the script."""
+    """Return the options of `accelerate launch` or torchrun, which come before the script."""
     for number, word in enumerate(before):
         if word in {"launch", "torchrun"} or word.endswith(".launch"):
             return before[number + 1 :]
@@ -66,7 +66,7 @@ def _of_launcher(before: Sequence[str]) -> Sequence[str]:
 
 
 def _without_keys(tokens: Sequence[str]) -> list[str]:
-    """A command line as it may be shown: without the key of Weights & Biases."""
+    """Return a command line with the API key of Weights & Biases replaced by "..."."""
     shown, is_key = list[str](), False
     for token in tokens:
         name, equals, _ = token.partition("=")
@@ -77,26 +77,26 @@ def _without_keys(tokens: Sequence[str]) -> list[str]:
 
 
 def _script(path: str) -> Script:
-    """The command that a path names, with the folders of any system.
+    """Return the command in a path of any operating system.
 
     Raises:
-        ConfigError: It is none that is known.
+        ConfigError: The command is unknown.
     """
     name = PureWindowsPath(path).name
     for script in SCRIPTS:
         if name == script:
             return script
-    raise ConfigError(f"{path} is none of the commands that are known: {', '.join(SCRIPTS)}.")
+    raise ConfigError(f"{path} is not one of the known commands: {', '.join(SCRIPTS)}.")
 
 
 def _comment(text: str) -> str:
-    """A line of TOML with words of a command; what would end or break it is shown as an escape."""
+    """Return a TOML comment line; unprintable characters, such as line ends, are escaped."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return f"# {''.join(shown)}"
 
 
 def _told(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """The tree without what is Impasto's default anyway and was not given."""
+    """Return the tree without values that equal Impasto's defaults and were not given."""
     sections = RunConfig.model_fields
     told: dict[str, Any] = {}
     for name, value in tree.items():
@@ -115,7 +115,7 @@ def _told(tree: dict[str, Any], given: set[str]) -> dict[str, Any]:
 
 
 def _usual(section: FieldInfo) -> dict[str, Any]:
-    """The defaults of a section, of all its kinds if it has several."""
+    """Return the defaults of a section, merged over its kinds if it has several."""
     kinds = sections_of(section)
     if kinds:
         return {"kind": next(iter(kinds)), **defaults_of(kinds)}
@@ -124,7 +124,7 @@ def _usual(section: FieldInfo) -> dict[str, Any]:
 
 
 def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
-    """TOML lines, each with the flag that it came from, or whose default it is."""
+    """Return TOML lines, each with a comment that names its flag, given or by default."""
     origins = flags_by_setting(script, flags)
     table, lines = "", []
     for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):

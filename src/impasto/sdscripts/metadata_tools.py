@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Column = Literal["caption", "tags"]
 
-_NAMED = 5  # images without words, in a line
+_NAMED = 5  # images without captions to list in a line
 
 
 def merge_captions_to_metadata() -> None:
@@ -52,8 +52,10 @@ def merge_dd_tags_to_metadata() -> None:
 def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser:
     parser = image_parser(prog, f"Put {what} beside images into metadata.", ending, old=old)
     parser.add_argument("out_json", type=Path)
-    parser.add_argument("--in_json", type=Path, help="what to add to; default: out_json, if there")
-    parser.add_argument("--full_path", action="store_true", help="keys are whole paths")
+    parser.add_argument(
+        "--in_json", type=Path, help="metadata to add to; default: out_json, if it exists"
+    )
+    parser.add_argument("--full_path", action="store_true", help="keys are absolute paths")
     return parser
 
 
@@ -90,7 +92,7 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
 
 
 def clean_captions_and_tags() -> None:
-    """The command `clean_captions_and_tags.py` of sd-scripts: cleans the words of a JSON."""
+    """The command `clean_captions_and_tags.py` of sd-scripts: cleans the captions in a JSON."""
     parser = ToolParser(
         prog="clean_captions_and_tags.py", description="Clean metadata.", allow_abbrev=False
     )
@@ -106,8 +108,8 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
 
     source: Path = options.in_json
     targets: list[Path] = options.out_json
-    if len(targets) == 2:  # the form of old: train_data_dir in_json out_json
-        console.note("The folder of images is not needed any more; it is skipped.")
+    if len(targets) == 2:  # the old form: train_data_dir in_json out_json
+        console.note("The folder of images is not needed any more; it is ignored.")
         source, targets = targets[0], targets[1:]
     if len(targets) != 1:
         raise ConfigError("clean_captions_and_tags.py takes in_json and out_json.")
@@ -133,7 +135,7 @@ def prepare_buckets_latents() -> None:
     )
     for name in ("train_data_dir", "in_json", "out_json"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("model_name_or_path", help="whose VAE encodes")
+    parser.add_argument("model_name_or_path", help="the model whose VAE encodes the images")
     parser.add_argument("--v2", action="store_true")
     parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
@@ -145,7 +147,7 @@ def prepare_buckets_latents() -> None:
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     for name in ("full_path", "flip_aug", "skip_existing", "recursive", "debug"):
         parser.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--alpha_mask", default="", help="not kept in these files")
+    parser.add_argument("--alpha_mask", default="", help="not stored in these files")
     run_tool(_prepare, parser)
 
 
@@ -166,9 +168,9 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         options,
         console,
         v2="the VAE is the same",
-        max_data_loader_n_workers="decoding takes as many processes as there are CPUs",
-        skip_existing="what is encoded already is always taken as it is",
-        alpha_mask="masks are read when training begins",
+        max_data_loader_n_workers="decoding uses one process per CPU",
+        skip_existing="images that are encoded already are always skipped",
+        alpha_mask="masks are read when training starts",
     )
     _require_full_path(options)
     known = _entries_to_prepare(options)
@@ -190,10 +192,10 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     config = build_dataset_config({**values, **round_bucket_sides(values)}, source="command line")
     scan = scan_all(config, console)
     whole = [replace(record, size=record.whole, cut=None) for record in scan.records]
-    planned = plan_dataset(config, whole)  # sd-scripts, which this is for, knows no crops
+    planned = plan_dataset(config, whole)  # sd-scripts, which reads these files, has no crops
     base = load_base_model(options.model_name_or_path, progress=console)
     vae, endings = base.vae, base.family.npz_endings
-    set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
+    set_arithmetic(tf32=True)  # the default of training.tf32
     cast_network(vae, DTYPES[config.vae_precision])
     cache = LatentCache(config.derived_dir / "latents")
     encoder = moments_encoder(
@@ -206,13 +208,13 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     )
     _write_resolutions(options, known, result.images, console)
     for item in (*scan.skipped, *result.skipped, *exported.refused):
-        console.note(f"Passed over: {item.path}: {item.reason}")
+        console.note(f"Skipped: {item.path}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)
 
 
 def _vae_precision(asked: str, console: Console) -> str:
-    """What the VAE encodes in: what was asked for, or float32 where the CPU is slow in that."""
+    """Return the VAE's precision: the requested one, or float32 if the CPU is slow in that."""
     from impasto.training.compute.precision import native_precision
     from impasto.training.devices import default_device
 
@@ -228,12 +230,12 @@ def _vae_precision(asked: str, console: Console) -> str:
 
 
 def _entries_to_prepare(options: argparse.Namespace) -> tuple[MetadataEntry, ...]:
-    """What `in_json` says; read ahead of the encoding, which takes long.
+    """Read the entries of `in_json`, and check `out_json`, before the long encoding starts.
 
     Raises:
         ConfigError: `out_json` is a folder.
         DatasetError: `in_json` is missing or damaged.
-        StorageError: Nothing can be written where `out_json` is to be.
+        StorageError: The folder of `out_json` is not writable.
     """
     from impasto import files
     from impasto.data.folders.metadata import read_metadata
@@ -266,7 +268,9 @@ def _write_resolutions(
         entries[key] = replace(entry, train_resolution=image.bucket, image_size=image.record.size)
     _write(options.out_json, entries.values(), options.in_json, known, console)
     if new:
-        console.note(f"{counted(new, 'images are')} not in {options.in_json}, and without words.")
+        console.note(
+            f"{counted(new, 'images are')} not in {options.in_json}: they have no captions."
+        )
 
 
 def _write(
@@ -276,22 +280,22 @@ def _write(
     known: Sequence[MetadataEntry],
     console: Console,
 ) -> None:
-    """Write metadata, unless `source` is where it goes and says so already; a backup is named."""
+    """Write metadata, and print the path of the backup; skip it if the file would not change."""
     from impasto.data.folders.metadata import write_metadata
 
     written = tuple(entries)
     is_same = source is not None and source.exists() and target.exists() and target.samefile(source)
     if is_same and written == tuple(known):
-        console.note(f"{target} says all of that already; it was left as it is.")
+        console.note(f"{target} contains all of that already; it was left unchanged.")
         return
     backup = write_metadata(target, written)
     if backup is not None:
-        console.note(f"What was there is kept as {backup}.")
+        console.note(f"The old file is kept as {backup}.")
 
 
 def _require_full_path(options: argparse.Namespace) -> None:
     if options.recursive and not options.full_path:
-        raise ConfigError("--recursive needs --full_path: names alone may come twice.")
+        raise ConfigError("--recursive needs --full_path: file names alone may not be unique.")
 
 
 def _key(record: ImageRecord, *, full_path: bool) -> str:
@@ -299,7 +303,7 @@ def _key(record: ImageRecord, *, full_path: bool) -> str:
 
 
 def _text_beside(record: ImageRecord, ending: str, beside: SidecarLookup) -> str | None:
-    """An image's words of one kind, in the file that a scan takes for it."""
+    """Read the caption file of an image that a scan would use; None if there is none."""
     path = beside.file(record.path, ending)
     try:
         return read_caption_file(path).strip() if path.is_file() else None

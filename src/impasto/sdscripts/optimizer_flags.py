@@ -1,4 +1,4 @@
-"""The optimizer that flags of sd-scripts ask for, and its arguments."""
+"""Translates sd-scripts' flags of the optimizer and its arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
     "dadapt_adam": _OF_ADAM,
     "dadapt_adan": {"no_prox": "weight_decouple"},
 }
-"""What prodigyopt and dadaptation, which sd-scripts takes, call arguments of pytorch-optimizer."""
+"""Optimizer -> name of an argument in prodigyopt or dadaptation, as in sd-scripts -> name in
+pytorch-optimizer."""
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dadapt_adagrad": {"eps": 1e-6},
@@ -42,15 +43,15 @@ _OTHERS = {
     "dadaptadan": "pytorch-optimizer's DAdaptAdan, not dadaptation's,",
     "dadaptadanip": "pytorch-optimizer's DAdaptAdan",
 }
-"""Optimizers in whose place another one is taken, which makes other numbers."""
+"""Optimizers that are replaced by another, with different numerical results."""
 
 
 def set_optimizer(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
-    """Put the optimizer and its arguments into the tree; returns what a person is told.
+    """Set the optimizer and its arguments in the tree, and return notices for the user.
 
     Raises:
-        ConfigError: Two are asked for, arguments are written otherwise than `key=value`, or one
-            would have no effect.
+        ConfigError: Two optimizers are given, an argument is not `key=value`, or an argument would
+            have no effect.
     """
     asked = [
         name
@@ -70,8 +71,8 @@ def set_optimizer(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
     notices = _rates_of_adafactor(arguments) if kind == "adafactor" else []
     if wanted.lower() in _OTHERS:
         notices.append(
-            f"--optimizer_type={wanted}: {_OTHERS[wanted.lower()]} is taken; it finds other rates "
-            f"than that of sd-scripts."
+            f"--optimizer_type={wanted}: {_OTHERS[wanted.lower()]} is used; it finds other rates "
+            f"than the one in sd-scripts."
         )
     for name in ("betas", "eps", "weight_decay"):
         if name in arguments:
@@ -85,32 +86,32 @@ def set_optimizer(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
 
 
 def _with_names_of_here(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by pytorch-optimizer's names, with the defaults that hold in sd-scripts.
+    """Return the arguments by pytorch-optimizer's names, with the defaults of sd-scripts.
 
     Raises:
-        ConfigError: Prodigy is to add weight decay to the gradient, which it does not do here.
+        ConfigError: Prodigy is to add weight decay to the gradient, which is not supported here.
     """
     names = _NAMES.get(kind, {})
     found = dict(_DEFAULTS.get(kind, {})) | {names.get(k, k): v for k, v in given.items()}
     if kind == "prodigy" and found.get("weight_decouple") is False and found.get("weight_decay"):
         raise ConfigError(
             "--optimizer_args has decouple=False, with which Prodigy's weight_decay would have no "
-            "effect here. Take decouple out: the weights are then pulled as AdamW does."
+            "effect here. Remove decouple: weight decay is then decoupled, as in AdamW."
         )
     return found
 
 
 def _rates_of_adafactor(arguments: Mapping[str, Any]) -> list[str]:
-    """There it finds its rates itself, and scales them, unless arguments say otherwise.
+    """Return notices about Adafactor's defaults: in sd-scripts it finds and scales its rates.
 
     Raises:
-        ConfigError: It is asked to find its rates itself.
+        ConfigError: The arguments request that it finds its rates itself.
     """
     asked = [name for name in ("relative_step", "warmup_init") if arguments.get(name)]
     if asked:
         raise ConfigError(
             f"--optimizer_args has {asked[0]}=True, with which Adafactor finds its rates itself. "
-            f"Here --learning_rate is the rate: take {asked[0]} out, and give a rate that suits."
+            f"Here --learning_rate is the rate: remove {asked[0]}, and give a suitable rate."
         )
     notices = []
     if "relative_step" not in arguments:

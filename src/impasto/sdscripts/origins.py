@@ -1,6 +1,7 @@
-"""Which settings each flag of the old commands decides: for comments, and for what a flag changes.
+"""Maps sd-scripts' flags to the settings that they decide, for comments and for resumed runs.
 
-Flags with a place of their own say it in `flags.py`; those with a rule in `translate.py` are here.
+Flags that set one setting directly name it in `flags.py`; those with a rule in `translate.py` are
+listed here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from impasto.sdscripts.flag import Script
 from impasto.sdscripts.flags import flags_of
 
 _OF_SETTINGS = r"(?:'\w+'|a list)"
-"""What settings may also be, and flags with a number may not: a word such as 'auto', a list."""
+"""Values that a setting accepts but a numeric flag does not: a word such as 'auto', or a list."""
 
 _MODEL_KIND = ("model.family", "model.prediction_type")
 
@@ -74,7 +75,7 @@ BY_RULE: dict[str, tuple[str, ...]] = {
 
 
 def settings_of(script: Script, flag: str) -> tuple[str, ...]:
-    """Paths of the settings, or of a whole section, that a flag decides; none if it has none."""
+    """Return the paths of the settings or section that a flag decides; empty without effect."""
     row = flags_of(script)[flag]
     if row.notice:
         return ()
@@ -82,12 +83,12 @@ def settings_of(script: Script, flag: str) -> tuple[str, ...]:
 
 
 def settings_decided_by(script: Script, flags: Iterable[str]) -> set[str]:
-    """The paths of all settings that some flags decide."""
+    """Return the paths of all settings that the given flags decide."""
     return {path for flag in flags for path in settings_of(script, flag)}
 
 
 def flags_by_setting(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
-    """Path of a setting -> the flag that decides it; one that is given before others."""
+    """Return path of a setting -> the flag that decides it; given flags come before others."""
     known = flags_of(script)
     ruled = [name for name in BY_RULE if name in known]
     by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
@@ -97,7 +98,7 @@ def flags_by_setting(script: Script, flags: Mapping[str, Any]) -> dict[str, str]
 
 
 def told_in_flags(script: Script, flags: Mapping[str, Any], error: ConfigError) -> ConfigError:
-    """An error about settings in the words of the command line that they come from.
+    """Return an error about settings with the names of flags in place of those of settings.
 
     Settings that no flag decides keep their names.
     """
@@ -109,7 +110,7 @@ def told_in_flags(script: Script, flags: Mapping[str, Any], error: ConfigError) 
         reason = text.removeprefix(f"{section}: ")
         for key, name in keys.items():
             word = "the kind" if key == "kind" else key
-            at = "" if "_" in word or " " in word else "^"  # elsewhere it is a word like others
+            at = "" if "_" in word or " " in word else "^"  # elsewhere it is an ordinary word
             reason = re.sub(rf"{at}(?<![\w.-]){re.escape(word)}(?!\w)", name, reason)
         if keys:
             message = message.replace(text, reason)

@@ -1,4 +1,4 @@
-"""Reads a command line of sd-scripts: its flags, and those of its `--config_file`."""
+"""Parses a command line of sd-scripts: its flags, and those in its `--config_file`."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from impasto.sdscripts.flags import flags_of
 
 _TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
 _OFF_IF_EMPTY = {"block_lr", "config_file", "lr_scheduler_type", "optimizer_type", "resume"}
-"""Flags whose empty text is as if they were not given (`if args.block_lr` and the like there)."""
+"""Flags that count as not given if they are empty, as in sd-scripts (`if args.block_lr`)."""
 _OFF_IF_ZERO = {
     "min_snr_gamma",
     "sample_every_n_epochs",
     "sample_every_n_steps",
     "v_pred_like_loss",
 }
-"""Flags whose 0 is as if they were not given, there too."""
+"""Flags that count as not given if they are 0, as in sd-scripts."""
 
-_LIKENESS = 0.8  # of a key of a file and a flag, from which the key is taken for a slip
+_LIKENESS = 0.8  # similarity to a flag from which an unknown key of a file is taken for a typo
 _OF_OTHERS = {"ae", "network_module", "noise_offset_type", "t5xxl_max_token_length"}
-"""Keys that look like slips and are none: the forms of kohya_ss and other commands write them."""
+"""Keys that look like typos but are not: kohya_ss and other commands write them."""
 
 
 def parse_flags(
     script: Script, arguments: Sequence[str], tell: Callable[[str], object] = lambda _: None
 ) -> dict[str, Any]:
-    """The flags that a command line gives, with their values; flags of its file come second.
+    """Return the given flags with their values; the command line overrides its `--config_file`.
 
     Args:
         script: The command.
-        arguments: What follows it.
-        tell: Is given a line for each key of the file that has no effect.
+        arguments: Its arguments.
+        tell: Called with a line for each key of the file that has no effect.
 
     Raises:
-        ConfigError: A flag is unknown, refused, or its value does not fit; or a key of the file
-            looks like a flag that is misspelt.
+        ConfigError: A flag is unknown or rejected, its value is invalid, or a key of the file looks
+            like a misspelt flag.
     """
     known = flags_of(script)
     parser = _Parser(script)
@@ -56,7 +56,7 @@ def parse_flags(
         parser.add_argument(f"--{flag.name}", **options)
     found = vars(parser.parse_args(list(arguments)))
     for name in [name for name in found if known[name].refusal and found[name] != ""]:
-        _checked(known[name], found[name])  # before a file is read that it speaks of
+        _checked(known[name], found[name])  # before the file that it names is read
     file = found.pop("config_file", "")
     if file:
         found = {**_of_file(script, _file_of(file), tell), **found}
@@ -81,13 +81,13 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             raise ConfigError(_unknown(self._script, unknown[0].lstrip("-")))
         short = message.removeprefix("ambiguous option: --").partition(" ")[0].partition("=")[0]
-        if message.startswith("ambiguous option: "):  # beginnings of names are taken, as there
+        if message.startswith("ambiguous option: "):  # names may be abbreviated, as in sd-scripts
             raise ConfigError(_unknown(self._script, short))
         raise ConfigError(f"{self._script}: {message}.")
 
 
 def _file_of(name: str) -> Path:
-    """The file that `--config_file` names: `.toml` is added as there, unless there is none so."""
+    """Return the path in `--config_file`; `.toml` is appended unless only the bare file exists."""
     with_ending = Path(f"{name}.toml")
     is_named_whole = name.endswith(".toml") or (
         presence.is_file(Path(name)) and not presence.is_file(with_ending)
@@ -96,10 +96,10 @@ def _file_of(name: str) -> Path:
 
 
 def _of_file(script: Script, file: Path, tell: Callable[[str], object]) -> dict[str, Any]:
-    """The options of a TOML file, its tables flattened as sd-scripts does.
+    """Return the options in a TOML file, with its tables flattened as in sd-scripts.
 
-    What is off or empty is not given: forms write all their fields. Keys that the command does not
-    know have no effect, as there, unless they are likely to be slips.
+    Values that are false or empty count as not given, since kohya_ss writes all fields. Keys that
+    the command does not know have no effect, as in sd-scripts, unless they look like typos.
     """
     known, options = flags_of(script), dict[str, Any]()
 
@@ -120,10 +120,10 @@ def _of_file(script: Script, file: Path, tell: Callable[[str], object]) -> dict[
 
 
 def _require_no_slip(script: Script, file: Path, key: str) -> None:
-    """Make sure that an unknown key is not a flag that is misspelt.
+    """Make sure that an unknown key is not a misspelt flag.
 
     Raises:
-        ConfigError: It is like one, and no other program has it.
+        ConfigError: It resembles a flag, and no other program uses it.
     """
     if key in _OF_OTHERS or any(key in flags_of(other) for other in SCRIPTS):
         return
@@ -141,11 +141,15 @@ def _unknown(script: Script, name: str) -> str:
 
 
 def _checked(flag: Flag, value: Any) -> Any:
-    """The value in its type; a refused flag ends here."""
+    """Convert a flag's value to its type.
+
+    Raises:
+        ConfigError: The flag is rejected, or the value is invalid.
+    """
     if flag.refusal:
         nearest = flag.nearest.get(str(value).rpartition(".")[2])
         instead = f". The nearest to {value} is {nearest}" if nearest else ""
-        raise ConfigError(f"--{flag.name} is not taken: {flag.refusal}{instead}.")
+        raise ConfigError(f"--{flag.name} is not supported: {flag.refusal}{instead}.")
     if flag.kind == "flag":
         return bool(value)
     if flag.kind == "list":

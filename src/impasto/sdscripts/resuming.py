@@ -1,4 +1,4 @@
-"""`--resume` of the old command: the run goes on with the flags that are given beside it."""
+"""`--resume` of sd-scripts' commands: continues a run with the other given flags applied."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ if TYPE_CHECKING:  # imports torch
     from impasto.training.compute.precision import NativePrecision
 
 _ABSENT = "(not given)"
-"""A folder in the place of none, where a translation has to have one."""
+"""A placeholder for a folder that is not given but required by the translation."""
 
 _LENGTHS = {"max_steps", "max_epochs"}
 _OPTIMIZERS = {"optimizer_type", "use_8bit_adam", "use_lion_optimizer"}
 _DECIDING = ("mixed_precision", "max_grad_norm", "gradient_accumulation_steps")
-"""Of `training`: what other flags are understood by, under the same names there."""
+"""Settings of `training` that affect how other flags are translated; flags of the same names."""
 
 _OF_DATA = {"dataset_config", "train_data_dir", "in_json", "reg_data_dir"}
 _IMAGES = ("image_dir", "metadata_file", "train_data_dir", "reg_data_dir")
-"""Of `dataset`: which images there are."""
+"""Settings of `dataset` that select the images."""
 
 _OF_FILE = (
-    "--dataset_config with --resume: it counts with the flags of the dataset that are given beside "
-    "it. Give all those that the run was begun with, or none, and no --dataset_config."
+    "--dataset_config with --resume: it applies together with the other given flags of the "
+    "dataset. Give all those that the run was started with, or none and no --dataset_config."
 )
 
 _FORMERLY = {"v_pred_like_loss": "loss.noise_loss_like_v"}
-"""Flags that some commands pass over in new runs -> what earlier versions took them for."""
+"""Flags that some commands ignore in new runs -> the setting that earlier versions set by them."""
 
 _OF_PREVIEWS = {
     "sample_prompts", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first",
 }  # fmt: skip
 _WHEN_DRAWN = ("previews.every_steps", "previews.every_epochs", "previews.at_first")
-"""What flags of previews decide together: one interval takes the place of another."""
+"""Settings that the flags of previews decide together: one interval replaces another."""
 
 
 def find_run(resumed: str) -> RunDirectory:
-    """The run that `--resume` names, by its folder or by that of its newest state.
+    """Return the run in `--resume`, which is its folder or the folder of its newest state.
 
     Raises:
-        RunError: It is no run of Impasto, or an older state than the newest.
+        RunError: It is not a run of Impasto, or not its newest state.
     """
     path = Path(resumed)
     if presence.is_file(path / "config.toml"):
@@ -62,14 +62,15 @@ def find_run(resumed: str) -> RunDirectory:
     run = RunDirectory(path.parent.parent)
     if not presence.is_file(run.config_file):
         raise RunError(
-            f"--resume {path} is no run of Impasto. States that sd-scripts saved hold neither step "
-            f"nor order of the data and are pickles, which Impasto does not open; start from the "
-            f"model that was saved with them. Of Impasto's, give the folder <name>-run."
+            f"--resume {path} is not a run of Impasto. States saved by sd-scripts contain neither "
+            f"the step nor the order of the data, and are pickles, which Impasto does not open; "
+            f"start from the model that was saved with them. For a run of Impasto, give the folder "
+            f"<name>-run."
         )
     newest = [step_name(step) for step in run.saved_steps()[-1:]]
     if newest != [path.name]:
         raise RunError(
-            f"--resume {path} is not the newest state of {run.path}, which goes on from "
+            f"--resume {path} is not the newest state of {run.path}, which continues from "
             f"{''.join(newest) or 'its beginning'}. To go back to an older one, move the newer "
             f"folders out of {run.states} first."
         )
@@ -84,18 +85,18 @@ def resumed_config(
     without_gpu: NativePrecision | None,
     has_tensorboard: bool,
 ) -> tuple[RunConfig, tuple[str, ...]]:
-    """The settings of a run with what the flags change, and notices about the flags.
+    """Return the settings of a run, changed by the flags, and notices about the flags.
 
-    Flags that are not given leave what the run has. Whether the state goes with the result is found
-    out when it is loaded.
+    Settings without a given flag are unchanged. Whether the saved state fits the new settings is
+    checked when it is loaded.
 
     Raises:
-        ConfigError: As `translate`; or the run's own settings are damaged.
-        RunError: The run is one of the other command.
+        ConfigError: As for `translate`, or the run's own settings are damaged.
+        RunError: The run belongs to another command.
     """
     begun = read_begun(run.config_file)
     tree, _ = with_present_names(begun.values)
-    # so the tree is sound
+    # validates the tree
     asked_before = build_run_config(tree, source=str(run.config_file), begun=True)
     trained_by = scripts_of(tree["model"].get("family"))
     if trained_by and script not in trained_by:
@@ -123,7 +124,7 @@ def resumed_config(
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
-    if begun.folder != Path.cwd():  # flags name paths in this one
+    if begun.folder != Path.cwd():  # paths in flags are relative to the current folder
         tree = as_seen_from(tree, Path.cwd())
     tree["dataset"] = with_dataset_file(
         tree["dataset"], formerly=_keeps_idle_buckets(asked_before.dataset)
@@ -138,17 +139,17 @@ def resumed_config(
 
 
 def _without(notices: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Notices that are about none of some flags, nor about the seed, which the run has."""
+    """Return the notices without those about `flags`, and without that about the seed."""
     others = tuple(f"--{name}{end}" for name in flags for end in (":", "="))
     return [notice for notice in notices if not notice.startswith(("--seed was not", *others))]
 
 
 def _kept_as_before(script: Script, given: Mapping[str, Any], tree: Tree) -> dict[str, str]:
-    """Flags that the run was begun with when they had an effect, and a notice about each."""
+    """Return flag -> notice for flags that new runs ignore, but that this run was started with."""
     passed_over = [flag for flag in _FORMERLY if flag in given and not settings_of(script, flag)]
     values = {flag: _at(tree, _FORMERLY[flag]) for flag in passed_over}
     return {
-        flag: f"--{flag}: new runs pass it over, as sd-scripts does; this one was begun with "
+        flag: f"--{flag}: new runs ignore it, as sd-scripts does; this one was started with "
         f"{_FORMERLY[flag]} = {value:g}, and keeps it."
         for flag, value in values.items()
         if value is not None
@@ -156,7 +157,7 @@ def _kept_as_before(script: Script, given: Mapping[str, Any], tree: Tree) -> dic
 
 
 def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command line has to have besides, where it is not given: the run's own data."""
+    """Return the flags needed for the translation that are not given, from the run's settings."""
     saving, found = tree.get("saving", {}), dict[str, Any]()
     for key in ("steps", "epochs"):
         if f"model_every_{key}" in saving:
@@ -175,7 +176,7 @@ def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, A
 
 
 def _flags_of_data(dataset: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a run's own images and resolution stand for."""
+    """Return the flags that match a run's own images and resolution."""
     found: dict[str, Any] = {}
     if "dataset_config" in given:
         return found
@@ -192,15 +193,15 @@ def _flags_of_data(dataset: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(given: Mapping[str, Any], flagged: Tree, own: Tree) -> Tree:
-    """The dataset with the images that flags name, and in all else that of the run.
+    """Return the run's dataset with its images replaced by those in the flags.
 
     Args:
-        given: The flags that are given.
+        given: The given flags.
         flagged: The dataset that they are translated to.
-        own: That of the run.
+        own: The dataset of the run.
 
     Raises:
-        RunError: They name a part of its images, or images in another way.
+        RunError: The flags name only some of its images, or give them in another way.
     """
     if "dataset_config" in given:
         return flagged
@@ -221,7 +222,7 @@ def _dataset(given: Mapping[str, Any], flagged: Tree, own: Tree) -> Tree:
 
 
 def _keeps_idle_buckets(dataset: DatasetConfig) -> bool:
-    """Whether a run has settings of buckets that only earlier versions took from a file."""
+    """Return whether a run has bucket settings that only earlier versions took from a file."""
     return any(
         (entry.buckets and entry.bucket_table == "metadata")
         or (entry.bucket_no_upscale and not entry.enable_bucket)
@@ -230,7 +231,7 @@ def _keeps_idle_buckets(dataset: DatasetConfig) -> bool:
 
 
 def _flags_of_rates(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What flags of the learning rate are understood by: the optimizer, its rate, the schedule."""
+    """Return the flags of optimizer, rate and schedule on which flags of the rate depend."""
     optimizer, schedule = tree.get("optimizer", {}), tree.get("schedule", {})
     found = {"learning_rate": optimizer["lr"]} if "lr" in optimizer else {}
     if "kind" in optimizer and not given.keys() & _OPTIMIZERS:
@@ -240,12 +241,12 @@ def _flags_of_rates(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
         found["lr_scheduler"] = "constant_with_warmup" if is_warmed else schedule["kind"]
     if "decay_steps" in schedule and "lr_scheduler" not in given:
         decay = schedule["decay_steps"]
-        found["lr_decay_steps"] = 1 if decay == 1 else decay  # 1.0, which a flag may not be
+        found["lr_decay_steps"] = 1 if decay == 1 else decay  # a flag may not be 1.0
     return found
 
 
 def _flags_of_previews(previews: PreviewConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a run's own previews stand for; an interval that is given replaces its."""
+    """Return the flags that match a run's previews; a given interval replaces the run's."""
     if not previews.prompts and previews.prompt_file is None:
         return {}
     found: dict[str, Any] = {"sample_prompts": str(previews.prompt_file or "")}
@@ -258,10 +259,10 @@ def _flags_of_previews(previews: PreviewConfig, given: Mapping[str, Any]) -> dic
 
 
 def _take_over(source: Tree, target: Tree, paths: Sequence[str]) -> None:
-    """Take over what a flag decides; what it leaves open of that is off then."""
+    """Copy the settings in `paths` from `source` to `target`; remove those that are unset."""
     values = {path: _at(source, path) for path in paths}
     if all(value is None for value in values.values()):
-        return  # said by a notice of the translation
+        return  # the translation has a notice about it
     for path, value in values.items():
         *sections, key = path.split(".")
         section_of = target

@@ -1,4 +1,4 @@
-"""Where models go that flags of sd-scripts ask for, in which form, and how often."""
+"""Translates sd-scripts' flags of saving: where, in which format and how often."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 
 def set_saving(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
-    """Put names, forms and occasions of models into the tree; returns what a person is told.
+    """Set names, formats and intervals of saved models in the tree; return notices for the user.
 
     Raises:
-        ConfigError: `--output_name` is no name of a file, or epochs are asked for that are unknown.
+        ConfigError: `--output_name` is not a file name, or the number of epochs is needed and
+            unknown.
     """
     saving = tree.setdefault("saving", {})
     folder = Path(flags["output_dir"])
@@ -28,7 +29,7 @@ def set_saving(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
     fault = file_name_problem(name)
     if fault is not None:
         raise ConfigError(
-            f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."
+            f"--output_name is {name[:60]!r}, which {fault}. Give folders in --output_dir."
         )
     source = str(flags["pretrained_model_name_or_path"])
     form = _FORMATS[flags.get("save_model_as") or _form_of(source)]
@@ -47,7 +48,7 @@ def set_saving(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
 
 
 def _set_rhythms(flags: Mapping[str, Any], saving: dict[str, Any]) -> list[str]:
-    """How often models are saved, and how many of each kind are kept: they are counted apart."""
+    """Set how often models are saved and how many are kept, separately for steps and epochs."""
     ratio = flags.get("save_n_epoch_ratio") or 0
     if ratio > 0:
         saving["model_every_epochs"] = _epochs_of_ratio(flags, ratio)
@@ -58,28 +59,28 @@ def _set_rhythms(flags: Mapping[str, Any], saving: dict[str, Any]) -> list[str]:
             continue
         if every is None or every < 1:
             notices.append(f"--save_last_n_{kind}s: nothing is saved every n {kind}s.")
-        else:  # steps say how far back models are kept, epochs how many
+        else:  # a range of steps, but a number of models for epochs
             saving[f"keep_{kind}_models"] = last // every + 1 if kind == "step" else last
     return notices
 
 
 def _epochs_of_ratio(flags: Mapping[str, Any], ratio: int) -> int:
-    """Epochs between models, of which there are to be so many.
+    """Return the epochs between models so that about `ratio` models are saved.
 
     Raises:
-        ConfigError: How many epochs there are follows from the number of images.
+        ConfigError: The number of epochs is not given.
     """
     if "max_train_epochs" not in flags:
         raise ConfigError(
-            "--save_n_epoch_ratio needs --max_train_epochs: how many epochs --max_train_steps "
-            "are is known only when the images have been read. Give --save_every_n_epochs in its "
-            "place."
+            "--save_n_epoch_ratio needs --max_train_epochs: the number of epochs in "
+            "--max_train_steps is known only when the images have been read. Give "
+            "--save_every_n_epochs instead."
         )
     return max(1, int(flags["max_train_epochs"]) // ratio)
 
 
 def _form_of(source: str) -> str:
-    """The form that a model is saved in when none is asked for: a file stays one."""
+    """Return the default format to save a model in: that of the base model."""
     ending = Path(source).suffix.lower()
     if ending in (".safetensors", ".sft"):
         return "safetensors"

@@ -1,6 +1,6 @@
-"""The way of the learning rate that flags of sd-scripts ask for.
+"""Translates sd-scripts' flags of the learning rate schedule.
 
-What belongs to which `--lr_scheduler` is as in sd-scripts' `get_scheduler_fix`.
+Which flags apply to which `--lr_scheduler` is as in sd-scripts' `get_scheduler_fix`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEAREST_SCHEDULES = {
     "RexLR": "--lr_scheduler rex",
     "CosineAnnealingWarmupRestarts": "--lr_scheduler cosine_with_restarts",
 }
-"""Classes of schedulers that people name, and the shape that is most like each."""
+"""Scheduler class -> the flags for the most similar schedule."""
 
 _KINDS = {"constant_with_warmup": "constant"}
 _USERS = {
@@ -42,7 +42,7 @@ _ARGUMENTS = {
     "piecewise_constant": ("step_rules",),
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
 }
-"""Scheduler -> what it takes in `--lr_scheduler_args`."""
+"""Scheduler -> the arguments that it accepts in `--lr_scheduler_args`."""
 
 _FLAG_OF = {
     "num_warmup_steps": "lr_warmup_steps",
@@ -52,7 +52,7 @@ _FLAG_OF = {
     "timescale": "lr_scheduler_timescale",
     "min_lr_ratio": "lr_scheduler_min_lr_ratio",
 }
-"""Other arguments of the schedulers there -> the flag that is for each."""
+"""Other scheduler arguments in sd-scripts -> the flag to use instead."""
 
 _UNUSED: dict[str, Any] = {
     "lr_scheduler": "constant",
@@ -61,14 +61,14 @@ _UNUSED: dict[str, Any] = {
     "lr_decay_steps": 0,
     **{name: None for name, _ in _USERS.values()},
 }
-"""Flags without a meaning for optimizers that average weights -> what changes nothing anyway."""
+"""Flags without effect for optimizers that average weights -> the value that needs no notice."""
 
 
 def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
-    """Put the schedule into the tree; returns what a person is told. The optimizer is there.
+    """Set the schedule in the tree, which already has the optimizer; return notices for the user.
 
     Raises:
-        ConfigError: A flag or an argument does not go with `--lr_scheduler`, or is malformed.
+        ConfigError: A flag or an argument does not fit `--lr_scheduler`, or is malformed.
     """
     optimizer, schedule = tree["optimizer"], tree.setdefault("schedule", {})
     if row_of(optimizer["kind"]).averages_weights:
@@ -78,7 +78,7 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
     kind, _, rate = asked.partition(":")
     notices = []
     if kind == "adafactor":
-        notices.append("--lr_scheduler adafactor: the rate is constant, as --learning_rate says.")
+        notices.append("--lr_scheduler adafactor: the rate is constant at --learning_rate.")
         kind = "constant"
         if rate:
             optimizer["lr"] = read_number("lr_scheduler", asked, rate)
@@ -96,33 +96,33 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
 
 
 def _warmup(kind: str, flags: Mapping[str, Any], notices: list[str]) -> Any:
-    """The steps of warm-up, or their share, as far as a scheduler has them in sd-scripts.
+    """Return the warm-up steps, or their fraction, if the scheduler has a warm-up in sd-scripts.
 
     Raises:
-        ConfigError: It is the constant one, with which sd-scripts fails too.
+        ConfigError: The scheduler is `constant`, with which sd-scripts fails too.
     """
     steps = read_steps("lr_warmup_steps", flags)
     if kind == "constant" and steps:
         raise ConfigError(
-            "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
-            "constant_with_warmup, or take it out."
+            "--lr_warmup_steps does not work with --lr_scheduler constant: choose "
+            "constant_with_warmup, or remove it."
         )
     if kind == "piecewise_constant" and steps:
         notices.append(
             "--lr_warmup_steps: it has no effect on --lr_scheduler piecewise_constant, as in "
-            "sd-scripts. To warm up, let step_rules begin with a small factor."
+            "sd-scripts. To warm up, start step_rules with a small factor."
         )
         return 0
     return steps
 
 
 def _with_decay(flags: Mapping[str, Any], schedule: dict[str, Any], notices: list[str]) -> str:
-    """The kind that warmup_stable_decay is, whose steps of decay go into the schedule."""
+    """Return the kind of schedule for warmup_stable_decay, and set its decay steps."""
     decay = read_steps("lr_decay_steps", flags)
     if decay in (0, "0%"):
         notices.append(
-            "--lr_scheduler warmup_stable_decay: without --lr_decay_steps it never falls, so it "
-            "is taken as constant_with_warmup."
+            "--lr_scheduler warmup_stable_decay: without --lr_decay_steps it never decays, so "
+            "constant_with_warmup is used."
         )
         return "constant_with_warmup"
     schedule["decay_steps"] = decay
@@ -130,15 +130,15 @@ def _with_decay(flags: Mapping[str, Any], schedule: dict[str, Any], notices: lis
 
 
 def _without_schedule(flags: Mapping[str, Any], optimizer: str) -> list[str]:
-    """A line for each flag that sd-scripts ignores with a schedule-free optimizer."""
+    """Return a notice for each given flag that has no effect with a schedule-free optimizer."""
     given = [
         name
         for name, usual in _UNUSED.items()
         if flags.get(name) is not None and str(flags[name]) != str(usual)
     ]
     return [
-        f"--{name}: it has no effect, as in sd-scripts: {optimizer} averages weights in place of a "
-        f"schedule, and the rate is constant."
+        f"--{name}: it has no effect, as in sd-scripts: {optimizer} averages weights instead of "
+        f"using a schedule, and the rate is constant."
         for name in given
     ]
 
@@ -146,18 +146,18 @@ def _without_schedule(flags: Mapping[str, Any], optimizer: str) -> list[str]:
 def _of_arguments(
     kind: str, arguments: Mapping[str, Any], flags: Mapping[str, Any], lr: float
 ) -> dict[str, Any]:
-    """The keys of `[schedule]` that `--lr_scheduler_args` stand for.
+    """Return the keys of `[schedule]` for `--lr_scheduler_args`.
 
     Raises:
-        ConfigError: The scheduler has no such argument, or it is given twice.
+        ConfigError: The scheduler has no such argument, or the minimum rate is given twice.
     """
     taken = _ARGUMENTS.get(kind, ())
     for key in arguments:
         if key not in taken:
-            others = f"it takes {' or '.join(taken)}" if taken else "take it out"
+            others = f"it accepts {' or '.join(taken)}" if taken else "remove it"
             instead = f"give --{_FLAG_OF[key]}" if key in _FLAG_OF else others
             raise ConfigError(
-                f"--lr_scheduler_args has {key}, which --lr_scheduler {kind} does not take here: "
+                f"--lr_scheduler_args has {key}, which --lr_scheduler {kind} does not accept here: "
                 f"{instead}."
             )
     if kind == "piecewise_constant":
@@ -166,11 +166,11 @@ def _of_arguments(
         return {}
     if len(arguments) > 1 or flags.get("lr_scheduler_min_lr_ratio") is not None:
         raise ConfigError(
-            "The least learning rate is given twice: choose one of min_lr and min_lr_rate in "
+            "The minimum learning rate is given twice: give only one of min_lr and min_lr_rate in "
             "--lr_scheduler_args, and --lr_scheduler_min_lr_ratio."
         )
     ((key, value),) = arguments.items()
     least = read_number("lr_scheduler_args", f"{key}={value}", str(value))
     if key == "min_lr":
-        least = least / lr if lr > 0 else 0.0  # which is refused where all is validated
+        least = least / lr if lr > 0 else 0.0  # rejected when the settings are validated
     return {"min_lr_ratio": least}

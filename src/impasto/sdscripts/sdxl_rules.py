@@ -1,7 +1,7 @@
-"""What flags of sd-scripts' `sdxl_train.py` become that `fine_tune.py` does not have.
+"""Translates the flags of sd-scripts' `sdxl_train.py` that `fine_tune.py` does not have.
 
-Each rule takes the flags, puts what they mean into the tree of settings, and returns what a person
-is told.
+Each rule takes the flags, sets the matching keys in the tree of settings, and returns notices for
+the user.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BLOCKS: tuple[tuple[str, ...], ...] = (
 block's, 13 to 21 the output blocks, 22 is the output (sd-scripts, `sdxl_train.py`).
 """
 
-STEPS_OF_BUCKETS = 32  # pixels; a multiple of it is between sides of buckets
+STEPS_OF_BUCKETS = 32  # pixels; bucket sides differ by multiples of this
 CACHING = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
 FUSED = ("fused_backward_pass", "fused_optimizer_groups")
 _CHANGES_CAPTIONS = (
@@ -55,7 +55,7 @@ _CHANGES_CAPTIONS = (
 
 
 def set_text_encoder_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Each encoder learns at its own rate, or not at all at 0."""
+    """Set the learning rate of each text encoder; an encoder with a rate of 0 is not trained."""
     method = tree.setdefault("method", {})
     rates = method.get("text_encoder_lrs", {})
     given = [name for name in ("learning_rate_te1", "learning_rate_te2") if name in flags]
@@ -64,30 +64,31 @@ def set_text_encoder_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         return [f"--{name}: it has no effect without --train_text_encoder." for name in given]
     if len(given) == 2 and not any(rates.values()):
         del method["text_encoder_lrs"]
-        method["train_text_encoder"] = False  # said, so that a resumed run sees the change
-        return ["--train_text_encoder: both encoders have a rate of 0, so that none is trained."]
+        method["train_text_encoder"] = False  # explicit, so that a resumed run sees the change
+        return ["--train_text_encoder: both encoders have a rate of 0, so none is trained."]
     return []
 
 
 def set_block_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Each of 23 blocks learns at its own rate, or not at all at 0.
+    """Set the learning rate of each of the 23 blocks; a block with a rate of 0 is not trained.
 
     Raises:
-        ConfigError: There are more or fewer numbers than blocks, or the U-Net has rates of 0 only.
+        ConfigError: The number of rates differs from that of blocks, or all rates are 0.
     """
     if flags.get("learning_rate") == 0:
         raise ConfigError(
-            "--learning_rate is 0, with which sdxl_train.py trains the text encoders alone. Here "
-            "some of the U-Net always learns: give --learning_rate above 0, and --block_lr to "
-            "leave blocks as they are."
+            "--learning_rate is 0, with which sdxl_train.py trains only the text encoders. Here "
+            "some of the U-Net is always trained: give --learning_rate above 0, and --block_lr to "
+            "freeze blocks."
         )
     if "block_lr" not in flags:
         return []
     rates = read_numbers("block_lr", flags, len(BLOCKS))
     if not any(rates):
         raise ConfigError(
-            "--block_lr is 0 for every block, with which sdxl_train.py trains the text encoders "
-            "alone or nothing. Here some of the U-Net always learns: give a block a rate above 0."
+            "--block_lr is 0 for every block, with which sdxl_train.py trains only the text "
+            "encoders, or nothing. Here some of the U-Net is always trained: give a block a rate "
+            "above 0."
         )
     tree.setdefault("method", {})["block_lrs"] = {
         name: rate for names, rate in zip(BLOCKS, rates, strict=True) for name in names
@@ -96,10 +97,10 @@ def set_block_rates(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def set_steps_in_backward(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Change weights within the backward pass, by the gradient's norm of the step before.
+    """Set the optimizer to run in the backward pass, clipping by the norm of the previous step.
 
     Raises:
-        ConfigError: Gradients are accumulated too, with `--fused_backward_pass`.
+        ConfigError: `--fused_backward_pass` is given together with gradient accumulation.
     """
     asked = [name for name in FUSED if flags.get(name)]
     if not asked:
@@ -107,19 +108,19 @@ def set_steps_in_backward(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     steps = flags.get("gradient_accumulation_steps", 1)
     if steps > 1 and asked[0] == FUSED[0]:
         raise ConfigError(
-            f"--{asked[0]} uses each gradient up at once, and --gradient_accumulation_steps "
-            f"{steps} adds gradients up. Take one of the two out."
+            f"--{asked[0]} frees each gradient at once, but --gradient_accumulation_steps {steps} "
+            f"adds gradients up. Remove one of the two."
         )
     if steps > 1:
         return [
             f"--{asked[0]}: weights change after all {steps} of --gradient_accumulation_steps, so "
-            f"that it has no effect."
+            f"it has no effect."
         ]
     is_limited = flags.get("max_grad_norm", 1.0) > 0
     by_last = is_limited and flags.get("mixed_precision", "no") != "fp16"  # which may overflow
     tree["training"]["optimizer_in_backward"] = "last_norm" if by_last else "exact"
     reasons = {
-        "fused_backward_pass": "each weight changes as soon as its gradient is there",
+        "fused_backward_pass": "each weight changes as soon as its gradient is computed",
         "fused_optimizer_groups": "as --fused_backward_pass, for which weights need no groups",
     }
     told = [f"--{name}: {reasons[name]}" for name in asked]
@@ -129,38 +130,38 @@ def set_steps_in_backward(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def set_text_cache(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """What text encoders answer is kept on disk, beside the latents.
+    """Check that text encoder outputs can be cached on disk, and return notices.
 
     Raises:
-        ConfigError: The encoders are trained, or words have weights.
+        ConfigError: The text encoders are trained, or captions are weighted.
     """
     asked = [name for name in CACHING if flags.get(name)]
     if asked and flags.get("weighted_captions"):
         raise ConfigError(
-            f"--{asked[0]} and --weighted_captions do not go together in sdxl_train.py. Take one "
-            f"of the two out."
+            f"--{asked[0]} and --weighted_captions do not work together in sdxl_train.py. Remove "
+            f"one of the two."
         )
     if asked and tree.get("method", {}).get("train_text_encoder"):
         raise ConfigError(
-            f"--{asked[0]} keeps what the text encoders say of each caption, and "
-            f"--train_text_encoder changes that in each step. Take one of the two out."
+            f"--{asked[0]} caches the text encoders' outputs for each caption, but "
+            f"--train_text_encoder changes these outputs in each step. Remove one of the two."
         )
     if asked[:1] == [CACHING[0]]:
-        return [f"--{CACHING[0]}: they are kept on disk, beside the latents."]
+        return [f"--{CACHING[0]}: they are cached on disk, beside the latents."]
     return []
 
 
 def set_export_precision(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Weights that are kept in 16 bits are saved so, unless `--save_precision` is given."""
+    """Save models in the 16 bits of trained weights, unless `--save_precision` is given."""
     full = next((name for name in ("fp16", "bf16") if flags.get(f"full_{name}")), None)
     if full is None or flags.get("save_precision"):
         return []
     tree["saving"]["export_dtype"] = full
-    return [f"--full_{full}: what is trained is saved in {full}, as --save_precision is not given."]
+    return [f"--full_{full}: the model is saved in {full}, as --save_precision is not given."]
 
 
 def require_fixed_captions(flags: Mapping[str, Any], config: RunConfig) -> None:
-    """Make sure that captions are always the same where the encoders' outputs are to be kept.
+    """Make sure that captions never change if text encoder outputs are cached.
 
     Raises:
         ConfigError: A dataset changes its captions.
@@ -173,17 +174,17 @@ def require_fixed_captions(flags: Mapping[str, Any], config: RunConfig) -> None:
         changing = next((name for name in _CHANGES_CAPTIONS if getattr(subset, name)), None)
         if changing is not None:
             raise ConfigError(
-                f"--{asked} keeps what the text encoders say of each caption, and {changing} "
-                f"changes the captions of {subset.metadata_file or subset.image_dir} as they are "
-                f"shown. Take one of the two out."
+                f"--{asked} caches the text encoders' outputs for each caption, but {changing} "
+                f"changes the captions of {subset.metadata_file or subset.image_dir} during "
+                f"training. Remove one of the two."
             )
 
 
 def require_steps_of_buckets(flags: Mapping[str, Any], config: RunConfig) -> None:
-    """Make sure that sides of buckets are as far apart as the command takes.
+    """Make sure that the step between bucket sides is one that the command accepts.
 
     Raises:
-        ConfigError: A dataset has steps that are no multiple of 32.
+        ConfigError: A dataset has a step that is not a multiple of 32.
     """
     if not {"bucket_reso_steps", "dataset_config"} & flags.keys():
         return
@@ -191,7 +192,7 @@ def require_steps_of_buckets(flags: Mapping[str, Any], config: RunConfig) -> Non
         steps = entry.bucket_reso_steps
         if entry.enable_bucket and steps % STEPS_OF_BUCKETS:
             raise ConfigError(
-                f"bucket_reso_steps is {steps}; sdxl_train.py takes multiples of "
+                f"bucket_reso_steps is {steps}; sdxl_train.py accepts multiples of "
                 f"{STEPS_OF_BUCKETS}. Give {STEPS_OF_BUCKETS} or 64, or train with `impasto train`."
             )
 

@@ -1,4 +1,4 @@
-"""The settings of a run that a command line of sd-scripts stands for, checked."""
+"""Validates the settings of a run that are translated from an sd-scripts command line."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _FAMILIES: dict[str, tuple[tuple[Script, ...], str]] = {
     "sdxl": ((SDXL_TRAIN,), "SDXL"),
     "sdxl-v": ((SDXL_TRAIN,), "SDXL"),
 }
-"""`model.family` -> the commands that train it, and what people call it."""
+"""`model.family` -> the commands that train it, and its common name."""
 
 
 def build_settings(
     script: Script, flags: Mapping[str, Any], tree: Mapping[str, Any], *, begun: bool = False
 ) -> RunConfig:
-    """Validate the tree that flags of a command were translated to.
+    """Validate the tree of settings translated from the flags, and return the run's settings.
 
     Args:
         script: The command.
         flags: Its flags.
         tree: The settings.
-        begun: Whether they are those of a run that was begun, with what the flags change.
+        begun: Whether they are those of a run that was started before, changed by the flags.
 
     Raises:
-        ConfigError: As `build_run_config`, with the names of flags; or a flag does not go with what
-            is in the dataset.
+        ConfigError: As for `build_run_config`, with the names of flags; or a flag does not fit the
+            dataset.
     """
     try:
         config = build_run_config(tree, source=script, begun=begun)
@@ -49,23 +49,23 @@ def build_settings(
 
 
 def scripts_of(family: str | None) -> tuple[Script, ...]:
-    """The commands that train a family, the usual one first; none where it is not known."""
+    """Return the commands that train a family, the usual one first; empty if it is unknown."""
     return _FAMILIES[family][0] if family in _FAMILIES else ()
 
 
 def in_terms_of(script: Script, error: OtherFamilyError) -> ModelError:
-    """What a person does about a model of another family than the flags say."""
+    """Return an error that says which command or flag to use for a model of another family."""
     key = error.families[0]
     others, name = _FAMILIES.get(key, ((), key))
     if not others:
         return ModelError(
-            f"{error.source} is a model of {name}, which no command of sd-scripts here trains. "
-            f"Train it with impasto train."
+            f"{error.source} is a model of {name}, which none of these sd-scripts commands "
+            f"trains. Train it with impasto train."
         )
     if script not in others:
         return ModelError(
             f"{error.source} is a model of {name}, which {script} does not train. Run "
-            f"{others[0]} with these flags in its place."
+            f"{others[0]} with these flags instead."
         )
-    advice = "Add --v2" if name == "SD 2.x" else "Take --v2 out"
+    advice = "Add --v2" if name == "SD 2.x" else "Remove --v2"
     return ModelError(f"{error.source} is a model of {name}. {advice}.")

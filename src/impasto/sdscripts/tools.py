@@ -1,4 +1,4 @@
-"""What the scripts of sd-scripts' `finetune/` share: their flags, and the images of a folder."""
+"""Shared by the scripts of sd-scripts' `finetune/`: common flags, and the images of a folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class ToolParser(argparse.ArgumentParser):
-    """A parser whose errors are those of Impasto."""
+    """A parser that raises Impasto's `ConfigError` for a wrong command line."""
 
     def error(self, message: str) -> Any:
-        """Report a wrong command line as one paragraph."""
+        """Raise a `ConfigError` with the message."""
         raise ConfigError(f"{self.prog}: {message}. --help lists the flags.")
 
 
@@ -37,22 +37,26 @@ def run_tool(tool: Callable[[argparse.Namespace, Console], None], parser: ToolPa
 
 
 def image_parser(prog: str, description: str, ending: str, *, old: bool = True) -> ToolParser:
-    """A parser with what nearly all of these scripts take.
+    """Build a parser with the arguments that nearly all of these scripts have.
 
     Args:
         prog: The script's name.
-        description: What it does.
+        description: The script's description.
         ending: The default of `--caption_extension`.
-        old: Whether the misspelt `--caption_extention` is taken too.
+        old: Whether the misspelt `--caption_extention` is accepted too.
     """
     parser = ToolParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("train_data_dir", type=Path, help="folder of images")
     names = ["--caption_extension", *(["--caption_extention"] if old else [])]
     parser.add_argument(
-        *names, dest="caption_extension", default=ending, type=_ending, help="of the text files"
+        *names,
+        dest="caption_extension",
+        default=ending,
+        type=_ending,
+        help="file extension of the caption files",
     )
-    parser.add_argument("--recursive", action="store_true", help="also look in folders below")
-    parser.add_argument("--debug", action="store_true", help="print the words of each image")
+    parser.add_argument("--recursive", action="store_true", help="include subfolders")
+    parser.add_argument("--debug", action="store_true", help="print the caption of each image")
     return parser
 
 
@@ -66,7 +70,7 @@ def _ending(text: str) -> str:
 
 
 def positive(text: str) -> int:
-    """A number of things of which there is at least one, for a parser."""
+    """Parse a whole number of at least 1, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
@@ -74,23 +78,23 @@ def positive(text: str) -> int:
 
 
 def images_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
-    """The usable images of a folder; files that are skipped are noted.
+    """Return the usable images of a folder; print each skipped file with its reason.
 
     Raises:
-        DatasetError: There are none.
+        DatasetError: There are no usable images.
     """
     from impasto.data.scanning.scan import scan_folder
 
     scan = scan_folder(folder, recursive=recursive, progress=console)
     for item in scan.skipped:
-        console.note(f"Passed over: {item.path}: {item.reason}")
+        console.note(f"Skipped: {item.path}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)
     return scan.records
 
 
 def warn_ignored_flags(options: argparse.Namespace, console: Console, **reasons: str) -> None:
-    """Name the flags that were given and change nothing, with the reason."""
+    """Print the given flags that have no effect, each with the reason."""
     for name, reason in reasons.items():
         if getattr(options, name) not in (None, False, ""):
             console.note(f"--{name}: {reason}.")

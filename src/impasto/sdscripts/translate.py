@@ -1,4 +1,4 @@
-"""From the flags of sd-scripts' training commands to the settings of a run."""
+"""Translates the flags of sd-scripts' training commands to the settings of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from impasto.sdscripts.optimizer_flags import set_optimizer
 from impasto.sdscripts.saving_flags import set_saving
 from impasto.sdscripts.schedule_flags import set_schedule
 
-if TYPE_CHECKING:  # imports torch, which a command line is translated without
+if TYPE_CHECKING:  # imports torch, which the translation does not need
     from impasto.training.compute.precision import NativePrecision
 
 Tree = dict[str, Any]
@@ -38,7 +38,7 @@ _RULES_OF: Mapping[Script, Sequence[Callable[[Mapping[str, Any], Tree], list[str
 
 @dataclass(frozen=True)
 class Translation:
-    """A run's settings, and notices about flags that change nothing or something else."""
+    """A run's settings, and notices about flags without effect or with a different effect."""
 
     tree: Tree
     notices: tuple[str, ...]
@@ -51,20 +51,20 @@ def translate(
     *,
     has_tensorboard: bool = True,
 ) -> Translation:
-    """Settings that do what the flags ask for.
+    """Translate flags to the settings with the same effect.
 
     Args:
-        script: The command that has them.
-        flags: As `parse_flags` returns them.
-        without_gpu: Where no GPU is there, what the CPU computes fastest in.
+        script: The command that has the flags.
+        flags: The flags, from `parse_flags`.
+        without_gpu: The fastest precision of the CPU if there is no GPU; None with a GPU.
         has_tensorboard: Whether TensorBoard is installed, for `--logging_dir`.
 
     Raises:
-        ConfigError: Something that has to be given is missing, or flags contradict each other.
+        ConfigError: A required flag is missing, or flags contradict each other.
     """
     for name in ("pretrained_model_name_or_path", "output_dir"):
         if not flags.get(name):
-            raise ConfigError(f"--{name} is missing; it has to be given.")
+            raise ConfigError(f"--{name} is missing. Give it.")
     tree: Tree = {"model": {"family": _family(script, flags)}}
     known = flags_of(script)
     for name, flag in known.items():
@@ -122,7 +122,7 @@ def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def _text_encoder(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """A rate of a text encoder that does not learn has no effect; forms of kohya_ss write it."""
+    """Remove the learning rate of a text encoder that is not trained; kohya_ss always writes it."""
     method = tree.get("method", {})
     if flags.get("learning_rate_te") is None or method.get("train_text_encoder"):
         return []
@@ -131,9 +131,9 @@ def _text_encoder(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def _weights_by_noise(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Weights by noise level are sd-scripts', of the schedule before it is rescaled.
+    """Compute loss weights by noise level from the schedule before rescaling, as sd-scripts does.
 
-    There `prepare_scheduler_for_custom_training` notes the ratios of all timesteps first
+    There `prepare_scheduler_for_custom_training` computes the SNR of all timesteps first
     (kohya-ss/sd-scripts, `library/custom_train_functions.py`; the training scripts call it).
     """
     del flags
@@ -154,7 +154,7 @@ def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if seed is None:
         seed = secrets.randbelow(2**31)
         tree["seed"] = seed
-        return [f"--seed was not given: this run takes {seed}."]
+        return [f"--seed was not given: this run uses {seed}."]
     tree["seed"] = seed
     return []
 
@@ -180,7 +180,7 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         return notices
     previews.pop("sampler")
     if "sample_sampler" in flags:
-        notices.append("--sample_sampler: it has no effect where no previews are drawn.")
+        notices.append("--sample_sampler: it has no effect, as no previews are drawn.")
     if previews.pop("prompt_file", None) is not None:
         notices.append(
             f"--sample_prompts: it has no effect without --{', --'.join(intervals[:-1])} or "
@@ -192,7 +192,10 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 def _logging(
     flags: Mapping[str, Any], tree: Tree, project: str, *, has_tensorboard: bool
 ) -> list[str]:
-    """Set trackers as sd-scripts does: TensorBoard for a folder alone; none if not installed."""
+    """Set the trackers as in sd-scripts; skip TensorBoard, with a notice, if it is not installed.
+
+    `--logging_dir` without `--log_with` means TensorBoard.
+    """
     kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
     asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
     trackers = [] if asked is None else kinds[asked]
@@ -200,7 +203,7 @@ def _logging(
         []
         if "wandb" in trackers
         else [
-            f"--{name}: it belongs to Weights & Biases, which --log_with=wandb asks for."
+            f"--{name}: it is for Weights & Biases, which needs --log_with=wandb."
             for name in ("log_tracker_name", "wandb_run_name")
             if flags.get(name)
         ]
@@ -227,7 +230,7 @@ def _logging(
 
 
 def _of_wandb(flags: Mapping[str, Any], trackers: Sequence[str], project: str) -> Tree:
-    """The project and name of a run at Weights & Biases; the project by default as there."""
+    """Return the project and run name for Weights & Biases; `project` is the default project."""
     if "wandb" not in trackers:
         return {}
     name = flags.get("wandb_run_name")
@@ -236,14 +239,14 @@ def _of_wandb(flags: Mapping[str, Any], trackers: Sequence[str], project: str) -
 
 
 def _compiling(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """The whole U-Net, as accelerate does there."""
+    """Compile the whole U-Net with `--torch_compile`, as accelerate does in sd-scripts."""
     if flags.get("torch_compile"):
         tree["training"]["compile"] = "full"
     return []
 
 
 def _timesteps(_: Mapping[str, Any], tree: Tree) -> list[str]:
-    """sd-scripts takes max_timestep alone where the range is empty."""
+    """Use only max_timestep if the range of timesteps is empty, as sd-scripts does."""
     timesteps = tree.get("timesteps", {})
     if "first" in timesteps and "last" in timesteps and timesteps["first"] >= timesteps["last"]:
         last = min(timesteps["last"], 999)
@@ -270,7 +273,7 @@ def _precision(
     elif full is not None:
         tree["training"]["weight_dtype"] = asked
         notices.append(
-            f"--full_{full}: weights are kept in {asked} and rounded up or down by chance, so that "
-            f"small changes are not lost."
+            f"--full_{full}: weights are kept in {asked} with stochastic rounding, so that small "
+            f"changes are not lost."
         )
     return notices

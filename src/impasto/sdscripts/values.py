@@ -1,4 +1,4 @@
-"""Reads the values of flags that are more than one number or word."""
+"""Parses the values of flags that are more than one number or word."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from impasto.parsing import is_deep, is_text
 
 _LARGEST = 2**63 - 1
 _SIDE = re.compile(r"\d{1,9}", re.ASCII)
-_SHOWN = 80  # characters of a word in an error
+_SHOWN = 80  # the most characters of a value in an error message
 
 
 def read_resolution(text: str, name: str = "resolution") -> Any:
-    """Read a resolution: one side, or width and height.
+    """Parse a resolution in pixels: one side, or width and height.
 
     Args:
         text: The value of the flag.
-        name: The flag.
+        name: The name of the flag.
 
     Raises:
-        ConfigError: It is written otherwise.
+        ConfigError: The value is malformed.
     """
     numbers = [piece.strip() for piece in text.split(",")]
     if len(numbers) > 2 or not all(_SIDE.fullmatch(piece) for piece in numbers):
@@ -33,10 +33,10 @@ def read_resolution(text: str, name: str = "resolution") -> Any:
 
 
 def read_numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]:
-    """So many numbers with commas between them.
+    """Parse `count` numbers separated by commas.
 
     Raises:
-        ConfigError: It is written otherwise.
+        ConfigError: The value is malformed, or has another count.
     """
     pieces = str(flags[name]).split(",")
     try:
@@ -44,15 +44,17 @@ def read_numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise ConfigError(f"--{name} is {flags[name]!r}; expected {count} numbers with a comma.")
+        raise ConfigError(
+            f"--{name} is {flags[name]!r}; expected {count} numbers separated by commas."
+        )
     return numbers
 
 
 def read_number(name: str, found: str, text: str) -> float:
-    """A number that is part of a flag's value; `found` is all of it, for the error.
+    """Parse a number that is part of a flag's value; `found` is the whole value, for the error.
 
     Raises:
-        ConfigError: It is written otherwise.
+        ConfigError: It is not a finite number.
     """
     try:
         return finite(text)
@@ -61,10 +63,10 @@ def read_number(name: str, found: str, text: str) -> float:
 
 
 def read_steps(name: str, flags: Mapping[str, Any]) -> Any:
-    """A number of steps, a share of the run, or a percentage; 0 where it is not given.
+    """Parse a number of steps, a fraction of the run, or a percentage; 0 if it is not given.
 
     Raises:
-        ConfigError: It is written otherwise.
+        ConfigError: The value is malformed, or is 1.0, which is ambiguous.
     """
     text = str(flags.get(name, "0")).strip()
     if text.endswith("%"):
@@ -75,20 +77,20 @@ def read_steps(name: str, flags: Mapping[str, Any]) -> Any:
         raise ConfigError(f"--{name} is {text!r}; expected 500, 0.05 or 5%.") from error
     if steps == 1 and isinstance(steps, float):
         raise ConfigError(
-            f"--{name} is {text}, which could be one step or the whole run, as it is in a file of "
-            f"sd-scripts. Write 1 for one step, or 100% for the whole run."
+            f"--{name} is {text}, which could mean one step or, as in a file of sd-scripts, the "
+            f"whole run. Write 1 for one step, or 100% for the whole run."
         )
     return steps
 
 
 def read_pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`key=value` words; a value is a Python literal, or else text.
+    """Parse `key=value` arguments; a value is a Python literal, or else text.
 
-    Values go into the run's settings, which are TOML, and a resumed run reads them from there: what
-    TOML has no word for is refused.
+    Values are stored in the run's settings, which are TOML, and a resumed run reads them from
+    there: values that TOML cannot express are rejected.
 
     Raises:
-        ConfigError: A word is not of that form, or a value is none that TOML holds.
+        ConfigError: An argument is not `key=value`, or TOML cannot express a value.
     """
     pairs: dict[str, Any] = {}
     for pair in flags.get(name, []):
@@ -107,28 +109,32 @@ def read_pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
-    """What Python reads a value as; text that is no literal stands for itself."""
+    """Parse a value as a Python literal; other text is returned without its quotes.
+
+    Raises:
+        ValueError: The value is nested too deeply, or cannot be evaluated.
+    """
     try:
         return ast.literal_eval(text)
     except (MemoryError, RecursionError) as error:
         raise ValueError("it is nested too deeply") from error
     except TypeError as error:
-        raise ValueError(f"it is no value ({error})") from error
+        raise ValueError(f"it is not a valid value ({error})") from error
     except (ValueError, SyntaxError):
         return text.strip("\"'")
 
 
 def _as_toml(value: Any) -> Any:
-    """A value with lists in the place of tuples.
+    """Return a value with tuples replaced by lists, for TOML.
 
     Raises:
-        ValueError: TOML has no such value.
+        ValueError: TOML cannot express the value.
     """
     if isinstance(value, (list, tuple)):
         return [_as_toml(item) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) and is_text(key) for key in value):
-            raise ValueError("the keys of a table have to be text")
+            raise ValueError("the keys of a table must be text")
         return {key: _as_toml(item) for key, item in value.items()}
     if isinstance(value, str) and not is_text(value):
         raise ValueError("it is not UTF-8 text")
