@@ -19,6 +19,7 @@ from pathlib import Path
 from impasto import files, storage_errors
 from impasto.data.folders.listing import CAPTION, TAGS, FoundImage, Sidecars, list_folder
 from impasto.parsing import read_caption_file, split_lines
+from impasto.studio.folders import address_of
 
 ENDINGS = (TAGS, CAPTION)
 """The extensions of caption files that can be shown, the usual one first."""
@@ -207,3 +208,30 @@ def _last_edit(dataset: Path) -> Sequence[object]:
             return sorted((e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries)
     except OSError:
         return ()
+
+
+def images_near(
+    dataset: Path,
+    captions: Sequence[ImageCaption],
+    chosen: Sequence[ImageCaption],
+    alone: ImageCaption,
+) -> dict[str, str]:
+    """Return the addresses of the images of a filter before and after one.
+
+    Args:
+        dataset: The folder of the dataset.
+        captions: All captions, in the order of the page.
+        chosen: Those that match the filter, in the same order.
+        alone: The caption shown alone, which need not match the filter itself.
+
+    Returns:
+        `before` and `after`; an empty text where there is no such image.
+    """
+    positions = {caption.image: number for number, caption in enumerate(captions)}
+    here = positions[alone.image]
+    before = [caption for caption in chosen if positions[caption.image] < here]
+    after = next((caption for caption in chosen if positions[caption.image] > here), None)
+    return {
+        "before": address_of([dataset], before[-1].image) if before else "",
+        "after": address_of([dataset], after.image) if after else "",
+    }

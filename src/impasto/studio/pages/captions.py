@@ -33,6 +33,7 @@ from impasto.studio.captions import (
     ImageCaption,
     count_tags,
     found_tags,
+    images_near,
     read_caption,
 )
 from impasto.studio.core import Studio
@@ -261,7 +262,7 @@ class CaptionPages:
             "query": urlencode(kept),
             "rows": [_row(of, derived, caption, is_whole=alone is not None) for caption in shown],
             "alone": alone is not None,
-            "near": {} if alone is None else _near(dataset, captions, chosen, alone),
+            "near": {} if alone is None else images_near(dataset, captions, chosen, alone),
             "task": task_view(self.studio.tasks, task) if task is not None else None,
         }
 
@@ -302,23 +303,6 @@ async def _answer(arguments: Sequence[str | Path]) -> Any:
         return await in_own_thread(ask_verb, arguments)
     except RunError as error:
         raise HTTPException(400, str(error)) from error
-
-
-def _near(
-    dataset: Path,
-    captions: Sequence[ImageCaption],
-    chosen: Sequence[ImageCaption],
-    alone: ImageCaption,
-) -> dict[str, str]:
-    """Return the matching images before and after one, which need not match the filter itself."""
-    positions = {caption.image: number for number, caption in enumerate(captions)}
-    here = positions[alone.image]
-    before = [caption for caption in chosen if positions[caption.image] < here]
-    after = next((caption for caption in chosen if positions[caption.image] > here), None)
-    return {
-        "before": address_of([dataset], before[-1].image) if before else "",
-        "after": address_of([dataset], after.image) if after else "",
-    }
 
 
 def _row(of: Dataset, derived: Path, caption: ImageCaption, *, is_whole: bool) -> dict[str, str]:
