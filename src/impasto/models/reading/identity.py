@@ -32,7 +32,7 @@ TELLING_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 TELLING_DEVIATION = 0.09
 """Velocity models have a larger spread in that tensor; ComfyUI `comfy/supported_models.py`."""
 GUIDANCE_INPUTS = ("time_embedding.cond_proj.weight", "time_embed.cond_proj.weight")
-"""The layer of a U-Net with `time_cond_proj_dim` (arXiv:2310.04378): diffusers', then LDM's name."""
+"""The layer of a U-Net with `time_cond_proj_dim` (arXiv:2310.04378): in diffusers, in LDM."""
 DOUBTFUL = 0.1  # the spread decides nothing within this fraction of the threshold
 
 
