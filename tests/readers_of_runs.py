@@ -29,7 +29,7 @@ class RunDirectories:
         self.files = {
             "status.json": {"phase": "finished", "updated_at": 1.5, "step": 8, "total_steps": 8,
                             "timings_s": {"export": 0.1}, "model": "x", "message": "m"},
-            "dataset.json": {"folder": "p", "pictures": 3, "held_out": 1, "uncaptioned": 0,
+            "dataset.json": {"folder": "p", "images": 3, "held_out": 1, "uncaptioned": 0,
                              "with_more_lines": 0, "enlarged": 0, "mean_lost_area": 0.1,
                              "buckets": {"64x64": 3}, "refused_latents": [], "encoded_now": 3,
                              "set_aside": [{"path": "a", "reason": "b"}], "too_long": 0,

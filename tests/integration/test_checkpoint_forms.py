@@ -301,7 +301,7 @@ def test_a_run_writes_each_form_and_samples_come_from_it(form, train_config, tmp
     assert said["modelspec.prediction_type"] == "epsilon"
     assert said["modelspec.architecture"] == "stable-diffusion-v1"
     summary = json.loads(said["impasto.training"])
-    assert (summary["steps"], summary["pictures"]) == (2, 13)
+    assert (summary["steps"], summary["images"]) == (2, 13)
     assert summary["trained_parts"] == ["unet"]
     assert str(tmp_path) not in json.dumps(dict(said)), "a path of this machine is published"
     source = read(nano_model / TEXT_ENCODER_FILE)

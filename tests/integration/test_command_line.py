@@ -165,7 +165,7 @@ def test_dataset_verbs(pictures, nano_model, tmp_path, capsys):
     scanned = impasto("dataset", "scan", pictures, "--json", "--decode")
     assert scanned.returncode == 0, scanned.stderr
     listed = json.loads(scanned.stdout)
-    assert listed["pictures"] == 13
+    assert listed["images"] == 13
     assert listed["set_aside"][0]["reason"] == "the file is empty"
     geometry = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)
     call("dataset", "plan", pictures, *geometry)

@@ -124,7 +124,7 @@ def test_projects_of_sd_scripts_of_all_times_train_unchanged(run_values, tmp_pat
     file = project_file(tmp_path, *datasets)
     run = train(run_of(run_values, {"config": str(file)}, training={"max_steps": 4}))
     dataset = run.read_json("dataset.json")
-    assert dataset["pictures"] == 3 * len(ERAS)
+    assert dataset["images"] == 3 * len(ERAS)
     assert dataset["encoded_now"] == 0
     assert dataset["refused_latents"] == []
     assert dataset["set_aside"] == []
@@ -171,7 +171,7 @@ def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path)
     file = project_file(tmp_path, dataset)
     run = train(run_of(run_values, {"config": str(file)}, training={"max_steps": 1}))
     found = run.read_json("dataset.json")
-    assert found["pictures"] == 6
+    assert found["images"] == 6
     assert found["encoded_now"] == 5
     refused = {item["path"] for item in found["refused_latents"]}  # the last is not even opened
     assert refused == {str(path) for path in (shape[0], size[0], nan[0], cut)}
@@ -231,7 +231,7 @@ def test_several_data_sets_train_together_and_resume_exactly(run_values, tmp_pat
     changes = {"training": {"max_epochs": 2, "max_steps": None}, "saving": {"state_every_steps": 4}}
     whole = train(run_of(run_values, {"config": str(file), **native}, **changes))
     dataset = whole.read_json("dataset.json")
-    assert dataset["pictures"] == 14
+    assert dataset["images"] == 14
     records = [r for r in whole.read_metrics() if "loss" in r]
     assert records[-1]["samples_seen"] == 2 * (5 * 2 + 4 + 5)
 
@@ -403,7 +403,7 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
                 assert reason in reasons[name]
         assert set(reasons) <= set(expected)
     usable = sum(reason == USABLE for reason in expected.values())
-    assert health["pictures"] == usable
+    assert health["images"] == usable
     assert f"Encoded now    {usable}" in cached.stdout
     assert len(health["rotated"]) == 7
     assert sorted(len(group) for group in health["same_stem"]) == [2, 2, 2, 3]
@@ -572,7 +572,7 @@ def test_a_run_on_broken_files_trains_on_the_rest(run_values, tmp_path):
     dataset = {"image_dir": str(tmp_path / "broken"), **BUCKETS}
     run = train(run_of(run_values, dataset, training={"max_steps": 1}))
     found = run.read_json("dataset.json")
-    assert found["pictures"] == sum(reason == USABLE for reason in expected.values())
+    assert found["images"] == sum(reason == USABLE for reason in expected.values())
     assert len(found["set_aside"]) == sum(reason != USABLE for reason in expected.values())
     assert run.read_json("status.json")["phase"] == "finished"
 

@@ -82,7 +82,7 @@ def test_the_command_of_the_guide(guided, project):
     assert not changed(before, after, "first_stage_model.")
     run = RunDirectory(guided / "mine-run")
     facts = run.read_json("dataset.json")
-    assert (facts["pictures"], facts["regularisation"]) == (10, 6)
+    assert (facts["images"], facts["regularisation"]) == (10, 6)
     text = run.config_file.read_text(encoding="utf-8")
     assert "text_encoder_until_step = 2" in text
     assert "prior_loss_weight = 0.5" in text

@@ -49,7 +49,7 @@ def run(tmp_path):
         model="export/style.safetensors",
     )
     (found.path / "dataset.json").write_text(
-        json.dumps({"pictures": 1200, "held_out": 30, "uncaptioned": 2, "buckets": {"64x64": 9}})
+        json.dumps({"images": 1200, "held_out": 30, "uncaptioned": 2, "buckets": {"64x64": 9}})
     )
     found.export.mkdir()
     (found.export / "style.safetensors").write_bytes(WEIGHTS)

@@ -144,7 +144,7 @@ def test_damaged_images_do_not_count_and_the_plan_says_the_same(settings, pictur
     told, found = planned.balance, run.read_json("dataset.json")
     assert (told.used, told.showings, told.trained) == (5, 11, 11)
     assert (found["regularisation"], found["regularisation_showings"]) == (5, 11)
-    assert found["pictures"] == 11 + 5
+    assert found["images"] == 11 + 5
     assert {item["path"].rpartition("/")[2] for item in found["set_aside"]} == {
         "003.png", "004.png", "001.png",
     }  # fmt: skip
@@ -220,7 +220,7 @@ def test_all_verbs_count_after_images_are_held_out(folder_run, tmp_path):
     output("dataset", "report", folder_run, "--out", page)
     health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert health["balance"] == {"images": 8, "used": 8, "showings": 16, "trained": 16}
-    assert health["pictures"] == 13  # all are examined
+    assert health["images"] == 13  # all are examined
     shown = json.loads(output("dataset", "captions", folder_run, "--json", "--images", "0"))[
         "images"
     ]

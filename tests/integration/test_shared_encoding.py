@@ -59,7 +59,7 @@ def test_each_process_encodes_its_share(run_file, tmp_path, pictures):
         assert done.returncode == 0, done.stderr
         told = json.loads((tmp_path / name / "dataset.json").read_text(encoding="utf-8"))
         assert [item["path"].split("/")[-1] for item in told["set_aside"]] == [damaged]
-        assert told["pictures"] == 12
+        assert told["images"] == 12
         assert told["encoded_now"] == 12
     written = [
         (tmp_path / "written by two" / f"rank-{rank}").read_text(encoding="utf-8").split()

@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(train_config, nano_model, pictures):
     status = run.read_json("status.json")
     assert (status["phase"], status["step"]) == ("finished", 4)
     dataset = run.read_json("dataset.json")
-    assert (dataset["pictures"], dataset["held_out"], dataset["too_long"]) == (10, 3, 1)
+    assert (dataset["images"], dataset["held_out"], dataset["too_long"]) == (10, 3, 1)
     assert sum(dataset["buckets"].values()) == 10
     assert run.saved_steps() == [4]
     assert run.sampled_steps() == [0, 4]

@@ -14,7 +14,7 @@ from impasto.report.svg import round_ticks
 from impasto.runs import RunDirectory
 
 DATASET = {
-    "pictures": 1, "held_out": 0, "buckets": {"64x64": 1}, "mean_lost_area": 0.0, "enlarged": 0,
+    "images": 1, "held_out": 0, "buckets": {"64x64": 1}, "mean_lost_area": 0.0, "enlarged": 0,
     "uncaptioned": 0, "too_long": 0, "max_tokens": 75, "set_aside": [], "unused": [],
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def make_models(run, *names):
 @pytest.fixture
 def dog(folder):
     run = make_run(
-        folder / "dog", phase="finished", step=40, total_steps=40, updates_per_epoch=7, process=GONE
+        folder / "dog", phase="finished", step=40, total_steps=40, steps_per_epoch=7, process=GONE
     )
     for step, loss in ((0, 0.5), (20, 0.3), (40, 0.4)):
         run.append_metrics({"step": step, "validation_loss": loss, "time": 1.0})

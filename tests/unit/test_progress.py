@@ -249,8 +249,8 @@ def test_slow_training_says_what_an_image_takes(images_per_s, words, capsys):
 def test_of_many_images_that_cannot_be_used_ten_are_named(capsys):
     summary = {
         "parts": {"unet": 1}, "regularisation": 0, "family": "SD 1.x", "prediction": "epsilon",
-        "device": "cpu", "processes": 1, "pictures": 9, "held_out": 0, "buckets": {"64x64": 9},
-        "updates_per_epoch": 9, "too_long": 0, "with_more_lines": 0, "refused_latents": [],
+        "device": "cpu", "processes": 1, "images": 9, "held_out": 0, "buckets": {"64x64": 9},
+        "steps_per_epoch": 9, "too_long": 0, "with_more_lines": 0, "refused_latents": [],
         "set_aside": [{"path": f"{n}.png", "reason": "it is cut short"} for n in range(13)],
     }  # fmt: skip
     console = Console()

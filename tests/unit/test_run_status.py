@@ -97,7 +97,7 @@ def test_nothing_is_written_of_a_run_that_was_removed(tmp_path):
 
 FINISHED = {
     "phase": "finished", "step": 40, "total_steps": 40, "model": "export/dog.safetensors",
-    "merged_loss": 0.25, "updates_per_epoch": 8,
+    "merged_loss": 0.25, "steps_per_epoch": 8,
 }  # fmt: skip
 
 

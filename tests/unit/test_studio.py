@@ -367,7 +367,9 @@ def test_the_page_of_a_run_says_how_many_images_were_skipped(client, studio, dog
     skipped = [{"path": f"{n}.png", "reason": "it is cut short"} for n in range(1234)]
     content = {"pictures": 9, "held_out": 2, "set_aside": skipped}
     (dog.path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
-    assert re.search(r"Skipped</\w+>\s*<\w+>1,234<", client.get(address(studio, dog)).text)
+    page = client.get(address(studio, dog)).text
+    assert re.search(r"Skipped</\w+>\s*<\w+>1,234<", page)
+    assert re.search(r"Images</\w+>\s*<\w+>9<", page), "under its name of earlier versions"
 
 
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])

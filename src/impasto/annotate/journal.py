@@ -120,7 +120,7 @@ class Journal:
             return
         was, after = hash_of(before), hashlib.sha256(content).hexdigest()
         note: dict[str, Any] = {"root": spot.root, "file": spot.file, "was": was, "after": after}
-        note["pictures"] = list(images)
+        note["images"] = list(images)
         if before is not None and self._last.get(spot) != was:
             note["before"] = base64.b64encode(before).decode("ascii")
         self._note(note)
@@ -138,7 +138,7 @@ class Journal:
 
     def finish(self, image: str) -> None:
         """Record that an image is completed; if that is lost, the image is processed again."""
-        self._note({"picture": image}, durably=False)
+        self._note({"image": image}, durably=False)
 
     def _continue(self, newest: Path, notes: Notes) -> None:
         """Continue the newest journal, if it is of this command and was interrupted."""

@@ -137,8 +137,8 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
         notes.command = _text(line["begin"])
         notes.at = line["at"] if type(line.get("at")) is int else None
         notes.folders = [_text(item) for item in line["folders"]] if "folders" in line else None
-    elif "picture" in line:
-        notes.done.add(_text(line["picture"]))
+    elif "image" in line or "picture" in line:  # the latter of earlier versions
+        notes.done.add(_text(line.get("image", line.get("picture"))))
     elif "end" in line or "undone" in line:
         notes.ended = True
     else:
@@ -149,7 +149,7 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
         if type(line["root"]) is not int:
             raise TypeError("no number")
         spot = DatasetFile(line["root"], _text(line["file"]))
-        images = tuple(_text(name) for name in line.get("pictures", ()))
+        images = tuple(_text(name) for name in line.get("images", line.get("pictures", ())))
         notes.edits.append(Edit(spot, was, _text(line["after"]), content, images))
 
 

@@ -125,11 +125,11 @@ class Console:
                 "Trains": counts,
                 "On": str(summary["device"])
                 + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
-                "Images": f"{summary['pictures']:,}, "
+                "Images": f"{summary['images']:,}, "
                 + (f"{regularising:,} for regularisation, " if regularising else "")
                 + f"{summary['held_out']:,} held out, "
                 f"{counted(len(summary['buckets']), 'buckets')}",
-                "Steps": f"{last_step:,} in all, {summary['updates_per_epoch']} per epoch"
+                "Steps": f"{last_step:,} in all, {summary['steps_per_epoch']} per epoch"
                 + (f"; continuing after {first_step}" if first_step else ""),
             }
         )

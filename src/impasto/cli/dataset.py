@@ -108,7 +108,7 @@ def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # 
 
 def _as_json(scan: Scan) -> dict[str, Any]:
     return {
-        "pictures": scan.tally.usable,
+        "images": scan.tally.usable,
         "regularisation": scan.tally.regularisation,
         "with_crops": scan.tally.cut,
         "uncaptioned": list(

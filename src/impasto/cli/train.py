@@ -177,9 +177,9 @@ def _show_finished(run: RunDirectory, console: Console) -> None:
 def _asked_steps(training: TrainingConfig, status: Mapping[str, Any]) -> int | None:
     """Return the length in steps that the settings request, or None if only the dataset tells.
 
-    `status` is that of a finished run; its `updates_per_epoch` turns epochs into steps.
+    `status` is that of a finished run; its `steps_per_epoch` turns epochs into steps.
     """
     if training.max_steps is not None:
         return training.max_steps
-    per_epoch = status.get("updates_per_epoch")
+    per_epoch = status.get("steps_per_epoch")
     return None if per_epoch is None else (training.max_epochs or 0) * int(per_epoch)

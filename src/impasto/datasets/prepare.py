@@ -97,7 +97,7 @@ class PreparedData:
         found = self.scan.without(item for plan in plans for item in plan.skipped)
         return {
             "folder": self.scan.source,
-            "pictures": len(self.training.images),
+            "images": len(self.training.images),
             "regularisation": self.balance.used if self.balance else 0,
             "regularisation_showings": self.balance.showings if self.balance else 0,
             "held_out": len(self.held_out.images) if self.held_out else 0,

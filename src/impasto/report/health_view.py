@@ -96,7 +96,7 @@ def _geometry(health: Content, thumbs: _Thumbs) -> dict[str, Any]:
         f"{bucket['size']} (dataset {bucket['dataset'] + 1})" if several else str(bucket["size"])
         for bucket in buckets
     ]
-    counts = [bucket["pictures"] for bucket in buckets]
+    counts = [bucket["images"] for bucket in buckets]
     aspects = histogram_chart(_clipped(health["aspects"]), "width / height", [1.0])
     return {
         "bucket_svg": Markup(bucket_chart(dict(zip(names, counts, strict=True)))),
@@ -104,7 +104,7 @@ def _geometry(health: Content, thumbs: _Thumbs) -> dict[str, Any]:
         "buckets": [
             {
                 "name": name,
-                "pictures": int(bucket["pictures"]),
+                "images": int(bucket["images"]),
                 "mean": f"{100 * bucket['mean_lost']:.1f} %",
                 "worst": f"{100 * bucket['worst_lost']:.1f} %",
             }

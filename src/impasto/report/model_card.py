@@ -240,7 +240,7 @@ def _dataset(run: RunDirectory) -> str:
     rows = [
         (name, f"{found[key]:,}")
         for name, key in (
-            ("images trained on", "pictures"),
+            ("images trained on", "images"),
             ("regularisation images among them", "regularisation"),
             ("images held out for validation", "held_out"),
             ("images without captions", "uncaptioned"),

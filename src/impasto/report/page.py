@@ -177,7 +177,7 @@ def _facts(
         shown = f"{before:.3f} → {after:.3f}"
         facts.append(_fact("validation loss before → after", shown, learning.mood))
     if dataset:
-        facts.append(_fact("images", str(dataset["pictures"])))
+        facts.append(_fact("images", str(dataset["images"])))
     lines = [m for m in metrics if m.keys() >= {"loss", "samples_seen", "images_per_s"}]
     if lines:
         rates = [m["images_per_s"] for m in lines]
@@ -227,7 +227,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
     if not dataset:
         return "The dataset has not been read yet."
     return (
-        f"{counted(dataset['pictures'], 'images')} to train on"
+        f"{counted(dataset['images'], 'images')} to train on"
         f"{_regularisation_text(dataset)} and {dataset['held_out']} held "
         "out, in "
         f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "

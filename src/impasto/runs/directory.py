@@ -18,7 +18,7 @@ from impasto.remote_paths import shown
 from impasto.runs.commands import discard_commands
 from impasto.runs.given_code import how_to_resume
 from impasto.runs.metrics_file import append_metrics, read_metrics, truncate_metrics
-from impasto.runs.schema import CHANGED_SETTINGS, fault_in
+from impasto.runs.schema import CHANGED_SETTINGS, fault_in, with_current_names
 from impasto.runs.status import Phase, RunState, StatusWriter, state_of
 from impasto.runs.steps import steps_in
 from impasto.runs.vacancy import require_empty
@@ -313,7 +313,7 @@ class RunDirectory:
         if not file.is_file():
             return {}
         try:
-            value = parse_json(read_text(file))
+            value = with_current_names(parse_json(read_text(file)), name)
             fault = fault_in(value, name)
         except (OSError, ValueError) as error:
             raise RunError(f"{file} is damaged: {type(error).__name__}: {error}.") from error

@@ -311,7 +311,7 @@ def _checkpoint(
     if ending.get("step"):
         step = int(ending["step"])
     elif ending.get("epoch"):
-        step = int(ending["epoch"]) * int(status.get("updates_per_epoch", 1))
+        step = int(ending["epoch"]) * int(status.get("steps_per_epoch", 1))
     else:
         step = int(status.get("finished_step", status.get("total_steps", 0)))
     return Checkpoint(path, step, is_average=is_average)

@@ -20,7 +20,7 @@ _TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
 _TYPES: dict[str, dict[str, Any]] = {
     "status.json": {
         "phase": _TEXT, "step": _WHOLE, "total_steps": _WHOLE, "message": _TEXT, "model": _TEXT,
-        "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
+        "steps_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
         "started_at": _NUMBER, "folder": _TEXT, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
         "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
         "merged_loss": _NUMBER, "finished_step": _WHOLE,
@@ -32,7 +32,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "best": {"": {"step": _WHOLE, "loss": _NUMBER}},
     },
     "dataset.json": {
-        "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
+        "images": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
         "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,
         "regularisation": _WHOLE, "regularisation_showings": _WHOLE,
         "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
@@ -57,6 +57,26 @@ _TYPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """File -> entry -> its types, or those of its own entries (`""`: any) or items."""
+
+
+_FORMER_NAMES = {
+    "status.json": {"updates_per_epoch": "steps_per_epoch"},
+    "dataset.json": {"pictures": "images"},
+}
+"""File -> the name of an entry in earlier versions -> its name now."""
+
+
+def with_current_names(value: Any, name: str) -> Any:
+    """Return a file's JSON with the entries of earlier versions under their current names.
+
+    Args:
+        value: The parsed file.
+        name: The name of the file.
+    """
+    former = _FORMER_NAMES.get(name, {})
+    if not former or not isinstance(value, Mapping):
+        return value
+    return {former.get(key, key): entry for key, entry in value.items()}
 
 
 def fault_in(value: Any, name: str) -> str:

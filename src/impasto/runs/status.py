@@ -34,7 +34,7 @@ BEAT_S = 5.0
 
 _KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s", "folder")
 
-_OF_END = ("model", "merged_loss", "updates_per_epoch")
+_OF_END = ("model", "merged_loss", "steps_per_epoch")
 """Entries about a finished run's model, which stay true while the run is extended."""
 
 _GOING = ("preparing", "training")

@@ -335,7 +335,7 @@ class TrainingLoop:
         end = {
             "step": total,
             "total_steps": total,
-            "updates_per_epoch": self._session.sampler.steps_per_epoch,
+            "steps_per_epoch": self._session.sampler.steps_per_epoch,
             "timings_s": timings,
             **({"model": self._run.record_of(model)} if model else {}),
         }

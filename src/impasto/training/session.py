@@ -122,7 +122,7 @@ class Session:
             "parts": {trained.name: trained.count() for trained in self.trainable.modules},
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
-            "updates_per_epoch": self.sampler.steps_per_epoch,
+            "steps_per_epoch": self.sampler.steps_per_epoch,
         }
 
     def remarks(self) -> Iterator[str]:

@@ -37,7 +37,7 @@ class BucketHealth:
 
     dataset: int
     size: str
-    pictures: int
+    images: int
     mean_lost: float
     worst_lost: float
 
@@ -87,7 +87,7 @@ class Health:
 
     Attributes:
         place: The dataset's folder or source.
-        pictures: How many images can be used.
+        images: How many images can be used.
         showings: The same with repeats; regularisation images as often as they are shown.
         set_aside: Files that cannot be used, with reasons.
         unused: Other files and folders that look like images or captions.
@@ -112,7 +112,7 @@ class Health:
     """
 
     place: str
-    pictures: int
+    images: int
     showings: int
     set_aside: list[SkippedFile]
     unused: list[Unused]
@@ -171,7 +171,7 @@ def examine(
     worst = sorted(plan.images, key=lambda image: (-image.cropped_fraction, str(image.record.path)))
     return Health(
         place=scan.source,
-        pictures=len(records),
+        images=len(records),
         showings=sum(record.repeats for record in balanced),
         set_aside=list(scan.skipped),
         unused=list(scan.unused),

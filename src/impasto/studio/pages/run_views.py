@@ -177,8 +177,8 @@ def _facts(run: RunDirectory) -> list[tuple[str, str]]:
     """Return facts about the dataset and the machine, as far as the run has recorded them."""
     dataset, environment = _json(run, "dataset.json"), _json(run, "environment.json")
     found = []
-    if "pictures" in dataset:
-        found.append(("Images", f"{dataset['pictures']:,}"))
+    if "images" in dataset:
+        found.append(("Images", f"{dataset['images']:,}"))
     if dataset.get("regularisation"):
         found.append(("Regularisation images", f"{dataset['regularisation']:,}"))
     if "held_out" in dataset:

@@ -285,7 +285,7 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
         "base_model_unet_sha256": source.base_hash,
         "steps": source.steps,
         "samples_seen": source.samples_before(source.steps),
-        "pictures": source.images,
+        "images": source.images,
         "trained_parts": [trained.name for trained in source.trainable.modules],
         "settings": tomli_w.dumps(redact_settings(settings, config.saving.publish)),
     }
