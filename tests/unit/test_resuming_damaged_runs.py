@@ -47,7 +47,9 @@ def test_what_is_whole_goes_on(tmp_path):
     assert resumed(tmp_path, WHOLE).training.max_steps == 5
 
 
-@pytest.mark.parametrize(("began", "told"), [(0.1, "this one was started with"), (None, "it has no")])
+@pytest.mark.parametrize(
+    ("began", "told"), [(0.1, "this one was started with"), (None, "it has no")]
+)
 def test_a_flag_that_is_passed_over_now_is_told_as_the_run_has_it(tmp_path, began, told):
     """Earlier versions took it for a setting, which a run of theirs keeps."""
     text = WHOLE if began is None else f"{WHOLE}loss.noise_loss_like_v = {began}\n"

@@ -109,7 +109,9 @@ def test_txt_files_that_are_read_without_being_asked_for_are_told(tmp_path):
 
     assert not told()
     (tmp_path / "train/10_sks frog/a.TXT").write_text("a frog", encoding="utf-8")
-    assert ["--caption_extension was not given: captions are read from" in n for n in told()] == [True]
+    assert ["--caption_extension was not given: captions are read from" in n for n in told()] == [
+        True
+    ]
     assert not told("--caption_extension=.txt")
     assert not told("--caption_extention=.caption")
 
