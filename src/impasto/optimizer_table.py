@@ -242,7 +242,7 @@ def not_by_chunks(kind: str, setting: str) -> str:
 
     Args:
         kind: The name of the optimizer.
-        setting: What has it do so.
+        setting: The setting that needs updates in chunks.
     """
     return (
         f"optimizer.kind {kind} looks at all weights together and does not go with {setting}. Take "
@@ -265,7 +265,7 @@ def one_rate_only(
     Args:
         kind: The name of the optimizer.
         rates: The rates.
-        settings: The settings that they are from, where that is known.
+        settings: The settings that the rates are from, if known.
     """
     *others, last = settings
     named = f"{', '.join(others)} and {last}" if others else last

@@ -11,11 +11,13 @@ import pytest
 import tomli_w
 import torch
 from broken import USABLE, make_broken_images
+from click.testing import CliRunner
 from conftest import draw_images, impasto
 from flat_models import one_level_model
 from PIL import Image
 from safetensors.torch import load_file
 
+from impasto.cli.dataset_merge import merge
 from impasto.config.load import build_run_config
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.text_store import TextStore
@@ -544,6 +546,15 @@ def test_merging_on_the_command_line(tmp_path):
     back = impasto("dataset", "merge", meta, "--image-dir", folder, "--to-sidecars")
     assert back.returncode == 0, back.stderr
     assert (folder / "001.txt").read_text(encoding="utf-8") == "a green ball\n"
+    for words, fault in (
+        ((folder, meta, "--image-dir", folder), "--image-dir works only with --to-sidecars"),
+        ((folder, meta, "--overwrite"), "--overwrite works only with --to-sidecars"),
+        ((meta, folder, "--to-sidecars"), "TARGET works only without --to-sidecars"),
+        ((meta, "--keys", "stem", "--to-sidecars"), "--keys works only without --to-sidecars"),
+    ):
+        refused = CliRunner().invoke(merge, [str(word) for word in words])
+        assert refused.exit_code == 2
+        assert fault in refused.output
     wrong = impasto("dataset", "merge", folder, tmp_path / "meta.csv")
     assert wrong.returncode == 2
     assert "does not end in .json or .jsonl" in wrong.stderr

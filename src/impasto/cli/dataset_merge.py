@@ -74,11 +74,20 @@ def merge(
     Reverse: impasto dataset merge pictures/meta.json --to-sidecars
     """
     if to_sidecars:
+        _refuse_unused({"TARGET": target, "--keys": style != "relative"}, "without --to-sidecars")
         _to_sidecars(source, image_dir, options, overwrite=overwrite)
-    elif target is None:
+        return
+    _refuse_unused({"--image-dir": image_dir, "--overwrite": overwrite}, "with --to-sidecars")
+    if target is None:
         raise click.UsageError("Give the metadata file to write, such as meta.json.")
-    else:
-        _to_metadata(source, target, style, options)
+    _to_metadata(source, target, style, options)
+
+
+def _refuse_unused(given: dict[str, object], where: str) -> None:
+    """Refuse options that only the other direction uses."""
+    for name, value in given.items():
+        if value:
+            raise click.UsageError(f"{name} works only {where}.")
 
 
 def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]) -> None:

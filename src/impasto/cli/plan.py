@@ -243,16 +243,16 @@ def _seconds_per_step(outlook: Outlook, transfers: Transfers | None) -> float:
 def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
     """Build the plan of states and models: when they are written, their sizes and the total."""
     saving = config.saving
-    rhythms = {
+    of_states = {
         "steps": (saving.state_every_steps, "steps"),
         "minutes": (saving.state_every_minutes, "minutes"),
     }
-    states = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
-    rhythms = {
+    states = [f"every {number:g} {unit}" for number, unit in of_states.values() if number]
+    of_models = {
         "steps": (saving.model_every_steps, "steps"),
         "epochs": (saving.model_every_epochs, "epochs"),
     }
-    models = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
+    models = [f"every {number:g} {unit}" for number, unit in of_models.values() if number]
     models += ["the best so far"] if config.keeps_best else []
     return DiskUse(
         states=[*states, "at the end"],
