@@ -198,7 +198,7 @@ def _noise_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]
         return {}
     if material.generation == "SDXL":
         return {"noise.offset": (SDXL_NOISE_OFFSET, "what SDXL was trained with itself")}
-    why = "slight: lets images be darker or brighter as a whole; EveryDream 2's default"
+    why = "slight: allows darker and brighter images; EveryDream 2's default"
     return {"noise.offset": (goal.noise_offset, why)}
 
 
@@ -215,8 +215,8 @@ def _data_settings(material: Material) -> dict[str, tuple[Any, str]]:
             "dataset.bucket_reso_steps": (step, ""),
         }
     if material.mask_dir:
-        why = f"masks of {material.masked:,} of the {material.images:,} images: what is black in "
-        found["dataset.mask_dir"] = (material.mask_dir, f"{why}one does not count")
+        masked = f"masks of {material.masked:,} of the {material.images:,} images"
+        found["dataset.mask_dir"] = (material.mask_dir, f"{masked}: black areas do not count")
     return found
 
 
@@ -244,14 +244,14 @@ def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, s
             batches.accumulated,
             f"behaves like a batch of {batches.images} in the memory of 1"
             if batches.accumulated > 1
-            else "gradients are freed one by one, so that it fits, and cannot wait for others",
+            else "gradients are freed one by one to fit, so they cannot accumulate",
         ),
         "training.mixed_precision": ("auto", "bf16 on cards from 2020 on, else fp16"),
         "training.memory": (
             "auto" if is_auto else material.vram,
-            "what is free: settings that are not set here are chosen so that it fits"
+            "free memory: settings that are not set here are chosen to fit"
             if is_auto
-            else "GiB: settings that are not set here are chosen so that it fits",
+            else "GiB: settings that are not set here are chosen to fit",
         ),
     }
 
@@ -265,13 +265,13 @@ def _validation_settings(goal: Goal, material: Material) -> dict[str, tuple[Any,
     number = held_out(goal, material)
     if not number:
         return {}
-    why = f"{counted(number, 'images')}: their loss shows when the model begins to learn by heart"
+    why = f"{counted(number, 'images')}: their loss shows when the model begins to over-fit"
     return {
         "validation.split": (float(f"{number / material.images:.4g}"), why),
         "validation.every_steps": (_every(goal, material, 10), ""),
         "saving.best_model": (
             True,
-            "the model with the least of that loss is kept beside the last",
+            "the model with the lowest validation loss is kept beside the last",
         ),
     }
 

@@ -66,8 +66,8 @@ GOALS: dict[str, Goal] = {
         warmup="3%",
         held_out=10,
         more={
-            "schedule.kind": ("cosine", "calms down towards the end"),
-            "dataset.caption_dropout_rate": (0.05, "keeps guidance without words alive"),
+            "schedule.kind": ("cosine", "lowers the rate smoothly to 0"),
+            "dataset.caption_dropout_rate": (0.05, "trains the empty prompt, which guidance needs"),
             "saving.merge_ratio": (
                 0.9,
                 "a tenth of the model is the base model: keeps more of what it knew",
@@ -79,7 +79,7 @@ GOALS: dict[str, Goal] = {
         text="One person, animal or thing from 10 to 50 images.",
         example="subject-12gb",
         lr=2e-6,
-        lr_why="few images are learnt by heart fast",
+        lr_why="few images are memorized quickly",
         batch=2,
         passes=64,  # 800 steps of 2 for 25 images, as in the example
         steps=(300, 1600),
@@ -103,13 +103,13 @@ GOALS: dict[str, Goal] = {
         warmup="2%",
         held_out=64,
         more={
-            "schedule.kind": ("cosine", "calms down towards the end"),
+            "schedule.kind": ("cosine", "lowers the rate smoothly to 0"),
             "timesteps.sampling": ("stratified", "a steadier loss at no cost"),
-            "dataset.caption_dropout_rate": (0.1, "guidance without words is trained too"),
+            "dataset.caption_dropout_rate": (0.1, "trains the empty prompt, which guidance needs"),
             "training.ema_decay": (0.9999, "the average draws better than the last weights"),
             "training.ema_power": (0.75, "forgets the first weights sooner"),
             "training.ema_every": (10, "nearly the same average for a part of the cost"),
-            "model.max_tokens": (225, "long lists of tags are read whole"),
+            "model.max_tokens": (225, "long tag lists are not cut"),
         },
     ),
     "scratch": Goal(
@@ -127,7 +127,7 @@ GOALS: dict[str, Goal] = {
         more={
             "dataset.caption_dropout_rate": (0.1, "as Stable Diffusion 1.5 was trained"),
             "timesteps.sampling": ("stratified", "a steadier loss at no cost"),
-            "method.train_text_encoder": (True, "that of a new model knows no words either"),
+            "method.train_text_encoder": (True, "a new model's text encoder is random too"),
             "training.ema_decay": (0.9999, "the average draws better than the last weights"),
             "training.ema_power": (0.75, "forgets the first weights sooner"),
             "training.ema_every": (10, "nearly the same average for a part of the cost"),
