@@ -262,7 +262,7 @@ def require_absent(target: Path) -> None:
         RunError: Something is already at `target`.
     """
     if target.exists():
-        raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
+        raise RunError(f"{target} already exists; nothing was changed. Choose another name.")
 
 
 def require_writable(folder: Path) -> None:

@@ -191,7 +191,7 @@ def test_init_and_doctor(tmp_path, capsys):
     assert has_random_weights(open_model(str(tmp_path / "model"), OpenOptions()))
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert refused("init", "tiny", tmp_path / "model") == 5
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     advice = impasto("doctor")
     assert advice.returncode == 0, advice.stderr
     assert "Python" in advice.stdout
@@ -200,7 +200,7 @@ def test_init_and_doctor(tmp_path, capsys):
 WRONG = {
     "unknown verb": (["trian"], 2, "trian"),
     "unknown option": (["train", "x.toml", "--fast"], 2, "--fast"),
-    "missing file": (["train", "nowhere.toml"], 2, "nowhere.toml is not there"),
+    "missing file": (["train", "nowhere.toml"], 2, "nowhere.toml does not exist"),
     "unknown key": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
     "wrong type": (["train", "{file}", "--set", "training.batch_size=many"], 2, "batch_size"),
     "missing folder": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not"),

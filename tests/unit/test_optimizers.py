@@ -243,7 +243,7 @@ def test_arguments_reach_the_optimizer():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "adamv"}, "is not an optimizer. The nearest names are adam"),
+        ({"kind": "adamv"}, "is not an optimizer. Nearest: adam"),
         ({"kind": "AdEMAMix8bit"}, "names are bitsandbytes.optim.AdEMAMix8bit;"),
         (
             {"arguments": {"beta": 1}},
