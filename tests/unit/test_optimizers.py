@@ -244,7 +244,7 @@ def test_arguments_reach_the_optimizer():
     ("changes", "words"),
     [
         ({"kind": "adamv"}, "is not an optimizer. Nearest: adam"),
-        ({"kind": "AdEMAMix8bit"}, "names are bitsandbytes.optim.AdEMAMix8bit;"),
+        ({"kind": "AdEMAMix8bit"}, "Nearest: bitsandbytes.optim.AdEMAMix8bit;"),
         (
             {"arguments": {"beta": 1}},
             "does not take beta (the nearest is betas; accepted are amsgrad",
