@@ -191,7 +191,7 @@ def test_init_and_doctor(tmp_path, capsys):
     assert has_random_weights(open_model(str(tmp_path / "model"), OpenOptions()))
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert refused("init", "tiny", tmp_path / "model") == 5
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     advice = impasto("doctor")
     assert advice.returncode == 0, advice.stderr
     assert "Python" in advice.stdout

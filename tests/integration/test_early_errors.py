@@ -49,7 +49,7 @@ CASES = {
     "nothing to convert": (["convert", "gone.ckpt", "x.safetensors"], 4, "does not exist"),
     "nothing to inspect": (["inspect", "gone.ckpt"], 4, "does not exist"),
     "no model to encode": (["dataset", "cache", "{taken}", "gone.ckpt"], 4, "does not exist"),
-    "a folder in the way": (["init", "tiny", "{taken}"], 5, "already there"),
+    "a folder in the way": (["init", "tiny", "{taken}"], 5, "already exists"),
     "no dataset": (["dataset", "scan", "gone"], 3, "is not there"),
     "no tracker": (["train", "{file}", "--set", 'logging.trackers=["wandb"]'], 7, "Install it"),
 }

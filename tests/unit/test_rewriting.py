@@ -92,8 +92,8 @@ def test_where_words_are_not_written(tmp_path):
         "out.txt": "a link that leads out of the dataset",
         "door/a.txt": "lies out of the dataset",
         "../home/profile": "lies out of the dataset",
-        "folder.txt": "is there and not a file",
-        "pipe.txt": "is there and not a file",
+        "folder.txt": "exists and is not a file",
+        "pipe.txt": "exists and is not a file",
         "n" * 252 + ".txt": "has over 255 bytes",
     }
     for name, words in cases.items():

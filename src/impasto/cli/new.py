@@ -181,7 +181,7 @@ def _require_free(target: Path) -> None:
     from impasto.errors import ConfigError
 
     if presence.exists(target):
-        raise ConfigError(f"{target} is already there and was not touched. Name another file.")
+        raise ConfigError(f"{target} already exists and was not touched. Name another file.")
 
 
 def _examples() -> dict[str, Path]:

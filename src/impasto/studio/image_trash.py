@@ -141,7 +141,7 @@ def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
             )
         if os.path.lexists(target):
             raise DatasetError(
-                f"{target} is already there and is not replaced: nothing was restored. Rename it "
+                f"{target} already exists and is not replaced: nothing was restored. Rename it "
                 f"first."
             )
     for path, target in moves:
