@@ -80,7 +80,7 @@ class FolderLock:
                         remove_dead(self._own.file, holder, partial)
                 finally:
                     partial.unlink(missing_ok=True)
-            raise OSError("its lock changes hands all the time")
+            raise OSError("other processes took and released its lock each time")
 
 
 class LockWaiter:

@@ -248,8 +248,8 @@ def not_by_chunks(kind: str, setting: str) -> str:
         setting: The setting that needs updates in chunks.
     """
     return (
-        f"optimizer.kind {kind} looks at all weights together and does not go with {setting}. Take "
-        f"that setting out, or take another optimizer.kind"
+        f"optimizer.kind {kind} needs all weights at once, which excludes {setting}. Remove "
+        f"that setting, or choose another optimizer.kind"
     )
 
 
@@ -273,8 +273,8 @@ def one_rate_only(
     *others, last = settings
     named = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"optimizer.kind {kind} has one learning rate for all that it trains, so that "
-        f"{', '.join(f'{rate:g}' for rate in rates)} side by side would have no effect. Take "
-        f"{named} out, or choose an optimizer.kind that has rates for each part, such as adamw or "
+        f"optimizer.kind {kind} has one learning rate for all trained parts, so that "
+        f"{', '.join(f'{rate:g}' for rate in rates)} at the same time would have no effect. Remove "
+        f"{named}, or choose an optimizer.kind that has rates for each part, such as adamw or "
         f"adamw_schedule_free"
     )

@@ -56,7 +56,7 @@ class PreparedData:
         cache: The cache that stores the latents of all of them.
         balance: The balance of regularisation and training images; None without regularisation.
         alike: As in the `Split`.
-        share: This process's portion of the work of deriving data from the images.
+        share: This process's part of the work of deriving data from the images.
     """
 
     scan: Scan

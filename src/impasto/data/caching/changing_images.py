@@ -33,7 +33,7 @@ def decode_changing(
         failures: Receives the images that cannot be decoded.
         progress: Shows the progress.
         engine: Runs the decoding.
-        share: This process's share of the work.
+        share: This process's part of the work.
     """
     changes = portion.records.per_use(lambda use: use.subset.augmentation is not None)
     rows = np.flatnonzero(changes)

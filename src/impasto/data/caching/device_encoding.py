@@ -72,7 +72,7 @@ class Failures:
 
         Args:
             begin: Number of failures that all processes already had in common.
-            share: This process's share of the work, with its process group.
+            share: This process's part of the work, with its process group.
         """
         if share.group.size == 1:
             return

@@ -77,7 +77,7 @@ def cache_latents(
         workers: Processes that decode; None means as many as there are CPUs, and threads
             for a few images.
         engine: Runs the stages.
-        share: This process's share of the work; all processes of a run call this with the same
+        share: This process's part of the work; all processes of a run call this with the same
             images and get the same plan.
 
     Raises:
@@ -219,7 +219,7 @@ class _Filler:
         ]
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
-        """Return the hashes of files; each process reads its share of those that are not known."""
+        """Return the hashes of files; each process reads its part of those that are not known."""
         hashes, share = self.cache.hashes, self.share
         if share.number > 1:
             own = list(stamps)[share.rank :: share.number]
@@ -257,7 +257,7 @@ class _Filler:
 
 
 def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:
-    """Encode this process's share of the orders, and write shards in a thread.
+    """Encode this process's part of the orders, and write shards in a thread.
 
     Returns the images that were encoded again in float32.
     """

@@ -228,7 +228,7 @@ def see_all(made: Sequence[LatentKeys], cache: LatentCache, share: CacheShare) -
     Args:
         made: The keys that were made by any process that shares the cache.
         cache: The cache.
-        share: This process's share of the work.
+        share: This process's part of the work.
 
     Raises:
         StorageError: A key cannot be found, though the process that made it has reported it.

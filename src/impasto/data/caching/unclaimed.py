@@ -42,7 +42,7 @@ class Unclaimed:
         cache: The cache.
         progress: Shows notes and progress while waiting.
         failures: Receives the images that cannot be encoded.
-        share: This process's share of the work.
+        share: This process's part of the work.
     """
 
     cache: LatentCache

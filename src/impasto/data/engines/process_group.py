@@ -77,14 +77,14 @@ class SingleProcess:
 
 @dataclass(frozen=True)
 class CacheShare:
-    """A process's share of the work on a folder of derived data.
+    """A process's part of the work on a folder of derived data.
 
     Attributes:
         group: All processes of the run.
         members: The ranks of the processes that see the same folder, this one included, in
             ascending order.
-        claims: Whether what is being made for this share is claimed, so that other programs and
-            other shares leave it out.
+        claims: Whether this work is claimed, so that other programs and the run's processes with
+            another folder skip it.
     """
 
     group: ProcessGroup
@@ -156,12 +156,11 @@ class CacheShare:
 
 
 ALONE = CacheShare(SingleProcess(), (0,))
-"""The share of a process that prepares alone: all of the work."""
+"""The `CacheShare` of a process that prepares alone: all of the work."""
 
 AFTERWARDS = CacheShare(SingleProcess(), (0,), claims=False)
-"""The share of a process that runs after one that has encoded everything: it retries the images
-that could not be encoded, without claims and without waiting for another process.
-"""
+"""The `CacheShare` of a process that runs after another one has encoded everything: it retries the
+images that could not be encoded, without claims and without waiting for another process."""
 
 
 def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:

@@ -149,7 +149,7 @@ class ClipTextConditioner:
 
         Args:
             captions: The captions, the same in all processes of a run.
-            share: This process's portion of the work; all processes of a run call this.
+            share: This process's part of the work; all processes of a run call this.
         """
         if self._memory is not None:
             texts = [self.chunks_of(caption) for caption in captions]

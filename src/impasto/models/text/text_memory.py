@@ -93,13 +93,13 @@ class TextCache:
     ) -> None:
         """Encode to disk the chunks of these texts that are not read from files.
 
-        Each process of a run encodes its portion. The batches are those that a single process would
+        Each process of a run encodes its part. The batches are those that a single process would
         form, so that the results have the same bits.
 
         Args:
             texts: Chunks of each text, the same in all processes.
             encode: The encoder.
-            share: This process's portion of the work; all processes of a run call this.
+            share: This process's part of the work; all processes of a run call this.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.

@@ -178,7 +178,7 @@ class TextStates(nn.Module):
         return self
 
     def stay_on(self, device: torch.device) -> None:
-        """Bring the encoders to a device for good, offloaded ones included."""
+        """Bring the encoders to a device permanently, offloaded ones included."""
         for encoder in self.each():
             if is_waiting(encoder.text_encoder):
                 wake_for_good(encoder.text_encoder, device)

@@ -137,7 +137,7 @@ def _mixed(snapshots: Mapping[Profile, Tensors], start: Tensors, wanted: Profile
 def _mix_one(start: LazyTensor, shares: Sequence[float], tensors: Sequence[LazyTensor]) -> Tensor:
     """Return the start weights plus the combined differences from them.
 
-    The shares add up to 1, so the start weights are added once.
+    The coefficients add up to 1, so the start weights are added once.
     """
     total = torch.zeros(start.shape)
     for share, tensor in zip(shares, tensors, strict=True):

@@ -118,8 +118,8 @@ class StepGraphs:
 
         Args:
             inputs: The tensors of the batch.
-            share: Factor that turns the sum of its losses into its contribution to the mean loss
-                of the step.
+            share: Factor that turns the sum of its losses into its contribution to the mean loss of
+                the step.
             size: Number of samples of a full batch of this kind.
 
         Returns:
