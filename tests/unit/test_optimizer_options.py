@@ -212,7 +212,7 @@ def test_an_argument_that_is_a_setting_too_is_given_once(name):
 def test_settings_refuse_rates_before_anything_is_loaded(kind, method, setting):
     tree = {"output_dir": "r", "model": {"path": "b"}, "dataset": {"image_dir": "p"}}
     tree |= {"training": {"max_steps": 1}, "optimizer": {"kind": kind, "lr": 1.0}, "method": method}
-    with pytest.raises(ConfigError, match=rf"Take method\.{setting} out"):
+    with pytest.raises(ConfigError, match=rf"Remove method\.{setting}, or"):
         build_run_config(tree, source="test")
     tree["method"] = {"train_text_encoder": True, "text_encoder_lr": 1.0}
     build_run_config(tree, source="test")
