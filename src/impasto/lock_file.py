@@ -71,8 +71,8 @@ class LockHolder:
         if not self.owner.is_here:
             free_in = max(1, round(STALE_S - self.age_s))
             who += (
-                f"; it was alive {max(0, round(self.age_s))} s ago, and counts as ended if it "
-                f"gives no sign for {free_in} s more"
+                f"; it was alive {max(0, round(self.age_s))} s ago, and counts as ended after "
+                f"another {free_in} s without a sign of life"
             )
         return who
 

@@ -61,9 +61,9 @@ def _require_end(path: Path) -> None:
     try:
         kind = path.stat().st_mode
     except ValueError as error:  # a null character, or half a surrogate pair
-        raise OSError(errno.EINVAL, f"no path of a file ({error})", str(path)) from error
+        raise OSError(errno.EINVAL, f"not a valid path ({error})", str(path)) from error
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-        raise OSError(errno.EINVAL, "a pipe or device, which is not read", str(path))
+        raise OSError(errno.EINVAL, "a pipe or device, which is never read", str(path))
 
 
 def decode_caption(content: bytes, errors: str = "strict") -> str:
@@ -108,7 +108,7 @@ def parse_json(
     except ValueError as error:  # a number of thousands of digits
         raise json.JSONDecodeError("a number is too long", whole, 0) from error
     if not halves and "\\u" in whole and _has_surrogate(content):
-        raise json.JSONDecodeError("half a surrogate pair, which is no text", whole, 0)
+        raise json.JSONDecodeError("half a surrogate pair, which is not valid text", whole, 0)
     return content
 
 

@@ -67,12 +67,13 @@ def location_fault(path: Path) -> str:
         if other is None or Path(path.parts[0]).exists():
             return ""
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        return f"{text[: other.end() - 2]}:// is no store that is known here; expected {known}"
+        return f"{text[: other.end() - 2]}:// is not a supported object store; expected {known}"
     bucket = path.parts[1]
     if ":" in bucket or ("@" in bucket and scheme_of(path) != "hf"):
         return (
-            "the URL holds a user or a password, which settings would keep; take them out. "
-            "Credentials come from the environment, such as AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            "the URL contains a user name or a password, which would be stored in the settings; "
+            "remove them. Credentials are read from the environment, such as AWS_ACCESS_KEY_ID or "
+            "AWS_PROFILE"
         )
     if "?" in path.name or _SIGNED.search(text):
         return "the URL has parameters after a ?; expected a bucket and a key only"
@@ -122,6 +123,6 @@ def require_local(path: Path, what: str = "files") -> None:
     """
     if is_remote(path):
         raise StorageError(
-            f"{shown(path)} is in an object store, where Impasto writes no {what}. Give a folder "
-            f"of this machine, and copy it there afterwards."
+            f"{shown(path)} is in an object store, where Impasto cannot write {what}. Give a "
+            f"local folder, and copy the result there afterwards."
         )

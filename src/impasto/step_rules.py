@@ -14,7 +14,7 @@ def counted(steps: Steps, total: int) -> int:
     Raises:
         ValueError: The value is neither a number of steps, nor a fraction, nor a percentage.
     """
-    problem = f'{steps!r} is no number of steps; expected 500, 0.05 or "5%"'
+    problem = f'{steps!r} is not a number of steps; expected 500, 0.05 or "5%"'
     if not isinstance(steps, str):
         if steps < 0 or (steps > 1 and not is_count(steps)):
             raise ValueError(problem)

@@ -67,17 +67,17 @@ def storage_error(path: Path, error: BaseException) -> StorageError:
     cause, where = cause_of(error), shown(path)
     if is_out_of_space(error):
         return StorageError(
-            f"The disk is full: {where} could not be written ({cause}). What was there before is "
-            f"untouched. Free some space, or choose another place, and run the same command again."
+            f"The disk is full: {where} could not be written ({cause}). Existing files are "
+            f"unchanged. Free some space, or choose another folder, and run the same command again."
         )
     if os.name == "nt" and isinstance(error, PermissionError):
         return StorageError(
             f"{where} could not be written: {cause}. On Windows, what another program has open "
-            f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
-            f"loaded, a preview), or check that it is not read-only, and run the same command "
-            f"again. What was there before is untouched."
+            f"cannot be replaced. Close the program that uses it (another run, a web UI that has "
+            f"the model loaded, a preview), or check that it is not read-only, and run the same "
+            f"command again. Existing files are unchanged."
         )
     return StorageError(
         f"{where} could not be written: {cause}. Check that the folder exists, is not read-only "
-        f"and belongs to you, or choose another place."
+        f"and belongs to you, or choose another folder."
     )

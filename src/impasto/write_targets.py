@@ -24,7 +24,7 @@ def why_not_written(path: Path, folders: Sequence[Path]) -> str:
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         return f"the name {path.name} has over {LONGEST_NAME} bytes, which no file system allows"
     if not any(files.is_inside(path, folder) for folder in folders):
-        what = "a link that leads" if path.is_symlink() else "lies"
+        what = "a link that leads" if path.is_symlink() else "its path leads"
         return f"{path.name}: {what} out of the dataset; nothing is written there"
     if os.path.lexists(path) and not path.is_file() and path.exists():
         return f"{path.name} exists and is not a file"
