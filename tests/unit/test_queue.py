@@ -691,7 +691,7 @@ def test_the_words_of_a_real_run_that_cannot_begin_are_kept(queue, tmp_path, mon
     Runner(queue, "0", SilentProgress(), look_every_s=0.01).work(wait=False)
     job = queue.find(1)
     assert job.state == "failed"
-    assert job.message.startswith("The image folder images is not there.")
+    assert job.message.startswith("The image folder images does not exist.")
     assert job.task.state().code == 3
     assert not (tmp_path / "the studio's").exists()
     assert not job.run.path.exists()

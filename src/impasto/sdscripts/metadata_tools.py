@@ -242,7 +242,7 @@ def _entries_to_prepare(options: argparse.Namespace) -> tuple[MetadataEntry, ...
 
     if not options.in_json.is_file():
         raise DatasetError(
-            f"{options.in_json} is not there. Run merge_captions_to_metadata.py first."
+            f"{options.in_json} does not exist. Run merge_captions_to_metadata.py first."
         )
     known = read_metadata(options.in_json).entries
     if options.out_json.is_dir():
