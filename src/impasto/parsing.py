@@ -176,7 +176,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def is_text(text: str) -> bool:
-    """Return whether a string can be encoded as UTF-8; file names and JSON may not be."""
+    """Return whether a string can be encoded as UTF-8; file names with lone surrogates cannot."""
     return text.isascii() or _SURROGATES.search(text) is None
 
 
