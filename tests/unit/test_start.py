@@ -85,7 +85,7 @@ def test_words_are_split_and_handed_on(start, monkeypatch):
     [
         (["--fast", "demo"], "does not know the option --fast"),
         (["--torch-index"], "--torch-index needs a value"),
-        (["--with", "magic", "demo"], "There is no extra magic; there are"),
+        (["--with", "magic", "demo"], "There is no extra magic; choose from"),
     ],
 )
 def test_wrong_options_end_with_one_sentence(start, words, sentence, capsys):
