@@ -170,7 +170,8 @@ def test_files_that_training_would_not_read_are_not_written(folder, tmp_path):
 
 
 def test_the_small_tagger_knows_the_demos_pictures():
-    """Precision and recall on the captions of 112 unseen images, at the tagger's default threshold."""
+    """Precision and recall on the captions of 112 unseen images, at the tagger's default
+    threshold."""
     from impasto.annotate.annotation import TagAnnotator
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
@@ -455,7 +456,8 @@ def script(name, *words, cwd=None):
 
 
 def test_the_scripts_of_sd_scripts_one_after_the_other(folder, tmp_path, nano_model):
-    """The scripts run in the order of sd-scripts' guide: captions, tags, merges, cleaning, latents."""
+    """The scripts run in the order of sd-scripts' guide: captions, tags, merges, cleaning,
+    latents."""
     (folder / "zz.png").unlink()
     script(
         "make_captions", folder, "--caption_weights", CAPTIONER, "--beam_search", "--num_beams=3",

@@ -85,7 +85,8 @@ def test_without_its_row_it_is_refused_by_name(two_model, monkeypatch):
 
 
 def test_diffusers_reads_what_is_written_and_encodes_the_same(two_model):
-    """The states are those of both penultimate layers, without a norm, and the second's projection."""
+    """The states are those of both penultimate layers, without a norm, and the second's
+    projection."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(two_model)
     expected, _, pooled, _ = pipeline.encode_prompt(
         ["a red ball", "!"], device=torch.device("cpu"), do_classifier_free_guidance=False
@@ -243,7 +244,8 @@ def test_the_memory_of_all_its_networks_is_foretold(two_config, two_model):
 
 
 def test_a_full_size_file_tells_its_configurations_by_shapes(monkeypatch):
-    """A file's configuration follows from its shapes, for SDXL's 1,680 U-Net names as in diffusers."""
+    """A file's configuration follows from its shapes, for SDXL's 1,680 U-Net names as in
+    diffusers."""
     row = replace(TWO, sizes=SizeConditioning(256))
     monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, row))
     text = {"vocab_size": 49408, "max_position_embeddings": 77}

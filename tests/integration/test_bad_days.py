@@ -250,7 +250,8 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
 
 
 def test_a_disk_of_models_that_goes_away_costs_no_step(train_config, tmp_path):
-    """If a checkpoint and its average cannot be written, the state still is, and no step is lost."""
+    """If a checkpoint and its average cannot be written, the state still is, and no step is
+    lost."""
     folder = tmp_path / "models"
 
     class Unplugging(SilentEvents):

@@ -38,7 +38,8 @@ def begun(train_config, tmp_path):
 
 
 def longer(run, steps, **saving):
-    """Return the run's own settings with more steps, as `--resume` with other flags changes them."""
+    """Return the run's own settings with more steps, as `--resume` with other flags changes
+    them."""
     config = load_begun_config(run / "config.toml")
     return config.model_copy(
         update={
@@ -53,7 +54,8 @@ def names(folder):
 
 
 def test_models_in_a_copys_own_directory_keep_their_names(begun, tmp_path):
-    """A copy's own models keep their names, or those under the former name would remain for ever."""
+    """A copy's own models keep their names, or those under the former name would remain for
+    ever."""
     run = begun("a")
     copy = shutil.copytree(run.path, tmp_path / "b")
     told = Noted()
@@ -99,7 +101,8 @@ def test_a_renamed_run_is_no_copy_of_the_one_in_its_old_place(begun, tmp_path):
 
 
 def test_a_copy_of_a_renamed_run_is_known_as_one(begun, tmp_path):
-    """A copy of a renamed run is recognised once that has continued: its settings name its folder."""
+    """A copy of a renamed run is recognised once that has continued: its settings name its
+    folder."""
     run = begun("a", model_dir=str(tmp_path / "models"))
     renamed = run.path.rename(tmp_path / "renamed")
     told = Noted()

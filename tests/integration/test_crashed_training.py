@@ -208,7 +208,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared_config, whole, tmp_path):
 
 
 def test_the_best_model_is_kept_also_over_a_resume(train_config, monkeypatch):
-    """With fixed validation losses the second model is best, and after the resume none is better."""
+    """With fixed validation losses the second model is best, and after the resume none is
+    better."""
     from impasto.training.monitoring.validation import ValidationLoss, Validator
 
     losses = iter([9.0, 3.0, 1.0, 2.0, 1.5])

@@ -87,7 +87,8 @@ ERAS = {  # form of latents, names of images, with or without buckets, file name
 
 
 def make_project(tmp_path, era, count=3):
-    """Write a folder of images with metadata and latents; return its dataset in sd-scripts' form."""
+    """Write a folder of images with metadata and latents; return its dataset in sd-scripts'
+    form."""
     write, key, with_buckets, name = ERAS[era]
     seed = list(ERAS).index(era)
     folder = draw_images(tmp_path / f"of-{era}", count, seed=seed, captions=False)
@@ -226,7 +227,8 @@ def two_sets(tmp_path):
 
 
 def test_several_data_sets_train_together_and_resume_exactly(run_values, tmp_path):
-    """Datasets given in a file train exactly like the same datasets given inline, also on resume."""
+    """Datasets given in a file train exactly like the same datasets given inline, also on
+    resume."""
     content = two_sets(tmp_path)
     file = toml_file(tmp_path / "d.toml", content)
     native = {"bucket_selection": "native", "flip_safe": [], "latents_from_npz": False}
@@ -486,7 +488,8 @@ def test_the_cache_of_a_run_holds_what_it_validates_on(run_file, tmp_path, nano_
 
 
 def test_pruning_drops_nothing_while_an_image_cannot_be_read(tmp_path, nano_model):
-    """Pruning stops while an image is unreadable: a network disk that is away would lose latents."""
+    """Pruning stops while an image is unreadable: a network disk that is away would lose
+    latents."""
     folder = draw_images(tmp_path / "set", 2)
     away = draw_images(tmp_path / "away", 3)
     sizes = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]

@@ -107,7 +107,8 @@ def test_a_run_goes_on_with_the_flags_that_are_given(guided, tmp_path):
 
 
 def test_the_stop_of_a_text_encoder_may_be_moved_while_it_lies_ahead(project, tmp_path):
-    """The stop may be moved while it lies ahead, as in a longer run; a past stop cannot be undone."""
+    """The stop may be moved while it lies ahead, as in a longer run; a past stop cannot be
+    undone."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     drop_in.run(TRAIN_DB, words_for(project, out, steps=2, stop=2))
     resumed, moved = f"--resume={out / 'mine-run'}", "--stop_text_encoder_training=3"

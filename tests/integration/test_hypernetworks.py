@@ -108,7 +108,8 @@ def test_a_killed_run_continues_bit_for_bit(
 
 @pytest.mark.parametrize("model", ["nano_model", "nano_sd2_model"])
 def test_it_learns_beside_either_family(hypernetwork_config, request, model):
-    """A hypernetwork is trained on either family; the nano models draw noise, so it learns little."""
+    """A hypernetwork is trained on either family; the nano models draw noise, so it learns
+    little."""
     folder = request.getfixturevalue(model)
     validation = {"split": 0.25, "every_steps": 10, "standard_error": 0, "training_images": 0}
     run = train(

@@ -137,7 +137,8 @@ def test_states_may_be_left_out(train_config, tmp_path):
 
 
 def test_losses_are_told_apart_by_timesteps_and_by_pictures(train_config):
-    """The table's means, computed by hand, are the metrics'; after a crash each row appears once."""
+    """The table's means, computed by hand, are the metrics'; after a crash each row appears
+    once."""
     config = train_config(
         logging={"image_losses": True, "every_steps": 2},
         training={"gradient_accumulation_steps": 2, "max_steps": 4},

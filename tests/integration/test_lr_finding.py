@@ -96,7 +96,8 @@ def test_an_optimizer_that_finds_its_rate_is_refused(train_config):
 def test_a_plan_says_what_would_be_done_and_does_nothing(
     run_file, tmp_path, fresh_accelerate, monkeypatch, changes, images
 ):
-    """The measurement matches the plan; if all training images are cropped, it uses held-out ones."""
+    """The measurement matches the plan; if all training images are cropped, it uses held-out
+    ones."""
     file = run_file(**changes)
     find = [
         *("find-lr", str(file), "--steps", "10", "--from", "1e-6", "--to", "1e-2"),

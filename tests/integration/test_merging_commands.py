@@ -70,7 +70,8 @@ def best(run, tmp_path_factory):
 
 
 def test_a_run_is_averaged_and_walked_by_commands(run, best, tmp_path):
-    """The average contains each step's plain model once; the best ratio reports its measurements."""
+    """The average contains each step's plain model once; the best ratio reports its
+    measurements."""
     soup = tmp_path / "soup.safetensors"
     call("merge", run.path, "--formula", "average", "--out", soup)
     record = json.loads(open_tensor_file(soup).metadata["impasto.merge"])
@@ -89,7 +90,8 @@ def test_a_run_is_averaged_and_walked_by_commands(run, best, tmp_path):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_what_a_run_has_learned_to_be_drawn_with_stays(run, best, tmp_path):
-    """At ratio 1 the result is drawn to the pixel, and halfway the metadata has the measurements."""
+    """At ratio 1 the result is drawn to the pixel, and halfway the metadata has the
+    measurements."""
     result, base = run.exported_model(), load_begun_config(run.config_file).model.path
     whole = tmp_path / "whole.safetensors"
     call("merge", base, result, "--ratio", "1", "--out", whole)

@@ -127,7 +127,8 @@ def test_an_export_keeps_frozen_parts_bit_for_bit(nano_model, tmp_path):
 
 
 def test_an_export_between_base_and_result_is_what_merging_the_two_gives(nano_model, tmp_path):
-    """An export between base and result equals `impasto merge`; unchanged tensors stay identical."""
+    """An export between base and result equals `impasto merge`; unchanged tensors stay
+    identical."""
     model = load_base_model(nano_model)
     base = model.unet.state_dict()
     moved = next(iter(base))

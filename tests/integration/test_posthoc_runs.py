@@ -140,7 +140,8 @@ def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_a
 
 
 def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(killed, fresh_accelerate):
-    """A resumed run writes the base weights before it reads its state; a new run writes them again."""
+    """A resumed run writes the base weights before it reads its state; a new run writes them
+    again."""
     file = killed.averages / "start.safetensors"
     before = file.read_bytes()
     file.unlink()

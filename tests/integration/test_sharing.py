@@ -64,7 +64,8 @@ TRAINING = {"ema_decay": 0.9, "batch_size": 2, "max_grad_norm": 0.05}
 
 @pytest.fixture
 def shared_out(tmp_path):
-    """Return a function that runs commands, one after the other, in processes that share the model."""
+    """Return a function that runs commands, one after the other, in processes that share the
+    model."""
     file = tmp_path / "program.py"
     file.write_text(PROGRAM, encoding="utf-8")
 
