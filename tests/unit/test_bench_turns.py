@@ -1,4 +1,4 @@
-"""Rows of the benchmarks are timed one at a time, all others stopped."""
+"""Rows of the benchmarks are timed one at a time, while all others are stopped."""
 
 import os
 import subprocess
