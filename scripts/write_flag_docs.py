@@ -14,7 +14,7 @@ HEAD = """# Flags of sd-scripts' fine_tune.py, train_db.py and sdxl_train.py
 
 How Impasto treats each flag, from `src/impasto/sdscripts/flags.py`. Written by
 `scripts/write_flag_docs.py`; do not edit by hand. Settings are described in [config.md](config.md),
-and the differences in [The old command](guide/sd-scripts.md).
+and the differences in [Commands from sd-scripts](guide/sd-scripts.md).
 """
 COLUMNS = "| flag | in Impasto |\n|---|---|\n"
 

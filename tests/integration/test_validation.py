@@ -137,7 +137,7 @@ def test_processes_measure_a_share_each_and_get_the_same(train_config):
             alone = types.SimpleNamespace(
                 process_index=rank, num_processes=number, reduce=lambda sums, _: sums
             )
-            passes.append(len(list(draws._shares(alone))))
+            passes.append(len(list(draws._own_groups(alone))))
             parts.append(found(alone))
         assert len(set(passes)) == 1  # equal numbers of forward passes, as a sharded model requires
         assert (sum(parts) == whole).all()

@@ -30,7 +30,7 @@ from impasto.data.caching.folder_claims import (
 )
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.stored_claims import StoredClaims
-from impasto.data.engines.process_group import AFTERWARDS, CacheShare, SingleProcess
+from impasto.data.engines.process_group import AFTERWARDS, CachePeers, SingleProcess
 from impasto.data.pixels.content_hashes import stamp_of
 from impasto.data.records import Size
 from impasto.errors import DatasetError, RunError, StorageError
@@ -205,7 +205,7 @@ def test_names_of_shards_that_are_damaged_cost_encoding_again(
 
 def test_the_processes_of_a_run_say_together_what_they_have_written(folder, tmp_path):
     place = tmp_path / "latents"
-    in_threads(2, lambda group: filled(place, folder, share=CacheShare(group, (0, 1))))
+    in_threads(2, lambda group: filled(place, folder, peers=CachePeers(group, (0, 1))))
     (file,) = (place / "claims").iterdir()
     latents, masks = read_written(file)
     assert sorted(latents) == sorted(shard.stem for shard in place.glob("shard-*.json"))
@@ -284,7 +284,7 @@ def test_the_processes_of_a_run_postpone_together(
     on_waiting(encoder.go.set)
 
     def one(group):
-        return filled(cached_in, folder, share=CacheShare(group, (0, 1)))
+        return filled(cached_in, folder, peers=CachePeers(group, (0, 1)))
 
     (first, one_made, _), (second, two_made, _) = in_threads(2, one)
     assert list(first.keys) == list(second.keys) == list(future.result().keys)
@@ -429,7 +429,7 @@ def test_the_processes_of_a_run_wait_together(cached_in, folder, other, tmp_path
     on_waiting(encoder.go.set)
 
     def one(group):
-        return filled(cached_in, folder, share=CacheShare(group, (0, 1)))
+        return filled(cached_in, folder, peers=CachePeers(group, (0, 1)))
 
     (first, one_made, _), (second, two_made, _) = in_threads(2, one)
     assert list(first.keys) == list(second.keys)
@@ -441,7 +441,7 @@ def test_the_processes_of_a_run_wait_together(cached_in, folder, other, tmp_path
 def test_who_comes_after_the_first_of_a_ray_run_waits_for_nobody(cached_in, folder, other):
     encoder, future = other(folder)
     before = objects_or_files(cached_in)
-    plan, count, _ = filled(cached_in, folder, share=AFTERWARDS)
+    plan, count, _ = filled(cached_in, folder, peers=AFTERWARDS)
     assert (len(plan.keys), count) == (9, 9)
     assert objects_or_files(cached_in) == before
     encoder.go.set()
@@ -466,7 +466,7 @@ def test_the_failure_of_another_process_ends_the_waiting(cached_in, folder, othe
     group = Failing()
     on_waiting(group.fail)
     with pytest.raises(RunError, match="another process has ended"):
-        filled(cached_in, folder, share=CacheShare(group, (0,)))
+        filled(cached_in, folder, peers=CachePeers(group, (0,)))
     encoder.go.set()
     assert len(future.result().keys) == 9
 

@@ -20,7 +20,7 @@ from impasto.evaluation.neighbours import (
     nearest_by_pixels,
     normalised,
 )
-from impasto.evaluation.obedience import PromptTags, seen_shares
+from impasto.evaluation.obedience import PromptTags, seen_fractions
 from impasto.evaluation.resampling import (
     Estimate,
     draw_real,
@@ -389,7 +389,7 @@ def test_tags_are_found_in_tags_and_in_sentences(prompt, named):
 def test_the_share_that_is_seen():
     wanted = [frozenset({1, 2}), frozenset(), frozenset({3})]
     seen = [frozenset({2, 5}), frozenset({1}), frozenset()]
-    assert seen_shares(wanted, seen) == [0.5, None, 0]
+    assert seen_fractions(wanted, seen) == [0.5, None, 0]
 
 
 def test_numbers_are_written_without_powers():

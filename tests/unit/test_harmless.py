@@ -14,7 +14,7 @@ from impasto.cli.console import Console, show_error
 from impasto.cli.harmless import escape, harmless, json_text
 from impasto.cli.main import impasto, main
 from impasto.demo.recipe import PICTURES
-from impasto.errors import RunError
+from impasto.errors import Interrupted, RunError
 
 TITLE = "\x1b]0;owned\x07"
 HOSTILE = f"x{TITLE}\x1b[31mred\x9b2J\r\x08\u202egnp\u2066\u2028\x7f"
@@ -44,6 +44,19 @@ def test_json_stays_the_same_value():
     assert not OBEYED.search(text)
     assert "猫" in text
     assert json.loads(text) == value
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunError("it is gone."), "Error: it is gone."),
+        (Interrupted("41 of 240 steps are done.", 2), "Stopped: 41 of 240 steps are done."),
+        (Interrupted("Stopped at once. Nothing is lost.", 2), "Stopped at once. Nothing is lost."),
+    ],
+)
+def test_an_error_begins_with_one_word(capsys, error, line):
+    show_error(error)
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_markup_of_a_stranger_is_plain_text(capsys):

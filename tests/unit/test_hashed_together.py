@@ -21,7 +21,7 @@ from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.columns import portions, segments, tables
 from impasto.data.columns.portions import Portions
-from impasto.data.engines.process_group import CacheShare
+from impasto.data.engines.process_group import CachePeers
 from impasto.data.pixels import content_hashes
 from impasto.data.pixels.content_hashes import ContentHashes, stamp_of
 from impasto.errors import StorageError
@@ -218,15 +218,15 @@ def test_preparations_at_once_hash_each_file_about_once(read, tmp_path):
     folder = draw_images(tmp_path / "images", 60)
     images = plan_of(folder).images
 
-    def prepare(share=None):
-        more = {} if share is None else {"share": share}
+    def prepare(peers=None):
+        more = {} if peers is None else {"peers": peers}
         cache = LatentCache(tmp_path / "latents")
         return cache_latents(images, cache, CountingEncoder().encoder, **more)
 
     def one(place):
         if place:
             return [prepare()]
-        return in_threads(2, lambda group: prepare(CacheShare(group, (0, 1))))
+        return in_threads(2, lambda group: prepare(CachePeers(group, (0, 1))))
 
     two, alone = at_once(2, one)
     assert [list(plan.keys) for plan in two] == [list(alone[0].keys)] * 2

@@ -81,14 +81,14 @@ def test_the_average_of_another_length_is_nearly_that_of_a_run_that_kept_it():
     stored = [track(p.sigma_rel, weights, at=p.step) for p in known]
     for sigma_rel, largest in ((0.075, 0.02), (0.15, 0.04), (0.2, 0.1)):
         found = fit(known, Profile(length, sigma_rel))
-        assert sum(found.shares) == pytest.approx(1)
-        mixed = sum(s * p for s, p in zip(found.shares, (profile_of(k.step, k.sigma_rel, length)
-                    for k in known), strict=True))  # fmt: skip
+        assert sum(found.coefficients) == pytest.approx(1)
+        profiles = [profile_of(k.step, k.sigma_rel, length) for k in known]
+        mixed = sum(s * p for s, p in zip(found.coefficients, profiles, strict=True))
         wanted = profile_of(length, sigma_rel, length)
         error = np.linalg.norm(mixed - wanted) / np.linalg.norm(wanted)
         assert found.error == pytest.approx(error, rel=0.1)
         assert error < largest
-        value = sum(s * v for s, v in zip(found.shares, stored, strict=True))
+        value = sum(s * v for s, v in zip(found.coefficients, stored, strict=True))
         direct = track(sigma_rel, weights)
         assert abs(value - direct) < 0.05 * np.std(weights)
 
@@ -97,7 +97,7 @@ def test_what_was_tracked_is_found_again():
     known = [Profile(step, sigma_rel) for step in (10, 20, 30) for sigma_rel in TRACKED]
     found = fit(known, Profile(20, 0.10))
     assert found.error < 1e-6
-    assert found.shares == pytest.approx([0, 0, 0, 1, 0, 0], abs=1e-6)
+    assert found.coefficients == pytest.approx([0, 0, 0, 1, 0, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("odd", [1, 2, 3])

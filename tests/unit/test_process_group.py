@@ -1,4 +1,4 @@
-"""Several processes fill one cache: each does its share, and all come to what one would."""
+"""Several processes fill one cache: each does its part, and all come to what one would."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys
 from impasto.data.caching.latent_orders import batches_of, cost_of, ordered
 from impasto.data.caching.text_store import TextStore
-from impasto.data.engines.process_group import ALONE, CacheShare, SingleProcess, share_of
+from impasto.data.engines.process_group import ALONE, CachePeers, SingleProcess, peers_of
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.models.text.text_memory import AHEAD_BATCH, TextCache
 
@@ -27,7 +27,7 @@ def test_parts_are_all_of_the_work_in_order(pieces, number):
     places = []
     for place in range(number):
         group.rank = place
-        places += list(range(len(costs)))[CacheShare(group, tuple(range(number))).part_of(costs)]
+        places += list(range(len(costs)))[CachePeers(group, tuple(range(number))).part_of(costs)]
     assert places == list(range(len(costs)))
 
 
@@ -36,7 +36,7 @@ def test_parts_cost_about_the_same():
     costs = [4.0] * 10 + [1.0] * 40
     for place in range(4):
         group.rank = place
-        own = costs[CacheShare(group, (0, 1, 2, 3)).part_of(costs)]
+        own = costs[CachePeers(group, (0, 1, 2, 3)).part_of(costs)]
         assert sum(own) == pytest.approx(20, abs=4)
 
 
@@ -59,9 +59,9 @@ def filled(tmp_path, folder, processes, subset=PLAIN, where=lambda rank: "latent
         place = tmp_path / where(group.rank)
         place.mkdir(parents=True, exist_ok=True)
         encoder, cache = Watched(), LatentCache(place)
-        share = share_of(group, place)
+        peers = peers_of(group, place)
         plan = plan_of(folder, subset).images
-        return cache_latents(plan, cache, encoder.encoder, share=share), encoder, cache, share
+        return cache_latents(plan, cache, encoder.encoder, peers=peers), encoder, cache, peers
 
     return in_threads(processes, one)
 
@@ -124,7 +124,7 @@ def test_who_shares_no_folder_encodes_for_itself(tmp_path):
     """Three processes on two machines: two see one folder, the third has its own."""
     folder = draw_images(tmp_path / "pictures", 12)
     found = filled(tmp_path, folder, 3, where=lambda rank: f"machine-{rank // 2}")
-    assert [share.members for *_, share in found] == [(0, 1), (0, 1), (2,)]
+    assert [peers.members for *_, peers in found] == [(0, 1), (0, 1), (2,)]
     counts = [encoder.count for _, encoder, _, _ in found]
     assert counts[0] + counts[1] == counts[2] == 12
     assert min(counts) > 0
@@ -134,10 +134,10 @@ def test_who_shares_no_folder_encodes_for_itself(tmp_path):
 
 def test_who_would_write_something_else_shares_nothing(tmp_path):
     def one(group):
-        return share_of(group, tmp_path, "tf32" if group.rank == 1 else "").members
+        return peers_of(group, tmp_path, "tf32" if group.rank == 1 else "").members
 
     assert in_threads(3, one) == [(0, 2), (1,), (0, 2)]
-    assert in_threads(2, lambda group: share_of(group, Path("s3:/bucket/cats")).members) == [
+    assert in_threads(2, lambda group: peers_of(group, Path("s3:/bucket/cats")).members) == [
         (0, 1),
         (0, 1),
     ]
@@ -167,7 +167,7 @@ def test_chunks_of_captions_are_encoded_by_shares(tmp_path):
 
         store = TextStore(tmp_path / "texts", "encoder")
         memory = TextCache(1 << 20, torch.device("cpu"), store)
-        memory.precompute([[ids] for ids in chunks], encode, CacheShare(group, (0, 1)))
+        memory.precompute([[ids] for ids in chunks], encode, CachePeers(group, (0, 1)))
         return [store.read(ids)[0, 0].item() for ids in chunks]
 
     first, second = in_threads(2, one)

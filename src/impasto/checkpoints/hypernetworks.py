@@ -67,7 +67,7 @@ class Structure:
             len(self.dropout) != len(self.layers)
             or self.dropout[0] != 0
             or self.dropout[-1] != 0
-            or not all(0 <= share < 1 for share in self.dropout)
+            or not all(0 <= rate < 1 for rate in self.dropout)
         ):
             raise ModelError(
                 f"The dropout of a hypernetwork is {list(self.dropout)}; expected a fraction below "
@@ -279,8 +279,8 @@ def _read_dropout(content: Mapping[Any, Any], count: int) -> tuple[float, ...]:
     if not content.get("use_dropout", False) or count < 3:
         return ()
     before_last = OLD_DROPOUT if content.get("last_layer_dropout", False) else 0.0
-    shares = (0.0, *[OLD_DROPOUT] * (count - 3), before_last, 0.0)
-    return shares if any(shares) else ()
+    rates = (0.0, *[OLD_DROPOUT] * (count - 3), before_last, 0.0)
+    return rates if any(rates) else ()
 
 
 def _from_safetensors(file: TensorFile) -> HypernetworkContents:

@@ -22,12 +22,15 @@ PLAIN_LINES_EVERY_S = 15.0
 
 
 def show_error(error: ImpastoError) -> None:
-    """Print an error to standard error."""
-    stopped = isinstance(error, Interrupted)
-    head = "[yellow]Stopped[/yellow]" if stopped else "[bold red]Error[/bold red]"
-    _print_paragraph(
-        RichConsole(stderr=True, highlight=False, emoji=False), f"{head}: {escape(str(error))}"
-    )
+    """Print an error to standard error, after the word Error, or Stopped for an interrupt."""
+    text = escape(str(error))
+    if not isinstance(error, Interrupted):
+        text = f"[bold red]Error[/bold red]: {text}"
+    elif text.startswith("Stopped "):  # as "Stopped at once."
+        text = f"[yellow]Stopped[/yellow]{text.removeprefix('Stopped')}"
+    else:
+        text = f"[yellow]Stopped[/yellow]: {text}"
+    _print_paragraph(RichConsole(stderr=True, highlight=False, emoji=False), text)
 
 
 def _print_paragraph(console: RichConsole, text: str) -> None:

@@ -124,25 +124,25 @@ def _held_out(
         [images]: which are held out; groups of copies among the held-out images; the copies counted
         in the whole dataset.
     """
-    shares, near = _shares(config), config.validation.copies == "near"
-    if not any(fraction for fraction, _ in shares):
+    fractions, near = _fractions(config), config.validation.copies == "near"
+    if not any(fraction for fraction, _ in fractions):
         return np.zeros(len(records), dtype=np.bool_), {}, NO_COPIES
     derived = config.dataset.derived_dir
     groups = group_copies(records, derived, progress, near=near, engine=engine)
-    held = _choose(records, groups, shares)
+    held = _choose(records, groups, fractions)
     copies = count_copies(groups, records, near=near)
     if copies.images and held.any():
         progress.note(describe(copies, int(records.first_of_paths().sum())))
-    if message := _unlike_asked(int(held.sum()), _asked(records, shares), copies):
+    if message := _unlike_asked(int(held.sum()), _asked(records, fractions), copies):
         progress.note(message)
     return held, _alike(records.select(held), groups[held]), copies
 
 
-def _asked(records: RecordTable, shares: list[tuple[float, int]]) -> int:
+def _asked(records: RecordTable, fractions: list[tuple[float, int]]) -> int:
     """Return how many images the fractions amount to; regularisation images are not counted."""
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
-    own = np.bincount(records.subset_numbers[~is_reg], minlength=len(shares)).tolist()
-    return sum(round(n * fraction) for n, (fraction, _) in zip(own, shares, strict=True))
+    own = np.bincount(records.subset_numbers[~is_reg], minlength=len(fractions)).tolist()
+    return sum(round(n * fraction) for n, (fraction, _) in zip(own, fractions, strict=True))
 
 
 def _unlike_asked(held: int, asked: int, copies: Copies) -> str:
@@ -167,15 +167,15 @@ def _unlike_asked(held: int, asked: int, copies: Copies) -> str:
     )
 
 
-def _choose(records: RecordTable, groups: np.ndarray, shares: list[tuple[float, int]]) -> Bools:
+def _choose(records: RecordTable, groups: np.ndarray, fractions: list[tuple[float, int]]) -> Bools:
     """Return [images]: which are held out; all images of a group are, or none."""
     held = np.zeros(len(records), dtype=np.bool_)
     datasets = records.subset_numbers
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
-    is_whole = np.array([not fraction for fraction, _ in shares])[datasets]
+    is_whole = np.array([not fraction for fraction, _ in fractions])[datasets]
     decided = np.zeros(len(records), dtype=np.bool_)  # groups of which no more is held out
     decided[groups[is_reg | is_whole]] = True
-    for number, (fraction, seed) in enumerate(shares):
+    for number, (fraction, seed) in enumerate(fractions):
         own = np.flatnonzero((datasets == number) & ~is_reg)
         if fraction:
             room = round(len(own) * fraction) - int(held[own].sum())
@@ -194,7 +194,7 @@ def _alike(held_out: RecordTable, groups: np.ndarray) -> dict[Path, int]:
     return {held_out[index].path: int(groups[index]) for index in indices}
 
 
-def _shares(config: RunConfig) -> list[tuple[float, int]]:
+def _fractions(config: RunConfig) -> list[tuple[float, int]]:
     """Return, per dataset, the fraction to hold out and the seed of the choice."""
     return [
         (

@@ -18,7 +18,7 @@ from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import CachedPlan, LatentCache
 from impasto.data.caching.latent_keys import KeyTable
 from impasto.data.caching.latent_orders import digest_of
-from impasto.data.engines.process_group import AFTERWARDS, ALONE, CacheShare, ProcessGroup, share_of
+from impasto.data.engines.process_group import AFTERWARDS, ALONE, CachePeers, ProcessGroup, peers_of
 from impasto.data.pixels.content_hashes import LATENTS as LATENTS
 from impasto.data.planning.plan import Plan
 from impasto.data.planning.planned_table import PlannedTable
@@ -56,7 +56,7 @@ class PreparedData:
         cache: The cache that stores the latents of all of them.
         balance: The balance of regularisation and training images; None without regularisation.
         alike: As in the `Split`.
-        share: This process's portion of the work of deriving data from the images.
+        peers: The processes that divide the work of deriving data from the images.
     """
 
     scan: Scan
@@ -66,7 +66,7 @@ class PreparedData:
     cache: LatentCache
     balance: Balance | None = None
     alike: Mapping[Path, int] = field(default_factory=dict)
-    share: CacheShare = ALONE
+    peers: CachePeers = ALONE
 
     @property
     def records(self) -> list[ImageRecord]:
@@ -144,16 +144,16 @@ def prepare_data(
     shown = WatchfulProgress(progress if group.rank == 0 else SilentProgress(), group)
     with ending_together(group):
         require_sources(config.dataset)
-        share = share_of(group, config.dataset.derived_dir, encoder.source)
+        peers = peers_of(group, config.dataset.derived_dir, encoder.source)
         if config.dataset.executor == "ray":
-            own = config if share.is_first else _alone(config)
-            extent = ALONE if share.is_first else AFTERWARDS
-            prepared = share.first_then_others(lambda: _prepare(own, encoder, shown, known, extent))
+            own = config if peers.is_first else _alone(config)
+            extent = ALONE if peers.is_first else AFTERWARDS
+            prepared = peers.first_then_others(lambda: _prepare(own, encoder, shown, known, extent))
         else:
-            found = share.first_then_others(lambda: known or survey(config, shown))
-            prepared = _prepare(config, encoder, shown, found, share)
+            found = peers.first_then_others(lambda: known or survey(config, shown))
+            prepared = _prepare(config, encoder, shown, found, peers)
         _require_same(prepared, group)
-    return replace(prepared, share=share)
+    return replace(prepared, peers=peers)
 
 
 def _prepare(
@@ -161,7 +161,7 @@ def _prepare(
     encoder: MomentsEncoder,
     progress: Progress,
     known: Survey | None,
-    share: CacheShare,
+    peers: CachePeers,
 ) -> PreparedData:
     """Scan and plan the images unless `known` is given, and encode this process's portion."""
     cache = LatentCache(config.dataset.derived_dir / LATENTS)
@@ -169,7 +169,7 @@ def _prepare(
         found = known or survey(config, progress)
 
         def encode(planned: Sequence[PlannedImage]) -> CachedPlan:
-            _require_same_images(PlannedTable.of(planned), share.group)
+            _require_same_images(PlannedTable.of(planned), peers.group)
             return cache_latents(
                 planned,
                 cache,
@@ -178,7 +178,7 @@ def _prepare(
                 on_error=config.dataset.on_error,
                 workers=config.dataset.decode_workers,
                 engine=engine,
-                share=share,
+                peers=peers,
             )
 
         plan, cached = _encode_balanced(found, config, encode)
@@ -188,7 +188,7 @@ def _prepare(
             cached_held_out = encode(held_out_plan.images)
     told = balance_of(found.split.training, plan)
     return PreparedData(
-        found.scan, plan, cached, cached_held_out, cache, told, found.split.alike, share
+        found.scan, plan, cached, cached_held_out, cache, told, found.split.alike, peers
     )
 
 

@@ -18,7 +18,7 @@ from impasto.demo.recipe import HELD_OUT, TAGGER
 from impasto.evaluation.distances import kernel_estimate
 from impasto.evaluation.looking import CaptionedImage, Looks, look_at
 from impasto.evaluation.networks import TaggerNetwork
-from impasto.evaluation.obedience import PromptTags, seen_shares
+from impasto.evaluation.obedience import PromptTags, seen_fractions
 from impasto.progress import Progress
 
 
@@ -80,8 +80,8 @@ def _evidence(
     wanted: Sequence[frozenset[int]],
     linked: Sequence[int | None],
 ) -> Evidence:
-    shares = [s for s in seen_shares(wanted, looks.tags or ()) if s is not None]
+    fractions = [s for s in seen_fractions(wanted, looks.tags or ()) if s is not None]
     x, y = looks.features["demo"], real.features["demo"]
     none_drawn = np.empty((0, len(x))), np.empty((0, len(y)))
     distance = kernel_estimate(x, np.arange(len(x)), y, *none_drawn, linked).value
-    return Evidence(sum(share == 1 for share in shares), len(shares), distance)
+    return Evidence(sum(fraction == 1 for fraction in fractions), len(fractions), distance)

@@ -27,10 +27,10 @@ class TimestepRange:
     first: int = 0
     last: int | None = None
 
-    def spread(self, shares: Float[Tensor, "b"], num_timesteps: int) -> Int[Tensor, "b"]:
+    def spread(self, fractions: Float[Tensor, "b"], num_timesteps: int) -> Int[Tensor, "b"]:
         """Map numbers in [0, 1) to timesteps of the range."""
         last = num_timesteps if self.last is None else min(self.last, num_timesteps)
-        return self.first + (shares * (last - self.first)).long()
+        return self.first + (fractions * (last - self.first)).long()
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Stratified:
 
     def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Return one timestep per sample, on the CPU."""
-        shares = (randomness.ranks + randomness.uniform("timestep")) / randomness.samples_in_step
-        return self.within.spread(shares, num_timesteps)
+        fractions = (randomness.ranks + randomness.uniform("timestep")) / randomness.samples_in_step
+        return self.within.spread(fractions, num_timesteps)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class LogitNormal:
     def __call__(self, randomness: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
         """Return one timestep per sample, on the CPU."""
         logits = self.mean + self.std * randomness.normal((), "timestep").double()
-        shares = torch.sigmoid(logits).clamp(max=1 - 1e-9)
-        return self.within.spread(shares, num_timesteps)
+        fractions = torch.sigmoid(logits).clamp(max=1 - 1e-9)
+        return self.within.spread(fractions, num_timesteps)
 
 
 def fixed_timesteps(count: int, num_timesteps: int) -> Int[Tensor, "count"]:

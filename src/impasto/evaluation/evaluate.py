@@ -152,7 +152,7 @@ def _material(question: Question, progress: Progress) -> Material:
     return Material(
         real,
         training,
-        bool(shared_by) or _share_files(real, training),
+        bool(shared_by) or _have_common_files(real, training),
         tuple(text for text, _ in question.prompts),
         tuple(linked),
         question.per_prompt,
@@ -166,7 +166,7 @@ def _material(question: Question, progress: Progress) -> Material:
     )
 
 
-def _share_files(real: Looks, training: Looks | None) -> bool:
+def _have_common_files(real: Looks, training: Looks | None) -> bool:
     trained = [] if training is None else [image.path for image in training.images]
     return bool(_sharing_runs(real, {"": trained}))
 

@@ -19,7 +19,7 @@ from impasto.evaluation.neighbours import (
     normalised,
 )
 from impasto.evaluation.networks import Network
-from impasto.evaluation.obedience import PromptTags, seen_shares
+from impasto.evaluation.obedience import PromptTags, seen_fractions
 from impasto.evaluation.resampling import Estimate, draw_real, draw_weights, mean_estimate
 from impasto.models.tokenization.emphasis import parse_emphasis
 from impasto.models.tokenization.tokens import Emphasis
@@ -183,13 +183,13 @@ def measure(looks: Looks, material: Material, told: Callable[[int], None]) -> Me
         _measure_features(name, looks, material, found, told)
     if material.training is not None and len(material.training.images):
         copying = copies_of(looks, material.training, material.among_training)
-        shares = [float(copy) for copy in copying.is_copy]
+        fractions = [float(copy) for copy in copying.is_copy]
         found.copying = copying
-        found.estimates[COPIES.key, ""] = mean_estimate(shares, material.groups, material.draws)
+        found.estimates[COPIES.key, ""] = mean_estimate(fractions, material.groups, material.draws)
     if looks.tags is not None:
         wanted = [material.wanted_tags[group] for group in material.groups]
         found.estimates[TAGS.key, ""] = mean_estimate(
-            seen_shares(wanted, looks.tags), material.groups, material.draws
+            seen_fractions(wanted, looks.tags), material.groups, material.draws
         )
     return found
 
@@ -257,11 +257,11 @@ def real_measures(material: Material) -> dict[str, dict[tuple[str, str], float]]
             alike = (unit[indices] * material.texts[name][prompts]).sum(1)
             found[TEXT.key, name] = float(alike.mean())
     if real.tags is not None and links:
-        shares = seen_shares(
+        fractions = seen_fractions(
             [material.wanted_tags[prompt] for prompt, _ in links],
             [real.tags[index] for _, index in links],
         )
-        known = [share for share in shares if share is not None]
+        known = [fraction for fraction in fractions if fraction is not None]
         if known:
             found[TAGS.key, ""] = float(np.mean(known))
     found |= _real_against_training(material)

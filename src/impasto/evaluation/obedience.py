@@ -54,7 +54,7 @@ class PromptTags:
         return found
 
 
-def seen_shares(
+def seen_fractions(
     wanted: Sequence[frozenset[int]], seen: Sequence[frozenset[int]]
 ) -> list[float | None]:
     """Return the fraction of each prompt's tags found in its image; None if it has no tags."""

@@ -106,11 +106,12 @@ def student_quantile(freedom: int) -> float:
     low, high = 1.0, 13.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if _central_share(middle, freedom) < LEVEL else (low, middle)
+        is_low = _central_probability(middle, freedom) < LEVEL
+        low, high = (middle, high) if is_low else (low, middle)
     return high
 
 
-def _central_share(t: float, freedom: int) -> float:
+def _central_probability(t: float, freedom: int) -> float:
     """Return the probability of Student's t distribution between -t and t.
 
     Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4.

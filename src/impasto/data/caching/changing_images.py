@@ -9,7 +9,7 @@ import numpy as np
 from impasto.data.caching.device_encoding import Failures
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.engines.engine import Engine
-from impasto.data.engines.process_group import CacheShare
+from impasto.data.engines.process_group import CachePeers
 from impasto.data.engines.stages import Failure, in_chunks
 from impasto.data.pixels.rendering import Decode
 from impasto.data.planning.planned_table import PlannedTable
@@ -23,7 +23,7 @@ def decode_changing(
     failures: Failures,
     progress: Progress,
     engine: Engine,
-    share: CacheShare,
+    peers: CachePeers,
 ) -> None:
     """Decode each image whose latents cannot be cached once, so that training finds no damaged one.
 
@@ -33,7 +33,7 @@ def decode_changing(
         failures: Receives the images that cannot be decoded.
         progress: Shows the progress.
         engine: Runs the decoding.
-        share: This process's share of the work.
+        peers: The processes that divide the work.
     """
     changes = portion.records.per_use(lambda use: use.subset.augmentation is not None)
     rows = np.flatnonzero(changes)
@@ -45,14 +45,14 @@ def decode_changing(
     for row, reason in zip(rows.tolist(), reasons, strict=True):
         if reason:
             failures.add(portion[row], Failure(reason))
-    waiting = rows[share.agreed(np.array([reason is None for reason in reasons], np.bool_))]
-    waiting = waiting[share.part_of([1.0] * len(waiting))]
+    waiting = rows[peers.agreed(np.array([reason is None for reason in reasons], np.bool_))]
+    waiting = waiting[peers.part_of([1.0] * len(waiting))]
     if not len(waiting):
         return
     executor = engine.executor(Decode())
     records = portion.records.select(waiting)
     image_rows = iter(waiting.tolist())
-    with progress.stage(share.named("Checking images"), len(records), "images") as advance:
+    with progress.stage(peers.named("Checking images"), len(records), "images") as advance:
         for outcomes in executor.run(in_chunks(records, 4)):
             for record, outcome in outcomes:
                 row = next(image_rows)

@@ -13,7 +13,7 @@ import torch
 from impasto.data.caching.encoding import Begun, Encode, MomentsEncoder
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys
 from impasto.data.caching.latent_writing import ShardWriter
-from impasto.data.engines.process_group import CacheShare
+from impasto.data.engines.process_group import CachePeers
 from impasto.data.engines.stages import ErrorPolicy, Failure, chunks
 from impasto.data.pixels.rendering import Rendered
 from impasto.data.records import PlannedImage, SkippedFile
@@ -67,17 +67,17 @@ class Failures:
             self.paths.add(path)
             self.items.append(SkippedFile(path, reason))
 
-    def join(self, begin: int, share: CacheShare) -> None:
+    def join(self, begin: int, peers: CachePeers) -> None:
         """Merge the failures of all processes of a run; every process must call this.
 
         Args:
             begin: Number of failures that all processes already had in common.
-            share: This process's share of the work, with its process group.
+            peers: The processes that divide the work, with their process group.
         """
-        if share.group.size == 1:
+        if peers.group.size == 1:
             return
         own = [[str(item.path), item.reason] for item in self.items[begin:]]
-        told = share.group.gather(json.dumps([own, self.may_pass]))
+        told = peers.group.gather(json.dumps([own, self.may_pass]))
         del self.items[begin:]
         self.paths = {item.path for item in self.items}
         for text in told:

@@ -38,7 +38,7 @@ from impasto.data.caching.order_encoding import encode_by_actors, stage_of
 from impasto.data.caching.prepared import PreparedKeys
 from impasto.data.caching.unclaimed import Unclaimed
 from impasto.data.engines.engine import LOCAL, Engine
-from impasto.data.engines.process_group import ALONE, CacheShare
+from impasto.data.engines.process_group import ALONE, CachePeers
 from impasto.data.engines.stages import ErrorPolicy, Failure, default_workers
 from impasto.data.pixels.rendering import Render
 from impasto.data.planning.planned_table import PlannedTable
@@ -61,7 +61,7 @@ def cache_latents(
     on_error: ErrorPolicy = "skip",
     workers: int | None = None,
     engine: Engine = LOCAL,
-    share: CacheShare = ALONE,
+    peers: CachePeers = ALONE,
 ) -> CachedPlan:
     """Encode the images that are not in the cache; images that cannot be encoded are skipped.
 
@@ -77,7 +77,7 @@ def cache_latents(
         workers: Processes that decode; None means as many as there are CPUs, and threads
             for a few images.
         engine: Runs the stages.
-        share: This process's share of the work; all processes of a run call this with the same
+        peers: The processes that divide the work; all processes of a run call this with the same
             images and get the same plan.
 
     Raises:
@@ -92,30 +92,30 @@ def cache_latents(
     kept_keys = PreparedKeys(
         cache.folder / "prepared", table, (encoder.source, encoder.fingerprint)
     )
-    before = _known_plan(kept_keys, cache, on_error, share)
+    before = _known_plan(kept_keys, cache, on_error, peers)
     if before is not None:
         return before
-    filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
+    filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, peers)
     portions = filler.fill_all([table[start:end] for start, end in portions_of(table)])
-    if share.is_first:
+    if peers.is_first:
         cache.hashes.tidy()
     failures = filler.failures
     if not any(len(portion.keys) for portion in portions):
         raise _nothing_decoded(len(planned), failures)
     found = FilledPortion.joined(portions)
     plan = found.plan(table, failures.items, encoder)
-    if not failures.may_pass and (share.is_first or share.group.is_local_first):
+    if not failures.may_pass and (peers.is_first or peers.group.is_local_first):
         kept_keys.write(plan, found.kept)
     return plan
 
 
 def _known_plan(
-    kept_keys: PreparedKeys, cache: LatentCache, on_error: ErrorPolicy, share: CacheShare
+    kept_keys: PreparedKeys, cache: LatentCache, on_error: ErrorPolicy, peers: CachePeers
 ) -> CachedPlan | None:
     """Return an earlier run's plan for the same images, or None unless every process has it."""
     before = kept_keys.read(cache)
     is_known = before is not None and not (before.skipped and on_error == "stop")
-    everybody_knows = "False" not in share.group.gather(str(is_known))
+    everybody_knows = "False" not in peers.group.gather(str(is_known))
     return before if everybody_knows else None
 
 
@@ -134,7 +134,7 @@ class _Filler:
     failures: Failures
     workers: int | None
     engine: Engine
-    share: CacheShare
+    peers: CachePeers
 
     def fill_all(self, portions: Sequence[PlannedTable]) -> list[FilledPortion]:
         """Encode all portions; those that other programs are encoding now are postponed."""
@@ -164,25 +164,25 @@ class _Filler:
         keys = [keys_of(image, digests, encoder.source) for image in planned]
         own = set(keys)
         refused = self._import_npz(planned, keys, digests, stamps.keys() - digests.keys())
-        lacks = self.share.agreed(lacks_of(planned, keys, cache))
-        unclaimed = Unclaimed(cache, self.progress, failures, self.share)
+        lacks = self.peers.agreed(lacks_of(planned, keys, cache))
+        unclaimed = Unclaimed(cache, self.progress, failures, self.peers)
         if may_postpone and unclaimed.are_all_claimed(keys, lacks):
             return None
         for image, key in zip(planned, keys, strict=True):
             if key is None:
                 failures.add(image, why_unread(image, digests))
-        decode_changing(portion, cache, failures, self.progress, self.engine, self.share)
+        decode_changing(portion, cache, failures, self.progress, self.engine, self.peers)
         orders, remade = unclaimed.encode(
             planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
         )
-        failures.join(begin, self.share)
+        failures.join(begin, self.peers)
         self._say_of_remade(len(remade), len({order.image.record.path for order in orders}))
         made = [
             *((planned[n], keys[n] or LatentKeys()) for n in np.flatnonzero(lacks.any(axis=1))),
             *((order.image, order.missing) for order in orders),
         ]
         good = [key for image, key in made if image.record.path not in failures.paths]
-        see_all(good, cache, self.share)
+        see_all(good, cache, self.peers)
         kept = self._kept(planned, keys, begin)
         is_kept = np.zeros(len(planned), dtype=np.bool_)
         is_kept[[index for index, _, _ in kept]] = True
@@ -211,7 +211,7 @@ class _Filler:
                 continue
             if not is_there(key, self.cache):
                 failures.add(image, _LOST)
-        failures.join(begin, self.share)
+        failures.join(begin, self.peers)
         return [
             (index, image, key)
             for index, (image, key) in enumerate(zip(planned, keys, strict=True))
@@ -220,12 +220,12 @@ class _Filler:
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
         """Return the hashes of files; each process reads its share of those that are not known."""
-        hashes, share = self.cache.hashes, self.share
-        if share.number > 1:
-            own = list(stamps)[share.rank :: share.number]
+        hashes, peers = self.cache.hashes, self.peers
+        if peers.number > 1:
+            own = list(stamps)[peers.rank :: peers.number]
             hashes.of({path: stamps[path] for path in own}, self.progress, tidy=False)
-        if share.group.size > 1:
-            share.wait()
+        if peers.group.size > 1:
+            peers.wait()
             hashes.refresh()
         return hashes.of(stamps, self.progress, tidy=False, engine=self.engine)
 
@@ -241,17 +241,17 @@ class _Filler:
             return []
 
         def taken() -> list[SkippedFile]:
-            if self.share.number > 1:
+            if self.peers.number > 1:
                 self.cache.refresh()
             endings = self.encoder.npz_endings
             return import_npz(planned, keys, digests, self.cache, self.progress, endings, unread)
 
-        return self.share.first_then_others(taken)
+        return self.peers.first_then_others(taken)
 
     def _say_of_remade(self, remade: int, total: int) -> None:
         """Report how many images overflowed in half precision, in all processes."""
-        found = self.share.group.gather(str(remade))
-        everywhere = sum(int(found[rank]) for rank in self.share.members)
+        found = self.peers.group.gather(str(remade))
+        everywhere = sum(int(found[rank]) for rank in self.peers.members)
         if everywhere:
             self.progress.note(said_of_remade(everywhere, total))
 
@@ -261,13 +261,13 @@ def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:
 
     Returns the images that were encoded again in float32.
     """
-    cache, progress, share = filler.cache, filler.progress, filler.share
+    cache, progress, peers = filler.cache, filler.progress, filler.peers
     batches = batches_of(orders, filler.encoder.batch_size)
-    batches = batches[share.part_of([cost_of(batch) for batch in batches])]
+    batches = batches[peers.part_of([cost_of(batch) for batch in batches])]
     if not batches:
         return set()
     patience = locks.LockWaiter(progress.note, f"encoding into {cache.folder}")
-    stage = share.named("Encoding latents")
+    stage = peers.named("Encoding latents")
     with (
         locks.SharedLock(cache.folder, "encoding images", patience),
         progress.stage(stage, sum(map(len, batches)), "images") as advance,
@@ -294,7 +294,7 @@ def _encode_here(
     executor = filler.engine.executor(
         Render(),
         workers=filler.workers,
-        usual=default_workers(filler.share.group.local_size),
+        usual=default_workers(filler.peers.group.local_size),
         processes=filler.workers is not None or sum(map(len, batches)) >= PROCESSES_FROM,
     )
     rendered = executor.run([order.image for order in batch] for batch in batches)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from impasto.data.caching.device_encoding import Order
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys, latent_key, mask_key
 from impasto.data.caching.npz import npz_candidates
-from impasto.data.engines.process_group import CacheShare, wait_until_seen
+from impasto.data.engines.process_group import CachePeers, wait_until_seen
 from impasto.data.engines.stages import Failure, chunks
 from impasto.data.folders.masks import mask_file
 from impasto.data.pixels.content_hashes import stamp_of
@@ -222,31 +222,31 @@ def _bucket_of(order: Order) -> Size:
     return order.image.bucket
 
 
-def see_all(made: Sequence[LatentKeys], cache: LatentCache, share: CacheShare) -> None:
+def see_all(made: Sequence[LatentKeys], cache: LatentCache, peers: CachePeers) -> None:
     """Bring what all processes have written into this one's index; every process must call this.
 
     Args:
         made: The keys that were made by any process that shares the cache.
         cache: The cache.
-        share: This process's share of the work.
+        peers: The processes that divide the work.
 
     Raises:
         StorageError: A key cannot be found, though the process that made it has reported it.
     """
-    if share.number > 1 and share.is_first:
-        _wait_until_seen(made, cache, share)
-    if share.is_first:
+    if peers.number > 1 and peers.is_first:
+        _wait_until_seen(made, cache, peers)
+    if peers.is_first:
         cache.keep_index()
-    if share.group.size == 1:
+    if peers.group.size == 1:
         return
-    share.wait()
-    if not share.is_first:
+    peers.wait()
+    if not peers.is_first:
         if len(cache) >= KEPT_FROM:
             cache.reopen()
-        _wait_until_seen(made, cache, share)
+        _wait_until_seen(made, cache, peers)
 
 
-def _wait_until_seen(made: Sequence[LatentKeys], cache: LatentCache, share: CacheShare) -> None:
+def _wait_until_seen(made: Sequence[LatentKeys], cache: LatentCache, peers: CachePeers) -> None:
     missing = list(made)
 
     def left() -> int:
@@ -254,7 +254,7 @@ def _wait_until_seen(made: Sequence[LatentKeys], cache: LatentCache, share: Cach
         missing[:] = [key for key in missing if not is_there(key, cache)]
         return len(missing)
 
-    wait_until_seen(left, cache.folder, share.group.raise_fault)
+    wait_until_seen(left, cache.folder, peers.group.raise_fault)
 
 
 def digest_of(table: PlannedTable) -> str:

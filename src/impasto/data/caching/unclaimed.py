@@ -22,7 +22,7 @@ from impasto.data.caching.folder_claims import FolderClaims
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys
 from impasto.data.caching.latent_orders import Lacks, flags_of, ordered, passed_on, still_lacking
 from impasto.data.caching.stored_claims import StoredClaims
-from impasto.data.engines.process_group import CacheShare
+from impasto.data.engines.process_group import CachePeers
 from impasto.data.records import PlannedImage
 from impasto.errors import StorageError
 from impasto.lock_file import STALE_S, LockHolder
@@ -42,13 +42,13 @@ class Unclaimed:
         cache: The cache.
         progress: Shows notes and progress while waiting.
         failures: Receives the images that cannot be encoded.
-        share: This process's share of the work.
+        peers: The processes that divide the work.
     """
 
     cache: LatentCache
     progress: Progress
     failures: Failures
-    share: CacheShare
+    peers: CachePeers
 
     def are_all_claimed(self, keys: Sequence[LatentKeys | None], lacks: Lacks) -> bool:
         """Return whether others have claimed all that is lacking; every process must call this.
@@ -58,12 +58,12 @@ class Unclaimed:
             lacks: What is lacking, as the processes have agreed.
         """
         found = "nothing lacks"
-        if self.share.is_first and self.share.claims and lacks.any():
+        if self.peers.is_first and self.peers.claims and lacks.any():
             found = "free"
             with contextlib.suppress(StorageError):  # if the store fails, encode as if alone
                 theirs = flags_of(self._claims().of_others(), keys, lacks)
                 found = "claimed" if np.array_equal(theirs, lacks) else "free"
-        told = self.share.group.gather(found)
+        told = self.peers.group.gather(found)
         return "claimed" in told and "free" not in told
 
     def encode(
@@ -96,22 +96,22 @@ class Unclaimed:
         orders: list[Order] = []
         remade: set[Path] = set()
         left = lacks
-        while "True" in self.share.group.gather(str(left.any())):
+        while "True" in self.peers.group.gather(str(left.any())):
             with self._claimed(claims, keys, left) as taken:
                 found = [flags_of(named, keys, left) for named in (taken.lacking, taken.own)]
-                lacking, own = self.share.agreed(np.stack(found))
+                lacking, own = self.peers.agreed(np.stack(found))
                 now = ordered(planned, keys, own)
                 remade |= carry_out(now) if now else set()
-                self.failures.join(begin, self.share)  # then all have written their shards
+                self.failures.join(begin, self.peers)  # then all have written their shards
                 self._tell(claims, taken)
             orders += now
             failed = self.failures.paths
             theirs, unmade = lacking & ~own, lacking.copy()
             for index in np.flatnonzero(own.any(axis=1)).tolist():
                 unmade[index] &= ~own[index] | (planned[index].record.path in failed)
-            left = self.share.agreed(passed_on(unmade, planned, keys, failed))
+            left = self.peers.agreed(passed_on(unmade, planned, keys, failed))
             has_more = bool((left & ~theirs).any())
-            if self.share.is_first and left.any() and not has_more:
+            if self.peers.is_first and left.any() and not has_more:
                 self._wait(claims, taken, keys, left)
                 self.cache.take_in(*claims.told(taken))
         return orders, remade
@@ -122,9 +122,9 @@ class Unclaimed:
 
     def _tell(self, claims: EncodingClaims, taken: Taken) -> None:
         """Publish the shards that the processes sharing the cache have written for the claim."""
-        told = self.share.group.gather(json.dumps(self.cache.take_written()))
-        if self.share.is_first:
-            written = [parse_json(told[rank]) for rank in self.share.members]
+        told = self.peers.group.gather(json.dumps(self.cache.take_written()))
+        if self.peers.is_first:
+            written = [parse_json(told[rank]) for rank in self.peers.members]
             latents, masks = ([name for own in written for name in own[kind]] for kind in (0, 1))
             claims.tell(taken, (latents, masks))
 
@@ -133,7 +133,7 @@ class Unclaimed:
         self, claims: EncodingClaims, keys: Sequence[LatentKeys | None], left: Lacks
     ) -> Iterator[Taken]:
         """Claim for all processes that share the cache, if this is the first of them."""
-        if not (self.share.is_first and left.any()):
+        if not (self.peers.is_first and left.any()):
             yield Taken(frozenset(), frozenset())
             return
 
@@ -141,7 +141,7 @@ class Unclaimed:
             self.cache.refresh()
             return still_lacking(left, keys, self.cache)
 
-        if not self.share.claims:
+        if not self.peers.claims:
             found = lacking()
             yield Taken(found, found)
             return
@@ -150,7 +150,7 @@ class Unclaimed:
 
         def waits(holder: LockHolder) -> None:
             patience(holder)
-            self.share.group.raise_fault()
+            self.peers.group.raise_fault()
 
         with claims.taken(lacking, waits) as taken:
             yield taken
@@ -173,7 +173,7 @@ class Unclaimed:
         seen = 0
         with slow_stage(self.progress, "Waiting for another program", total, "latents") as advance:
             while seen < total:
-                self.share.group.raise_fault()
+                self.peers.group.raise_fault()
                 before = seen
                 try:
                     living = claims.living(taken)

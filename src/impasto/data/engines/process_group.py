@@ -1,7 +1,7 @@
 """The processes of a run while they prepare its images, and how they split the work.
 
 A process communicates with the others through a `ProcessGroup`. Processes that store derived data
-in the same folder split the work on it by a `CacheShare`; a machine that has no disk or store in
+in the same folder split the work on it by a `CachePeers`; a machine that has no disk or store in
 common with the others prepares everything itself. `datasets/distributed.py` has the group that
 uses PyTorch.
 """
@@ -76,15 +76,15 @@ class SingleProcess:
 
 
 @dataclass(frozen=True)
-class CacheShare:
-    """A process's share of the work on a folder of derived data.
+class CachePeers:
+    """The processes of a run that divide the work on one folder of derived data.
 
     Attributes:
         group: All processes of the run.
         members: The ranks of the processes that see the same folder, this one included, in
             ascending order.
-        claims: Whether what is being made for this share is claimed, so that other programs and
-            other shares leave it out.
+        claims: Whether this process claims the entries that it makes, so that other programs and
+            other groups of processes skip them.
     """
 
     group: ProcessGroup
@@ -155,16 +155,15 @@ class CacheShare:
         return f"{description} (process {self.rank + 1} of {self.number})"
 
 
-ALONE = CacheShare(SingleProcess(), (0,))
-"""The share of a process that prepares alone: all of the work."""
+ALONE = CachePeers(SingleProcess(), (0,))
+"""A process that does all of the work itself."""
 
-AFTERWARDS = CacheShare(SingleProcess(), (0,), claims=False)
-"""The share of a process that runs after one that has encoded everything: it retries the images
-that could not be encoded, without claims and without waiting for another process.
-"""
+AFTERWARDS = CachePeers(SingleProcess(), (0,), claims=False)
+"""A process that runs after one that has encoded everything: it retries the images that could not
+be encoded, without claims and without waiting for another process."""
 
 
-def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:
+def peers_of(group: ProcessGroup, folder: Path, kind: str = "") -> CachePeers:
     """Determine which processes of a run see the same folder; every process must call this.
 
     Each writes a file there and checks for the others' files by name, which a network disk answers
@@ -176,7 +175,7 @@ def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:
         kind: What this process would store there; only processes of the same kind share work.
     """
     if group.size == 1:
-        return CacheShare(group, (0,))
+        return CachePeers(group, (0,))
     own = None if is_remote(folder) else temporary_names.partial_name(folder / "process")
     name = "" if own is None else own.name
     try:
@@ -198,7 +197,7 @@ def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:
             own.unlink(missing_ok=True)
     if any(lists[rank] != seen for rank in seen):  # not all of them see the same processes
         seen = [group.rank]
-    return CacheShare(group, tuple(seen))
+    return CachePeers(group, tuple(seen))
 
 
 def wait_until_seen(left: Callable[[], int], folder: Path, raise_fault: Callable[[], None]) -> None:

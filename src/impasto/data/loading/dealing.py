@@ -96,7 +96,7 @@ class GroupDealer:
         """Return all batches of the group in an epoch, in the order in which they were cut."""
         return _in_batches(*self._samples(), self.batch_size, self._rng(epoch))
 
-    def share(self, epoch: int, rank: int, first: int, step: int) -> Pile:
+    def pile_of(self, epoch: int, rank: int, first: int, step: int) -> Pile:
         """Return a process's batches, of the shuffled showings `first`, `first + step` ..."""
         images, repeats = self._samples()
         own = self._rng(epoch).permutation(len(images))[first::step]
@@ -137,7 +137,7 @@ def deal_proportional(
     dealt = 0
     for rank in range(processes):
         own = [
-            dealer.share(epoch, rank, (rank + turn) % processes, processes)
+            dealer.pile_of(epoch, rank, (rank + turn) % processes, processes)
             for turn, dealer in enumerate(dealers)
         ]
         columns.append(_draw(own, derive_rng(seed, "draws", epoch, rank)) + np.int32(dealt))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from impasto.data.engines.process_group import ALONE, CacheShare
+from impasto.data.engines.process_group import ALONE, CachePeers
 from impasto.data.records import Geometry
 from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device
@@ -144,12 +144,12 @@ class ClipTextConditioner:
         """Return how many captions have more tokens than fit, and so are cut."""
         return self.tokens[0].too_long(captions)
 
-    def precompute(self, captions: Sequence[str], share: CacheShare = ALONE) -> None:
+    def precompute(self, captions: Sequence[str], peers: CachePeers = ALONE) -> None:
         """Encode all chunks of these captions, and of the empty text, into the cache.
 
         Args:
             captions: The captions, the same in all processes of a run.
-            share: This process's portion of the work; all processes of a run call this.
+            peers: The processes that divide the work; all processes of a run call this.
         """
         if self._memory is not None:
             texts = [self.chunks_of(caption) for caption in captions]
@@ -161,7 +161,7 @@ class ClipTextConditioner:
                         stack.enter_context(self._states.awake(self._device or CPU))  # type: ignore[operator]
                     return self._encode(ids)
 
-                self._memory.precompute([*texts, [empty]], encode, share)
+                self._memory.precompute([*texts, [empty]], encode, peers)
 
     def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
         """Return the token ids of each chunk of a caption, those for all encoders concatenated."""

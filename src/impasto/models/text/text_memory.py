@@ -17,7 +17,7 @@ from torch import Tensor
 
 from impasto.data.caching.text_npz import GivenTexts
 from impasto.data.caching.text_store import TextStore
-from impasto.data.engines.process_group import ALONE, CacheShare
+from impasto.data.engines.process_group import ALONE, CachePeers
 from impasto.progress import Progress, SilentProgress
 
 AHEAD_BATCH = 16
@@ -89,7 +89,7 @@ class TextCache:
         return torch.stack([states for key in keys if (states := found[key]) is not None])
 
     def precompute(
-        self, texts: Iterable[Sequence[Ids]], encode: Encode, share: CacheShare = ALONE
+        self, texts: Iterable[Sequence[Ids]], encode: Encode, peers: CachePeers = ALONE
     ) -> None:
         """Encode to disk the chunks of these texts that are not read from files.
 
@@ -99,7 +99,7 @@ class TextCache:
         Args:
             texts: Chunks of each text, the same in all processes.
             encode: The encoder.
-            share: This process's portion of the work; all processes of a run call this.
+            peers: The processes that divide the work; all processes of a run call this.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -113,28 +113,28 @@ class TextCache:
         }
         chunks = sorted({ids for ids, _ in keys})
         needed = {ids for ids, is_given in keys if not is_given}
-        lacks = share.agreed(np.array([i in needed and i not in store for i in chunks], bool))
+        lacks = peers.agreed(np.array([i in needed and i not in store for i in chunks], bool))
         missing = [chunks[index] for index in np.flatnonzero(lacks).tolist()]
         batches = [missing[n : n + AHEAD_BATCH] for n in range(0, len(missing), AHEAD_BATCH)]
-        batches = batches[share.part_of([float(len(batch)) for batch in batches])]
+        batches = batches[peers.part_of([float(len(batch)) for batch in batches])]
         if batches:
-            self._encode_ahead(batches, encode, store, share)
-        if share.group.size > 1:
-            share.wait()
-            store.require_seen(missing, share.group.raise_fault)
+            self._encode_ahead(batches, encode, store, peers)
+        if peers.group.size > 1:
+            peers.wait()
+            store.require_seen(missing, peers.group.raise_fault)
 
     def _encode_ahead(
-        self, batches: Sequence[Sequence[Ids]], encode: Encode, store: TextStore, share: CacheShare
+        self, batches: Sequence[Sequence[Ids]], encode: Encode, store: TextStore, peers: CachePeers
     ) -> None:
         """Encode batches and write them, one shard after another."""
         number, in_shard = sum(map(len, batches)), store.shard_entries // AHEAD_BATCH
-        stage = share.named("Encoding captions")
+        stage = peers.named("Encoding captions")
         with self._progress.stage(stage, number, "chunks") as advance:
             for start in range(0, len(batches), in_shard):
                 portion = batches[start : start + in_shard]
                 made = []
                 for batch in portion:
-                    share.group.raise_fault()
+                    peers.group.raise_fault()
                     made.append(_encoded(torch.tensor(batch), encode).cpu())
                     advance(len(batch))
                 store.write([ids for batch in portion for ids in batch], torch.cat(made))

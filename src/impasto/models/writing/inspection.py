@@ -102,7 +102,7 @@ def _hypernetwork_section(contents: HypernetworkContents) -> Section:
         "Activation": structure.activation
         + (", after the last layer too" if structure.activate_output else ""),
         "Layer norm": "yes" if structure.layer_norm else "no",
-        "Dropout": ", ".join(f"{share:g}" for share in structure.dropout) or "none",
+        "Dropout": ", ".join(f"{rate:g}" for rate in structure.dropout) or "none",
         "Initialization": contents.initialization,
         "Trained for": counted(contents.step, "steps"),
         "On": " ".join(filter(None, (contents.base_name, contents.base_hash))) or "not said",

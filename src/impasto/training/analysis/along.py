@@ -170,11 +170,11 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     ends = (open_model(config.model.path, options, progress), open_model(result, OpenOptions()))
     models = [require_complete(model, needed_tensors(model)) for model in ends]
     require_mixable(models)
-    share = config.saving.merge_ratio
-    if share != 1:
+    ratio = config.saving.merge_ratio
+    if ratio != 1:
         progress.note(
-            f"The result is itself a mixture (saving.merge_ratio = {share:g}): ratio 1 is that "
-            f"mixture, and impasto merge BASE RESULT --ratio {1 / share:.4g} gives the trained "
+            f"The result is itself a mixture (saving.merge_ratio = {ratio:g}): ratio 1 is that "
+            f"mixture, and impasto merge BASE RESULT --ratio {1 / ratio:.4g} gives the trained "
             f"weights alone."
         )
     paths = [locate(config.model.path, options, progress), Path(result)]

@@ -126,7 +126,7 @@ def _mixed(snapshots: Mapping[Profile, Tensors], start: Tensors, wanted: Profile
         name: LazyTensor(
             tensor.shape,
             torch.float32,
-            partial(_mix_one, tensor, found.shares, [of[name] for of in snapshots.values()]),
+            partial(_mix_one, tensor, found.coefficients, [of[name] for of in snapshots.values()]),
             owns_memory=True,
         )
         for name, tensor in start.items()
@@ -134,14 +134,16 @@ def _mixed(snapshots: Mapping[Profile, Tensors], start: Tensors, wanted: Profile
     return Average(wanted, found, tensors)
 
 
-def _mix_one(start: LazyTensor, shares: Sequence[float], tensors: Sequence[LazyTensor]) -> Tensor:
+def _mix_one(
+    start: LazyTensor, coefficients: Sequence[float], tensors: Sequence[LazyTensor]
+) -> Tensor:
     """Return the start weights plus the combined differences from them.
 
-    The shares add up to 1, so the start weights are added once.
+    The coefficients add up to 1, so the start weights are added once.
     """
     total = torch.zeros(start.shape)
-    for share, tensor in zip(shares, tensors, strict=True):
-        total.add_(tensor.read().to(torch.float32), alpha=share)
+    for coefficient, tensor in zip(coefficients, tensors, strict=True):
+        total.add_(tensor.read().to(torch.float32), alpha=coefficient)
     return total.add_(start.read())
 
 

@@ -223,7 +223,7 @@ class _Builder:
         )
         model = encoded.model
         if config.training.cache_text_to_disk:
-            encode_captions_ahead(conditioners, prepared.captions(), prompts, prepared.share)
+            encode_captions_ahead(conditioners, prepared.captions(), prompts, prepared.peers)
             model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
         return _Text(model, conditioners, given)
 

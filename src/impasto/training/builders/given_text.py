@@ -300,12 +300,13 @@ def _apart(one: TextOutputs, other: TextOutputs) -> float:
     that are NaN (unknown) in one of them are left out too.
     """
     pairs = [(a[1:], b[1:]) for a, b in zip(one.states, other.states, strict=True)]
-    shares = []
+    distances = []
     for a, b in (*pairs, (one.pooled, other.pooled)):
         known = ~(np.isnan(a) | np.isnan(b))
         if known.any():
-            shares.append(float(np.linalg.norm((a - b)[known]) / (np.linalg.norm(b[known]) or 1.0)))
-    return max(shares)
+            norm = np.linalg.norm(b[known]) or 1.0
+            distances.append(float(np.linalg.norm((a - b)[known]) / norm))
+    return max(distances)
 
 
 def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids]) -> None:

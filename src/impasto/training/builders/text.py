@@ -13,7 +13,7 @@ from torch import nn
 from impasto.config.run import RunConfig
 from impasto.data.caching.text_npz import GivenTexts
 from impasto.data.caching.text_store import TEXTS, TextStore
-from impasto.data.engines.process_group import CacheShare
+from impasto.data.engines.process_group import CachePeers
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
 from impasto.models.networks.loading import BaseModel
@@ -158,16 +158,16 @@ def encode_captions_ahead(
     conditioners: Conditioners,
     captions: Sequence[str],
     prompts: Sequence[Prompt],
-    share: CacheShare,
+    peers: CachePeers,
 ) -> None:
     """Cache the hidden states of captions and preview prompts on disk, divided among processes.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    conditioners.training.precompute(captions, share)
+    conditioners.training.precompute(captions, peers)
     texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
-    conditioners.prompts.precompute(texts, share)
+    conditioners.prompts.precompute(texts, peers)
 
 
 def _build_store(

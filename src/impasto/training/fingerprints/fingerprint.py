@@ -337,8 +337,8 @@ def _model_facts(contents: ModelContents, scheduler: Mapping[str, Any]) -> dict[
 def _passes(config: RunConfig, num_processes: int) -> str:
     """Return the forward passes per step of all processes; how they are divided does not matter."""
     total = num_processes * config.training.gradient_accumulation_steps
-    shares = config.dataset.batch_order == "proportional"  # each process draws by itself
-    return f"{total} on {num_processes} processes" if shares else str(total)
+    is_by_process = config.dataset.batch_order == "proportional"  # each process draws by itself
+    return f"{total} on {num_processes} processes" if is_by_process else str(total)
 
 
 def _short_hash(text: str) -> str:

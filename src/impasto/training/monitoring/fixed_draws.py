@@ -71,7 +71,7 @@ class FixedDraws:
         """
         device = recipe.schedule.alphas_cumprod.device
         sums = torch.zeros(len(self.plan.images), device=device)
-        for group, counts in self._shares(accelerator):
+        for group, counts in self._own_groups(accelerator):
             losses = self._losses(group, unet, conditioner, recipe, advance)
             if counts:
                 sums[torch.tensor(group, device=device)] = losses
@@ -81,8 +81,8 @@ class FixedDraws:
 
     def predictions(self, accelerator: Accelerator | None = None) -> int:
         """Return the number of predictions that this process makes in a measurement."""
-        shares = self._shares(accelerator)
-        return sum(len(group) for group, _ in shares) * self.draws.per_image
+        groups = self._own_groups(accelerator)
+        return sum(len(group) for group, _ in groups) * self.draws.per_image
 
     def timesteps(self, draw: int, images: Sequence[int], total: int) -> Tensor:
         """Return [images] timesteps of images in one draw.
@@ -142,7 +142,7 @@ class FixedDraws:
             advance(len(group))
         return sums
 
-    def _shares(self, accelerator: Accelerator | None) -> Iterator[tuple[Sequence[int], bool]]:
+    def _own_groups(self, accelerator: Accelerator | None) -> Iterator[tuple[Sequence[int], bool]]:
         """Yield this process's groups of images, each with whether its result counts.
 
         A process that has one group fewer than others repeats the last group, which does not count.

@@ -43,10 +43,10 @@ def power_decay(sigma_rel: float, every: int = 1) -> Decay:
     """
     gamma = gamma_of(sigma_rel)
 
-    def share(step: int) -> float:
+    def decay(step: int) -> float:
         return float((1 - every / (step + 1)) ** (gamma + 1))
 
-    return share
+    return decay
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Fit:
     """A combination of profiles that approximates another one.
 
     Attributes:
-        shares: The coefficient of each profile; they add up to 1, and some are negative.
+        coefficients: The coefficient of each profile; they add up to 1, and some are negative.
         error: The norm of the difference from the wanted profile, relative to the wanted profile's
             norm.
     """
 
-    shares: Sequence[float]
+    coefficients: Sequence[float]
     error: float
 
 
@@ -85,11 +85,11 @@ def fit(known: Sequence[Profile], wanted: Profile) -> Fit:
     """
     products = _inner_products(known, known)
     with_wanted = _inner_products(known, [wanted])[:, 0]
-    shares = np.linalg.lstsq(products, with_wanted, rcond=None)[0]
-    shares /= shares.sum()
+    coefficients = np.linalg.lstsq(products, with_wanted, rcond=None)[0]
+    coefficients /= coefficients.sum()
     own = float(_inner_products([wanted], [wanted])[0, 0])
-    left = float(shares @ products @ shares - 2 * shares @ with_wanted + own)
-    return Fit(shares.tolist(), float(np.sqrt(max(0.0, left) / own)))
+    left = float(coefficients @ products @ coefficients - 2 * coefficients @ with_wanted + own)
+    return Fit(coefficients.tolist(), float(np.sqrt(max(0.0, left) / own)))
 
 
 def _inner_products(ones: Sequence[Profile], others: Sequence[Profile]) -> Floats:

@@ -107,18 +107,18 @@ class StepGraphs:
         self._weights_at = self._addresses()
         self._has_noted = False
         device = next(network.parameters()).device
-        self._share, self._loss = (torch.zeros((), device=device) for _ in range(2))
+        self._factor, self._loss = (torch.zeros((), device=device) for _ in range(2))
 
     def begin_step(self) -> None:
         """Wait until only a few queued steps are left on the GPU."""
         self._queue.begin_step()
 
-    def micro_step(self, inputs: StepInputs, share: float, size: int) -> tuple[StepOutput, Tensor]:
+    def micro_step(self, inputs: StepInputs, factor: float, size: int) -> tuple[StepOutput, Tensor]:
         """Compute the gradient of a batch and add it to the accumulated ones.
 
         Args:
             inputs: The tensors of the batch.
-            share: Factor that turns the sum of its losses into its contribution to the mean loss
+            factor: Factor that turns the sum of its losses into its contribution to the mean loss
                 of the step.
             size: Number of samples of a full batch of this kind.
 
@@ -141,7 +141,7 @@ class StepGraphs:
             self._shapes[key] = _Shape.like(inputs, size)
         shape = self._shapes[key]
         shape.fill(inputs)
-        self._share.fill_(share)
+        self._factor.fill_(factor)
         self._do(shape)
         given = len(inputs.t)
         losses = shape.losses[:given].clone()
@@ -186,7 +186,7 @@ class StepGraphs:
         """Run forward and backward on the buffers of a shape, and store its losses there."""
         with self._copies.swapped_in():  # for backward too, where checkpointed blocks run again
             losses = self._losses_of(shape.inputs)
-            loss = torch.sum(losses) * self._share
+            loss = torch.sum(losses) * self._factor
             self.update.backward(loss)
         shape.losses.copy_(losses.detach())
         self._loss.copy_(loss.detach())

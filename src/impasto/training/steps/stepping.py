@@ -88,8 +88,8 @@ class Stepper:
             with session.strategy.gradient_sync(now=is_last):
                 output, loss = self.micro_steps.run(batch, micro_batch, optimizer_step)
                 if session.uncertainty is not None:
-                    share = session.accelerator.num_processes / optimizer_step.size
-                    session.uncertainty.add(output.t, output.losses, output.weights, share)
+                    factor = session.accelerator.num_processes / optimizer_step.size
+                    session.uncertainty.add(output.t, output.losses, output.weights, factor)
                 seen(micro_batch, output)
                 total += loss
         for average in session.averages:
