@@ -200,7 +200,7 @@ def test_init_and_doctor(tmp_path, capsys):
 WRONG = {
     "unknown verb": (["trian"], 2, "trian"),
     "unknown option": (["train", "x.toml", "--fast"], 2, "--fast"),
-    "missing file": (["train", "nowhere.toml"], 2, "nowhere.toml is not there"),
+    "missing file": (["train", "nowhere.toml"], 2, "nowhere.toml does not exist"),
     "unknown key": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
     "wrong type": (["train", "{file}", "--set", "training.batch_size=many"], 2, "batch_size"),
     "missing folder": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not"),

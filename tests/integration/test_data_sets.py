@@ -569,7 +569,7 @@ def test_faults_of_a_data_set_end_with_one_sentence_each(tmp_path):
     expected = {
         "d.toml": (2, "datasets[0].subsets[0].image_dirr (the nearest is image_dir"),
         "m.json": (3, "'a.png': caption is 3; expected text"),
-        "none.toml": (2, "none.toml is not there"),
+        "none.toml": (2, "none.toml does not exist"),
         "nowhere": (3, "nowhere is not there"),
     }
     for name, (code, words) in expected.items():

@@ -33,7 +33,7 @@ print(json.dumps(ends))
 
 CASES = {
     "unknown setting": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
-    "no settings": (["train", "nowhere.toml"], 2, "nowhere.toml is not there"),
+    "no settings": (["train", "nowhere.toml"], 2, "nowhere.toml does not exist"),
     "no images": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not there"),
     "no images, planned": (["train", "{file}", "--plan", "--set", "dataset.image_dir=gone"], 3, ""),
     "no model": (

@@ -120,7 +120,7 @@ def test_faults_of_the_command_are_one_sentence(project, tmp_path, capsys):
         (["--learnin_rate=1"], "no flag --learnin_rate. The nearest is --learning_rate"),
         (["--deepspeed"], "--deepspeed is not supported"),
         ([], "Give --dataset_config, or --train_data_dir"),
-        ([f"--dataset_config={tmp_path / 'none.toml'}"], "none.toml is not there"),
+        ([f"--dataset_config={tmp_path / 'none.toml'}"], "none.toml does not exist"),
     ):
         with pytest.raises(SystemExit) as end:
             drop_in.main(FINE_TUNE, [*words, *extra])

@@ -110,7 +110,7 @@ def test_a_model_of_a_run_is_published_with_the_card_of_its_run(url):
     told_by("publish", f"{url}/models/model-step00000002.safetensors", *asked, "on-the-way")
     assert "samples/001.png" in Path("on-the-way/README.md").read_text(encoding="utf-8")
     error = refused("publish", f"{url}/models/none.safetensors", *asked, "none")
-    assert f"{url}/models/none.safetensors is not there" in str(error)
+    assert f"{url}/models/none.safetensors does not exist" in str(error)
     assert not Path("none").exists()
 
 
