@@ -530,7 +530,7 @@ def test_verify_mends_text_encoder_outputs_too(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     found = impasto("dataset", "cache", "verify", folder)
     assert found.returncode == 3
-    assert f"{shard}: missing, cut off" in found.stdout.replace("\n", "")
+    assert f"{shard}: missing, truncated" in found.stdout.replace("\n", "")
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     assert not shard.exists()
     assert impasto("dataset", "cache", "verify", folder).returncode == 0

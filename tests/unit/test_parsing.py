@@ -1,6 +1,4 @@
-"""Text of unknown origin: all parse failures are one kind of error, and only \
- ends a line.
-"""
+"""Text of unknown origin: all parse failures are one kind of error; only \\n ends a line."""
 
 import json
 import os
