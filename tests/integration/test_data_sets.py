@@ -408,7 +408,7 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
         assert set(reasons) <= set(expected)
     usable = sum(reason == USABLE for reason in expected.values())
     assert health["images"] == usable
-    assert f"Encoded now    {usable}" in cached.stdout
+    assert f"Encoded now       {usable}" in cached.stdout
     assert len(health["rotated"]) == 7
     assert sorted(len(group) for group in health["same_stem"]) == [2, 2, 2, 3]
     text = page.read_text(encoding="utf-8")

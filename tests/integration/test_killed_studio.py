@@ -132,7 +132,7 @@ def test_every_page_tells_the_truth_of_a_resumed_run_that_was_killed(place, run,
 @pytest.mark.slow
 @VICTIMS
 def test_whatever_is_killed_nothing_is_lost(place, run, shared_config, victims):
-    """At ten moments; afterwards the run ends with the bits of an undisturbed one."""
+    """After kills at ten moments, the run ends with the bits of an undisturbed one."""
     whole = train(shared_config(output_dir=str(place.path / "whole"), **SETTINGS))
     name = address_of([place.runs], run.path)
     for moment in MOMENTS:

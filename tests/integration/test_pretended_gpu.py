@@ -1,9 +1,9 @@
 """The trainer on a pretended GPU: devices, streams, waits, and faults in every place.
 
-`tests/support/pretend_cuda` makes tensors that say `cuda:0`. What this shows: nothing mixes
-devices, no stream touches memory that another may still be using, no step waits for the device
-but where that is listed here, and nothing is lost when memory runs out or numbers are not finite.
-What it does not: kernels themselves, and how fast they are.
+`tests/support/pretend_cuda` makes tensors with device `cuda:0`. This shows that nothing mixes
+devices, that no stream touches memory which another may still use, that no step waits for the
+device except where listed here, and that nothing is lost when memory runs out or numbers are not
+finite. It does not test the kernels and their speed.
 """
 
 import json

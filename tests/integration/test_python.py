@@ -319,7 +319,7 @@ def attention_alone(config, model):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_each_part_given_in_code_is_used_and_belongs_to_the_run(desk, deeper_model):
-    """On a deeper model, whose loss changes with the caption by more than rounding."""
+    """Each part changes the loss of a deeper model, by more than rounding."""
     one_step = (
         "training.max_steps=1", "training.cache_text_to_disk=false", f"model.path={deeper_model}"
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Runs with regularisation images: counts, exact resuming, and reports.
 
-If this failed, a run would be trained on other numbers than its plan and its reports show, or go on
-after a break as another run.
+If this failed, a run would be trained on other numbers of images than its plan and reports show, or
+would continue differently after a break.
 """
 
 import csv

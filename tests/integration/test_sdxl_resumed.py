@@ -1,7 +1,7 @@
 """A killed SDXL run continues to the last bit; shards learn what a whole model does.
 
-Two text encoders, sizes of images and a pooled text are what SD 1's runs do not have. If this
-failed, a run that was interrupted would be another run from there on.
+SD 1's runs have no second text encoder, sizes of images or pooled text. If this failed, an
+interrupted run would continue differently.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Validation in real runs: exact across a resume, as before in old runs, on any processes.
 
-If this failed, a curve would jump where a run was resumed, or two machines would judge differently.
+If this failed, a curve would jump where a run was resumed, or two machines would get different
+losses.
 """
 
 import json
@@ -87,7 +88,8 @@ def test_a_run_says_how_sure_its_validation_is(run_and_killed):
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config):
-    """Its settings and states lack newer options, so it keeps its list of images and its draws."""
+    """A run of an earlier version, whose settings lack newer options, keeps its images and
+    draws."""
     former = {"validation": {}, "saving": {}}
     for path, value in FORMER_VALUES.items():
         section, _, name = path.partition(".")

@@ -1,8 +1,8 @@
 """Reading any damaged file succeeds or raises one of Impasto's errors, and nothing else.
 
-The short test takes a few seconds. The long one reads 10,400 damaged files of a seed;
-`IMPASTO_FUZZ_SEED` and `IMPASTO_FUZZ_FILES` (of each kind) try others. A failure names kind, seed
-and number; `damaged_once(kind, seed, number, folder)` does it again.
+The short test takes a few seconds. The long one reads 10,400 damaged files of a seed; set
+`IMPASTO_FUZZ_SEED` and `IMPASTO_FUZZ_FILES` (per kind) for others. A failure reports kind, seed and
+number; `damaged_once(kind, seed, number, folder)` repeats it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Edits of captions against a slow, plain implementation of each.
 
-If one failed, hundreds of captions of a user would be other than the preview's words promise.
+If one failed, hundreds of a user's captions would differ from the preview.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Names of commands, states and files are the same in every process, whatever its hash seed.
 
-If this failed, an interrupted command would begin again, a cache would be encoded twice, or a
-state be refused that is right.
+If this failed, an interrupted command would start again, images would be encoded twice, or a valid
+state would be refused.
 """
 
 import json

@@ -328,7 +328,7 @@ def test_a_tensor_read_in_pieces_is_the_whole_one(stored, piece, at_once, tmp_pa
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tensors, tmp_path, monkeypatch):
-    """Otherwise half of the bytes could be another model's."""
+    """A file replaced during reading is an error: half of the bytes could be another model's."""
     file = tmp_path / "x.safetensors"
     write_safetensors(file, lazily(tensors), {})
     opened, real = open_tensor_file(file).tensors, stored_bytes._fill

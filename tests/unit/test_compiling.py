@@ -92,7 +92,7 @@ def compiled(unet, kind, sizes, tmp_path):
 
 
 def test_blocks_of_one_size_are_all_compiled(dynamo, tmp_path):
-    """Residual blocks differ in widths and inputs: SD 1.5 has more kinds than any usual limit.
+    """Residual blocks, and half of their layers, have more kinds in SD 1.5 than any usual limit.
 
     So have half of its layers.
     """

@@ -359,7 +359,7 @@ def test_all_processes_of_a_run_that_was_begun_go_on_with_what_had_no_effect():
 
 
 def test_a_run_that_was_begun_with_what_had_no_effect_is_drawn_with(tmp_path):
-    """Its size comes from settings that a new run could not have."""
+    """A finished run's size may come from settings that a new run could not have."""
     values = {
         **MINIMAL, "dataset": {"image_dir": "a", "validation_seed": 3, "resolution": 264},
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Work on a dataset is done once, shows progress, and is counted in files.
 
-If one of these failed, a large dataset would keep its user waiting for nothing, or be told of
-copies that are not there.
+If one of these failed, users with large datasets would wait for nothing, or get reports of copies
+that do not exist.
 """
 
 import shutil

@@ -54,7 +54,7 @@ def test_the_file_can_be_read_by_people_and_is_no_image_or_words(picture):
 
 
 def test_a_second_scan_sees_a_changed_rectangle_even_within_a_tick_of_the_clock(picture, tmp_path):
-    """Both files have the same size and modification time, as after a fast second save."""
+    """A changed rectangle of the same file size and modification time is noticed."""
     index = tmp_path / "index.json"
     file = write_cut(picture, Size(300, 200), Box(10, 20, Size(120, 80)))
     stamp = file.stat()

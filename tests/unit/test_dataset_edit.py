@@ -1,6 +1,6 @@
 """`impasto dataset edit` and undo of any edit: no caption of a user is lost.
 
-If one of these failed, captions would be changed that nobody meant, or could not be had back.
+If one of these failed, captions would be changed that were not selected, or could not be restored.
 """
 
 import errno
@@ -221,7 +221,7 @@ def test_an_older_edit_waits_for_a_later_one_of_the_same_file(folder):
 
 
 def test_an_edit_that_a_later_one_reversed_is_not_taken_for_undone(folder):
-    """Both edits end with the same bytes; undoing only the older one would lose the way back."""
+    """Two edits that end with the same bytes are undone in order, or the way back would be lost."""
     (folder / "a.txt").write_bytes(b"cat\n")
     edit(folder, "--set=dog", "--where-tag=cat", "--yes")
     edit(folder, "--set=cat", "--where-text=dog", "--yes")

@@ -1,6 +1,6 @@
 """Masks by segmentation models of every kind, against transformers' own pipeline.
 
-If one of these failed, the loss would count what was to be left out, or masks would be lost.
+If one of these failed, the loss would include areas to leave out, or masks would be lost.
 """
 
 import numpy as np

@@ -131,7 +131,7 @@ EVERYWHERE = {
 def test_what_is_set_above_a_level_that_says_otherwise_everywhere_is_refused(
     tmp_path, way, override
 ):
-    """Otherwise the run would silently ignore the value."""
+    """A value that every lower level overrides is refused, instead of silently ignored."""
     path = str(file_of(tmp_path, EVERYWHERE))
     run = {**RUN, "dataset": {"config": path} if way == "file" else EVERYWHERE}
     setting, giver = override.partition("=")[0], "data.toml" if way == "file" else "each dataset"

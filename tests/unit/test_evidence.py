@@ -1,7 +1,7 @@
 """The certainty of claims about validation losses, so that chance is neither praised nor blamed.
 
-Closed forms are compared with tables and with simulation; whole runs are simulated with cheap fake
-losses, in which nothing happens or a model over-fits, and the share of wrong claims is counted.
+Closed forms are compared with tables and with simulations; whole runs are simulated with cheap fake
+losses, in which nothing happens or a model over-fits, and the fraction of wrong claims is counted.
 """
 
 import math

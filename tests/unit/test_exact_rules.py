@@ -1,6 +1,6 @@
 """Small rules checked exactly: by closed forms, exhaustive search, or another implementation.
 
-A wrong sign, a bound off by one, or an exchanged flag changes what is learnt without an error.
+A wrong sign, a bound off by one, or a swapped flag changes what is learned without an error.
 """
 
 import contextlib

@@ -156,7 +156,7 @@ def test_a_network_that_takes_no_such_images_is_refused_when_it_is_opened(dino, 
 
 @pytest.mark.parametrize("reads", [False, True])
 def test_a_network_comes_to_the_device_when_it_is_first_used(clip, tmp_path, reads):
-    """Until then the memory there belongs to the models that draw."""
+    """The network is moved to the device at first use: before, models that draw use the memory."""
     network = load_network(str(clip), torch.device("meta"), SilentProgress(), {})
     assert network._model.device == CPU
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # now it is there

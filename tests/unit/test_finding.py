@@ -178,7 +178,7 @@ def test_half_a_character_is_named_or_skipped(folder):
 
 @pytest.mark.parametrize("key", ["C:\\old\\set\\a.png", "a", "./a.png"])
 def test_merging_keeps_the_names_that_are_there(folder, key):
-    """Otherwise one image would have two entries."""
+    """Existing names are kept, or one image would have two entries."""
     (folder / "a.txt").write_text("new", encoding="utf-8")
     known = [MetadataEntry(key, tags="old")]
     records = scan_folder(folder, subset=Subset(root=folder)).records

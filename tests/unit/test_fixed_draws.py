@@ -1,6 +1,7 @@
 """Validation's draws: enough for a stated error, spread over the noise levels, and fair.
 
-If this failed, a small set would be judged by a handful of noise levels, or copies as evidence.
+If this failed, a few noise levels would decide about a small set, or copies would count as
+evidence.
 """
 
 import itertools

@@ -150,7 +150,7 @@ RECOMPUTING, FP16 = {"gradient_checkpointing": True}, {"mixed_precision": "fp16"
     ],
 )
 def test_a_second_backward_pass_takes_its_time(training, beside, times, train_config, bare_model):
-    """It adds two thirds of the time, or three quarters if it recomputes activations again."""
+    """A second backward pass adds two thirds of the time, or three quarters with recomputation."""
     meter = FootprintPredictor(bare_model, "cpu")
 
     def cost(settings):
@@ -266,7 +266,7 @@ def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, bar
 def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
     train_config, bare_model
 ):
-    """They are dropped alone if that suffices; and before 8-bit states and others that exclude
+    """Step graphs are dropped alone if that suffices, and before 8-bit states, which exclude
     them."""
     ladder, _ = fitting(train_config, bare_model)
     config = train_config(
@@ -289,7 +289,7 @@ def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_fits_at_no_size_is_told_without_a_step(device, train_config, bare_model, monkeypatch):
-    """Otherwise ladders of ten rungs would simulate a step of seconds for each."""
+    """Settings that never fit are refused without a simulated step for each of ten rungs."""
     ladder, config = fitting(train_config, bare_model, device)
     for changes in ({}, {"cuda_graphs": "step"}, {"optimizer_in_backward": "exact"}):
         changed = with_fields(config, "training", changes)

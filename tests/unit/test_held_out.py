@@ -1,6 +1,6 @@
 """Held-out images: shown with training's captions, and never copies of training images.
 
-If this failed, the validation loss would be measured on other text than training sees, or on
+If this failed, the validation loss would be measured with other captions than in training, or on
 images that the model was trained on.
 """
 

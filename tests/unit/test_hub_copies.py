@@ -262,7 +262,8 @@ def test_a_file_comes_with_the_yaml_beside_it(repos, nano_model, tmp_path, monke
 
 
 def test_a_command_asks_for_a_file_once(the_hub, nano_model, tmp_path):
-    """So the command reads what it compared with its target, even if the Hub changes meanwhile."""
+    """A command reads the file that it compared with its target, even if the Hub changes
+    meanwhile."""
     file = tmp_path / "style.safetensors"
     convert_model(str(nano_model), file, "safetensors", {}, OpenOptions())
     the_hub.repos["ada/file"] = {None: False, file.name: file.read_bytes()}

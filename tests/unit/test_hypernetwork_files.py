@@ -224,7 +224,7 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, capsys):
 
 
 def test_words_of_a_safetensors_file_that_are_no_words_are_passed_over(tmp_path):
-    """Such values in a `.pt` are ignored too: inspect would join them with others."""
+    """Metadata values that are not text are ignored, as in a `.pt`: inspect would join them."""
     file = tmp_path / "style.safetensors"
     write_hypernetwork(contents(), file, "safetensors")
     with safe_open(file, "pt") as opened:

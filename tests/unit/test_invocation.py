@@ -114,7 +114,7 @@ def test_every_extra_that_may_be_missing_is_in_pyproject():
 
 
 def test_nothing_advises_to_install_the_project_by_its_name():
-    """That name on the package registry is not registered by this project."""
+    """The project's name on the package registry does not belong to it, so no hint uses it."""
     pattern = re.compile(r"pip install\s+['\"]?impasto")
     pages = [*SOURCE.rglob("*.py"), *DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]
     assert not [str(page) for page in pages if pattern.search(page.read_text(encoding="utf-8"))]

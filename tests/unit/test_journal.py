@@ -1,6 +1,6 @@
 """Journals of changes and undoing them, in any folder, and journals written by strangers.
 
-If one of these failed, words of the user would be lost, or files outside of the dataset touched.
+If one of these failed, a user's captions would be lost, or files outside of the dataset changed.
 """
 
 import base64
@@ -282,7 +282,8 @@ def test_strange_notes_touch_nothing_outside(folder, tmp_path, force, old, lead)
 
 
 def test_notes_of_an_earlier_version_are_taken_back(folder):
-    """They have absolute paths and `same` for metadata; some were put aside by a failed undo."""
+    """Earlier journals have absolute paths and `same` for metadata; some come from a failed
+    undo."""
     before = words_of(folder)
     folders = folders_of(folder)
     folders.journals.mkdir(parents=True)
@@ -339,7 +340,7 @@ def test_several_data_sets_with_one_folder_of_notes(tmp_path):
 
 
 def test_a_command_of_another_dataset_with_the_same_notes_is_not_continued(tmp_path):
-    """Its images have the same names, and would be skipped as completed."""
+    """Another dataset's images have the same names, and would be skipped as completed."""
     one, two = (
         DatasetFolders((tmp_path / name,), tmp_path / "cache" / "annotations") for name in "ab"
     )

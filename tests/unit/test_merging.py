@@ -429,7 +429,7 @@ def test_numbers_of_models_and_targets(three, tmp_path):
 
 @pytest.mark.parametrize("name", ["s", "the-best", "my-ema"])
 def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, name):
-    """By step, the finished model last, also for a longer run; names may end like a variant's."""
+    """Models are sorted by step, the finished one last; names may end like a variant's."""
     config = train_config(output_dir=str(tmp_path), saving={"name": name})
     (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
     steps = [f"{name}-step{step:08d}" for step in (2, 4, 6, 10)]
@@ -449,7 +449,7 @@ def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, n
 
 
 def test_a_finished_model_beside_that_of_another_run_is_not_of_an_epoch(train_config, tmp_path):
-    """Its name was in use during the run, so it got a numbered name."""
+    """A finished model whose name was in use got a numbered name, which is not an epoch's."""
     config = train_config(output_dir=str(tmp_path), saving={"name": "dog"})
     (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
     names = ["dog-2", "dog-000001", "dog-000002-2", "dog-000003"]

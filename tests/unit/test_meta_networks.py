@@ -34,7 +34,7 @@ def test_first_weights_are_drawn_again_afterwards():
 def test_networks_are_imported_without_remarks_on_packages_that_they_do_not_use(
     tmp_path, monkeypatch, caplog
 ):
-    """This holds for Python callers too, who may still see later messages of these loggers."""
+    """Python callers see no import warnings either, but later messages of these loggers."""
     loud = "import logging\nlogging.getLogger('torchao.kernel').warning('no library')\n"
     (tmp_path / "loud_library.py").write_text(f"{loud}class Network: ...\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

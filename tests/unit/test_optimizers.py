@@ -111,7 +111,7 @@ def test_the_first_steps_of_radam_without_a_schedule_have_its_rate(kind, silent)
 
 @pytest.mark.parametrize("kind", [kind for kind, row in OPTIMIZERS.items() if row.finds_lr])
 def test_a_step_without_a_rate_leaves_no_trace_in_what_finds_its_rate(kind):
-    """As in prodigyopt and dadaptation, which the old commands name."""
+    """Steps with rate 0 change no state of rate finders, as in prodigyopt and dadaptation."""
     found = []
     for rates in ((0.0, 0.5, 1.0, 1.0), (0.5, 1.0, 1.0)):
         trained = dataclasses.replace(part(), lr=1.0)

@@ -1,7 +1,7 @@
 """The pickled files that Impasto writes pass the check that A1111 makes before loading one.
 
-Its rules, in own words, from `modules/safe.py`: a file that is no zip holds five pickles, and each
-may name only ordered dictionaries, the rebuilding of tensors, and some classes of storage. Newer
+The rules of A1111's `modules/safe.py`, restated: a file that is not a zip holds five pickles, and
+each may name only ordered dicts, functions that rebuild tensors, and some storage classes. Newer
 zip files of PyTorch have members that it refuses.
 """
 

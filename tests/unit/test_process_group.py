@@ -179,7 +179,7 @@ def test_chunks_of_captions_are_encoded_by_shares(tmp_path):
 
 
 def test_batches_cost_the_same_where_a_file_cannot_be_read(tmp_path):
-    """Otherwise the portions of two processes would omit a batch, or encode one twice."""
+    """An unreadable file does not shift portions: no batch is omitted or encoded twice."""
     planned = plan_of(draw_images(tmp_path / "pictures", 6)).images
     lacks = np.array([[True, True, False]] * 3 + [[True, False, False]] * 3)
     keys = [LatentKeys(f"{n}", f"{n}-flipped") for n in range(6)]

@@ -111,7 +111,7 @@ def test_the_order_is_that_of_a_list(changes):
 
 
 def test_a_job_of_no_order_comes_last_and_a_damaged_order_loses_none(queue):
-    """As if the process had been killed before the order was written, or the disk damaged."""
+    """A kill before the order is written, or a damaged order, loses no job."""
     for name in "abc":
         add(queue, name)
     queue.move(3, "first")
@@ -637,7 +637,7 @@ class Counted(SilentProgress):
 
 @pytest.mark.parametrize(("saved", "step", "counted"), [(None, 2, 30), (20, 23, 10)])
 def test_the_steps_of_a_job_are_those_of_this_try(queue, run_queue, tmp_path, saved, step, counted):
-    """They are counted from the start, or from the resumed state, to the last step."""
+    """Steps are counted from the start, or from the resumed state, to the last step."""
     job = add(queue, "dog")
     if saved is not None:
         run = make_run(job.run.path, phase="training", step=22, total_steps=30, process=GONE)
@@ -674,7 +674,7 @@ def test_a_run_of_somebody_else_is_never_taken_for_the_jobs_own(queue, run_queue
 
 
 def test_a_run_begun_by_hand_after_a_job_failed_is_not_the_jobs_own(queue, run_queue):
-    """Otherwise retrying the job would resume a run that its settings never described."""
+    """Retrying a failed job must not resume a run that its settings never described."""
     job = add(queue, "dog")
     _, thread, _ = run_queue(dog="import sys; sys.exit(2)")
     thread.join(timeout=60)

@@ -47,7 +47,7 @@ def test_the_least_of_all_groups_around_a_process_is_left(system):
 
 @pytest.mark.parametrize("seen_as", ["docker/abc", "."])
 def test_groups_of_version_1_limit_as_well(seen_as, system):
-    """This holds too if the container sees as root what /proc names from outside."""
+    """Version 1 limits apply even if the container sees as root what /proc names from outside."""
     lines = "12:cpu,cpuacct:/docker/abc\n9:memory:/docker/abc\n0::/docker/abc\n"
     (system / "proc/self/cgroup").write_text(lines, encoding="utf-8")
     folder = system / "sys/fs/cgroup/memory" / seen_as

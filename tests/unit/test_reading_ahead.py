@@ -106,7 +106,7 @@ def test_each_is_given_once_and_then_let_go(file):
 
 
 def test_a_file_that_changes_meanwhile_is_told_as_usual(values, file):
-    """This holds whether the file is replaced before or after it is read ahead."""
+    """A file replaced before or after it is read ahead is reported as usual."""
     ahead = ReadAhead(open_tensor_file(file).tensors, torch.float32)
     ahead._thread.join()
     os.truncate(file, file.stat().st_size - 8)
@@ -150,7 +150,7 @@ def test_nothing_is_read_ahead_without_room(file, monkeypatch):
 @pytest.mark.parametrize("has_preadv", [True, False])
 @pytest.mark.parametrize("most", [1, 2, 512])
 def test_buffers_are_filled_one_after_another(has_preadv, most, tmp_path, monkeypatch):
-    """Both by systems that fill many buffers at once and one at a time; never past the end."""
+    """Buffers are filled many at once or one at a time, and never past the end."""
     monkeypatch.setattr(stored_bytes, "_MOST_BUFFERS", most)
     if not has_preadv:
         monkeypatch.delattr(os, "preadv", raising=False)

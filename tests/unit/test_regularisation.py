@@ -1,7 +1,7 @@
 """Regularisation images and class tokens: sd-scripts' counts, captions and weights.
 
-If this failed, a DreamBooth dataset of sd-scripts would be trained on other images, other words or
-another loss than there, without a word.
+If this failed, a DreamBooth dataset of sd-scripts would silently be trained on other images, other
+captions or another loss than there.
 """
 
 import json
@@ -181,7 +181,8 @@ def test_holding_out_all_that_is_trained_on_is_an_error(sets):
 
 
 def test_images_of_a_validation_folder_are_called_as_those_trained_on(sets, tmp_path):
-    """They are not labelled as the class, though regularisation images come first here."""
+    """Validation images do not get the class as caption, though regularisation images come
+    first."""
     content = sets(2, 2)
     content["datasets"][0]["subsets"].reverse()
     for subset, words in zip(content["datasets"][0]["subsets"], ("dog", "sks dog"), strict=True):

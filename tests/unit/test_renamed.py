@@ -129,7 +129,7 @@ def test_a_state_under_former_names_is_of_the_same_run(run_values):
 
 
 def test_a_run_that_was_begun_under_former_names_is_resumed(run_values, tmp_path):
-    """Its settings file is the former one, unchanged."""
+    """A run's settings file with former names is kept unchanged."""
     values = {**run_values, **WITH_ALL_KINDS}
     values["training"] = {**values["training"], "weights": "fp32"}
     (tmp_path / "old.toml").write_text(tomli_w.dumps(values), encoding="utf-8")

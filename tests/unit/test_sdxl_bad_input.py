@@ -137,7 +137,8 @@ def rewritten(file, **values):
     ],
 )
 def test_a_folder_with_other_noise_is_named(places, tmp_path, scheduler, words):
-    """Its tensors are SDXL's: a run would start, and learn other noise."""
+    """A folder with SDXL's tensors and another noise schedule would start a run with wrong
+    noise."""
     folder = shutil.copytree(places / "sdxl", tmp_path / "model")
     rewritten(folder / "scheduler" / "scheduler_config.json", **scheduler)
     for said in (None, "epsilon"):  # the user's setting does not help
@@ -164,7 +165,7 @@ def test_a_vae_that_shifts_latents_is_refused(places, tmp_path, entry):
 @pytest.mark.parametrize("given", ["sd1", "sd1/vae", "sd1.safetensors", "bare metadata"])
 @pytest.mark.parametrize("base", ["sdxl", "sdxl.safetensors"])
 def test_the_vae_of_sd_1_is_refused(places, tmp_path, given, base):
-    """It has the same shapes: a run would start, and learn other latents."""
+    """SD 1's VAE has the same shapes: a run would start, and learn other latents."""
     path = places / given
     if given == "bare metadata":  # from another trainer, without Impasto's configurations
         path = tmp_path / "other.safetensors"

@@ -1,6 +1,6 @@
 """SDXL files from merging programs give the plain file, or are refused with a reason.
 
-If this failed, a merge would be trained with the weights of another tensor, or with none.
+If this failed, a merge would be trained with the weights of another tensor, or without some.
 """
 
 import pytest

@@ -273,7 +273,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @POSIX
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_reaches_the_program(tmp_path, number):
-    """As from `docker stop`: impasto saves its state and reports it."""
+    """A SIGTERM, as from `docker stop`, reaches impasto, which saves its state and reports it."""
     child = (
         "import os, signal, sys, time; "
         f"signal.signal({int(number)}, lambda *_: (os.write(1, b'saved\\n'), sys.exit(3))); "

@@ -36,7 +36,7 @@ def put(file, place, byte):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_changed_bit_is_seen(folder, name):
-    """In the values, and in the meaningful part of the header."""
+    """Every changed bit of the values, and of the header's meaningful part, is detected."""
     file = folder / name
     whole = file.read_bytes()
     for place in range(len(whole)):
@@ -82,7 +82,7 @@ def test_a_missing_file_is_seen(folder, name):
 
 
 def test_a_state_of_an_earlier_version_is_read(folder):
-    """It contains no hashes, nor any mention of them."""
+    """A state of an earlier version contains no hashes, nor any mention of them."""
     (folder / "hashes.json").unlink()
     file = folder / "state.json"
     described = json.loads(file.read_text(encoding="utf-8"))

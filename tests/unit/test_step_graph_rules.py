@@ -206,7 +206,7 @@ def step(graphs, *batches):
 
 @pytest.mark.parametrize("name", ["weight", "frozen"])
 def test_weights_that_were_moved_are_recorded_anew(name, graphs):
-    """Both trained weights and buffers read beside them."""
+    """A moved trained weight, or a moved buffer read beside it, causes a new recording."""
     graphs, network, recorder = graphs
     weight, moved = network.weight, getattr(network, name)
     for _ in range(4):

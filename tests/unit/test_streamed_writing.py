@@ -1,6 +1,6 @@
 """Files are written while the next tensors are read: memory in between, and failures.
 
-If this failed, a model would be in memory twice, or a file would lack what it was told to hold.
+If this failed, a model would be in memory twice, or a file would lack some of its tensors.
 """
 
 import errno
@@ -88,7 +88,7 @@ def test_a_failure_behind_the_reading_ends_the_writing(
 
 @pytest.mark.parametrize("failing", ["_hash", "_write"])
 def test_a_failure_of_a_last_tensor_without_elements_is_told(tmp_path, monkeypatch, failing):
-    """It has no bytes, but must be waited for: its hash or its error would be lost."""
+    """A tensor without bytes must be waited for too: its hash or its error would be lost."""
     monkeypatch.setattr(pieces, "_TOGETHER", 1)
     hashes = {}
     tensors = lazily({"a": torch.ones(4), "z": torch.zeros(0, 3)})
@@ -159,7 +159,7 @@ def test_a_ckpt_that_fills_the_disk_leaves_nothing_mapped(tmp_path, monkeypatch)
 
 
 def test_a_third_holds_no_more_memory_than_its_own():
-    """Otherwise the waiting bytes would be three times those that are counted."""
+    """A slice holds only its own memory, or waiting bytes would be three times those counted."""
     fused = torch.arange(12.0).reshape(6, 2)
     thirds = [LazyTensor.of(fused).third(number) for number in range(3)]
     found = [third.read() for third in thirds]

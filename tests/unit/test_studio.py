@@ -86,7 +86,7 @@ def test_the_printed_address_gives_the_cookie_and_takes_the_token_away(stranger,
 
 @pytest.mark.parametrize("token", ["", "x", "é", "a" * 43, None])
 def test_a_guessed_token_opens_nothing(stranger, access, token):
-    """Nor does the printed token work as a cookie."""
+    """Neither a guessed token nor the printed one as a cookie gives access."""
     printed = {"cookie": f"{access.cookie}={access.token}"}
     assert stranger.get("/", headers=printed).status_code == 403
     params = {} if token is None else {"token": token}
@@ -341,7 +341,7 @@ def test_a_process_that_ends_is_not_said_to_be_started(studio, dog):
 
 
 def test_an_open_page_hears_of_the_end_of_a_process(studio, dog):
-    """Its end changes no file, yet a run can be resumed only after it."""
+    """The end of a process changes no file, yet a run can be resumed only after it."""
     studio.run_processes.working[dog.path] = 1
 
     class Request:
@@ -687,7 +687,7 @@ def sampled(run, steps, names=("000.png",)):
 
 
 def test_the_slider_has_every_step_with_samples(client, studio, folder):
-    """This holds for a long run too, of which one step's images are loaded at a time."""
+    """A long run's slider has every step too, though one step's images are loaded at a time."""
     run = make_run(folder / "long", phase="finished", process=GONE)
     sampled(run, range(0, 2000, 10))
     (run.samples / step_name(2000)).mkdir()  # whose images are being drawn

@@ -1,7 +1,7 @@
 """The caption pages, requested without a browser: what they show, refuse and start.
 
-If one failed, a stranger's caption would be markup, other files than those asked for would be
-edited, or an edit would be made that nobody has seen.
+If one failed, a stranger's caption would become markup, other files than the selected ones would be
+edited, or an edit would be made without a preview.
 """
 
 import html
@@ -239,7 +239,7 @@ def test_one_caption_is_set(client, here, data, tasks):
 
 
 def test_one_caption_leads_to_the_next_of_the_filter(client, here, data, tasks):
-    """This holds even if the saved caption no longer matches the filter."""
+    """The next image is shown even if the saved caption no longer matches the filter."""
     a, b = address(data, "a.png"), address(data, "b.png")
     listed = client.get(f"{here}?tag=cat").text
     assert f'href="{here}?image={a}&amp;ending=.txt&amp;tag=cat"' in listed
@@ -401,7 +401,7 @@ def test_models_that_are_offered_and_refused(tmp_path):
 
 
 def test_a_browser_keeps_thumbnails_of_captions_until_the_image_changes(client, here, studio, data):
-    """Their addresses contain a version, so responses may be cached; see `thumbnail_address`."""
+    """Thumbnail addresses contain a version, so they may be cached; see `thumbnail_address`."""
     token = "b" * 32
     (studio.home / "tried").mkdir(parents=True)
     said = {"images": ["a.png"], "models": [{"kind": "tagger", "model": "m", "setting": "0.3"}]}

@@ -127,7 +127,7 @@ def test_few_answers_are_kept_and_no_large_one(run, monkeypatch):
 
 
 def test_the_page_fetches_the_curves_early_and_by_the_same_address(client, studio, run):
-    """Otherwise the browser would fetch them twice."""
+    """The early fetch uses the script's address, or the browser would fetch the curves twice."""
     address = f"/runs/{studio.folders.name_of(run)}"
     head = client.get(address).text.partition("</head>")[0]
     assert f'<link rel="preload" as="fetch" href="{address}/curves" crossorigin' in head

@@ -711,7 +711,7 @@ def test_a_file_chooser_offers_every_kind_that_is_taken(client, studio, cats):
 
 
 def test_an_image_that_was_renamed_keeps_its_thumbnail(thumbnails, cats):
-    """So does a copy: thumbnails depend on the content."""
+    """Renamed and copied images keep their thumbnails, which depend on the content."""
     derived, image = cats / ".impasto", cats / "0.png"
     thumbnails.request(image, hash_file(derived, cats, image)).result()
     made = thumbnail_of(hash_file(derived, cats, image))
@@ -876,7 +876,7 @@ def test_a_worker_that_hangs_or_dies_costs_one_thumbnail(tmp_path, monkeypatch, 
 
 
 def test_a_worker_that_ended_when_idle_costs_nothing(tmp_path, monkeypatch):
-    """It may end between the check and the request: another one responds."""
+    """A worker may end between the check and the request: another one responds."""
     (tmp_path / "idle_worker.py").write_text(
         "import pathlib, sys\n"
         "mark = pathlib.Path(__file__).with_name('asked')\n"

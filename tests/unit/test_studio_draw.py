@@ -323,7 +323,7 @@ def test_the_form_shows_a_request_as_it_was_typed(studio, models):
 
 @pytest.mark.parametrize("count", ["1", "3"])
 def test_two_models_side_by_side_are_shown_as_they_were_asked_for(studio, models, count):
-    """They are not a grid of fixed seeds, which would repeat the same images."""
+    """The models' samples are not shown as a grid of fixed seeds, which would repeat them."""
     typed = untouched() | {
         "model": address(models, "one.safetensors"), "prompt": "a", "random_seed": True,
         "other_model": address(models, "diffusers"), "count": count,

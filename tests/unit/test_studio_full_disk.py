@@ -1,7 +1,7 @@
 """A full disk: any request to the studio gives one clear error, and nothing is lost.
 
-The system refuses every byte that this process and those that it starts write to a file, by the
-limit on the size of files; the error is of the kind that a full disk gives.
+A limit on file sizes makes the system refuse every byte that this process and its children write to
+a file; the error is of the same kind as a full disk's.
 """
 
 import contextlib

@@ -131,7 +131,7 @@ def test_a_damaged_report_is_named(client, studio, cats, written, address, value
 
 
 def test_counts_that_add_up_by_one_below_nothing_are_damage(client, studio, cats, written, address):
-    """They would be drawn as that many values, whatever the positive counts add up to."""
+    """Negative counts would be drawn as that many values, whatever the positive ones add up to."""
     found = copy.deepcopy(written[1])
     found["captions"]["token_lengths"] = {"5": 9000, "6": -9000}
     put(studio, cats, found)

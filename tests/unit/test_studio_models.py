@@ -472,7 +472,7 @@ def test_a_model_that_a_run_works_with_stays(client, studio, base, folder):
 
 
 def test_a_model_of_a_job_that_is_worked_on_stays(client, studio, base, folder, monkeypatch):
-    """Its run may read images for an hour before it has a model."""
+    """A working job's base model cannot be deleted, even before its run has been created."""
     text = f'output_dir = "{(folder / "cat").as_posix()}"\n[model]\npath = "{base.as_posix()}"\n'
     job = Queue(studio.queue).add(text, "cat", folder)
     monkeypatch.setattr(Queue, "jobs", lambda _: [replace(job, state="working")])

@@ -511,7 +511,7 @@ def test_errors_stand_at_their_fields(client, draft, good, planned):
 
 
 def test_settings_of_another_kind_are_kept_and_not_used(client, draft, good, planned):
-    """Their fields are hidden, so an error there would be invisible."""
+    """Fields of another kind are hidden, so an error there would be invisible."""
     typed = {**good, "loss.kind": "l2", "loss.huber_c": "0.5"}
     answer = post(client, f"{draft}/check", typed)
     assert faults(answer) == {}

@@ -1,7 +1,6 @@
 """Every route of the studio, by one table: its responses, and that no route is missing.
 
-If one failed, a page would answer somebody without the token, or a route would have come that
-nobody has thought about.
+If one failed, a page would be served without the token, or a new route would be untested.
 """
 
 import pytest

@@ -256,7 +256,7 @@ def folder(tmp_path):
 
 
 def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeypatch):
-    """Their facts are accepted, so nothing is opened, read or decoded again."""
+    """Facts in earlier versions' files are accepted: nothing is opened, read or decoded again."""
     scan = scan_folder(folder)
     found = {}
     for record in scan.records:

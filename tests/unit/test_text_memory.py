@@ -58,7 +58,7 @@ def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):
 
 
 def test_groups_are_of_one_size_and_change_nothing(tokens):
-    """So no state depends on how many other chunks were missing."""
+    """Groups have a fixed size, so that no state depends on how many other chunks were missing."""
     encoder = CountingEncoder()
     captions = ["cat " * 80, "dog", "", "bird", "a fish"]
     grouped = conditioner(tokens, encoder, at_once=4)

@@ -342,7 +342,7 @@ def test_files_that_impasto_did_not_write_are_never_replaced(model, folder):
 
 
 def test_the_words_of_a_subset_with_its_own_ending_are_looked_at(model, folder, config):
-    """Its `.caption` and `.txt` are not captions, so their times do not count."""
+    """A subset's `.caption` and `.txt` files are not captions if it has its own suffix."""
     for file in folder.glob("*.txt"):
         file.with_suffix(".tags").write_text("a red ball", encoding="utf-8")
         file.unlink()

@@ -130,7 +130,7 @@ def test_the_weight_goes_with_a_dataset_configuration(tmp_path):
 
 
 def test_subsets_that_repeat_a_folder_are_told(tmp_path):
-    """There all but the first in a dataset are ignored; those in two datasets are not."""
+    """sd-scripts ignores all but the first subset of a folder within a dataset, but not in two."""
     file = tmp_path / "data.toml"
     subset = "[[datasets.subsets]]\nimage_dir = '{}'\nnum_repeats = {}\n"
     needed = [*NEEDED[:2], f"--dataset_config={file}", "--seed=1"]

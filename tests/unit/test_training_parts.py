@@ -179,7 +179,8 @@ def test_an_average_of_every_third_update_follows_the_decay_of_three():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_16_bits_arrive_as_they_are(dtype):
-    """They are copied in 16 bits and widened there: the same values for half of the transfer."""
+    """16-bit weights are copied in 16 bits and widened there: the same values, half the
+    transfer."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(300, 300).to(dtype))
     averages = [
@@ -332,7 +333,7 @@ def test_a_full_gpu_that_stays_fast_is_no_fault():
 
 
 def test_a_full_gpu_that_waits_for_data_is_no_fault():
-    """Nor is an interval without an image."""
+    """A full GPU that waits for data, and an interval without an image, cause no warning."""
     watch, full = VramOverflowWatch(total_bytes=12 << 30), int(11.9 * 2**30)
     assert watch.look(4.0, 0.0, full) is None
     assert watch.look(0.4, 0.9, full) is None

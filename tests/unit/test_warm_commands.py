@@ -141,7 +141,8 @@ for words in (["-P", "-m", "impasto", "--version"], ["-c", "import sys; print(le
 
 @pytest.mark.parametrize("only", [(), ("train", "--version"), ("train",)])
 def test_commands_that_a_process_starts_are_forked_and_interpreters_are_not(tmp_path, only):
-    """As a studio starts its own: requests to the warm parent are recorded here."""
+    """A process's own Impasto commands are forked, as a studio's are; here requests are
+    recorded."""
     env = running.with_forks(only=only)
     stand_in, noting = Path(env[running.PYTHON]), tmp_path / "python"
     noting.write_text(
