@@ -1,6 +1,6 @@
 """Training with own crops equals training on images that were cut, and never uses old latents.
 
-If it failed, the loss would be that of parts of images that nobody chose.
+If it failed, the loss would be computed from areas that were not selected.
 """
 
 import json

@@ -1,8 +1,8 @@
 """`kill -9` while the studio starts a run, tags, edits, receives a file, changes the queue.
 
-After each kill a new studio opens every page, and what they say is true. Each victim is killed at
-one moment in the normal run of tests; with `-m slow` also at ten, where commands are interpreters
-and no forks.
+After each kill a new studio opens every page, which must show the true state. Each process is
+killed at one moment by default; with `-m slow` also at ten, where commands are fresh interpreters
+instead of forks.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """The trainer against a plain loop over diffusers and transformers, step by step.
 
-The loop below shares nothing with the trainer but the random numbers and the order of the data,
-which it asks for: images are read by Pillow, encoded by diffusers' VAE, noised by its scheduler,
-and the captions go through transformers' tokenizer and encoder.
+The loop shares only the random numbers and the order of the data with the trainer: images are read
+by Pillow, encoded by diffusers' VAE and noised by its scheduler, and captions are encoded by
+transformers' tokenizer and text encoder.
 """
 
 import functools

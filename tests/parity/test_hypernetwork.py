@@ -1,7 +1,7 @@
 """Hypernetworks against NovelAI's and A1111's formulas, rewritten from their files.
 
-The restatements below read a `.pt` with torch.load and know nothing of Impasto's classes: they go
-by the keys of the file alone, as A1111's and ComfyUI's programs do.
+The rewritten formulas read a `.pt` with torch.load and use none of Impasto's classes: they rely
+only on the file's keys, as A1111 and ComfyUI do.
 """
 
 import functools
