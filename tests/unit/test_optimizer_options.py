@@ -21,14 +21,14 @@ pytestmark = [
 ]
 
 SPEED_ONLY = {"foreach", "fused", "capturable"}
-"""Ways to compute the same numbers."""
+"""Options that select another way to compute the same values."""
 
 BESIDE = {
     (kind, "fixed_decay"): {"weight_decouple": True}
     for kind in ("dadapt_adam", "dadapt_adagrad", "dadapt_lion", "dadapt_sgd")
 }
 BESIDE["dadapt_adagrad", "fixed_decay"] |= {"momentum": 0.5}
-"""What an option belongs to."""
+"""Other options that an option requires."""
 
 NAMED = {"betas", "eps", "weight_decay"}
 
@@ -42,7 +42,7 @@ class Weights(nn.Module):
 
 
 def walk(kind, given, *, decay, steps=30):
-    """Where weights are after some steps towards a goal, with a rate that rises and falls."""
+    """Return weights after some steps towards a target, with a rate that rises and falls."""
     finds = OPTIMIZERS[kind].finds_lr
     given = {"weight_decay": 0.1, **given} if decay else given
     named = {k: v for k, v in given.items() if k in NAMED and not isinstance(v, list)}
@@ -53,7 +53,7 @@ def walk(kind, given, *, decay, steps=30):
     setter = LrSetter(optimizer)
     torch.manual_seed(1)
     goal = [torch.randn_like(p) for p in module.parameters()]
-    scale = 300 if finds and kind != "dadapt_adan" else 1  # so that a rate is found in these steps
+    scale = 300 if finds and kind != "dadapt_adan" else 1  # finds a rate in these steps
     for step in range(steps):
         setter.set(min(1.0, 0.25 * (step + 1)) * (1 if step < 20 else 0.3))
         for parameter, target in zip(module.parameters(), goal, strict=True):
@@ -65,7 +65,7 @@ def walk(kind, given, *, decay, steps=30):
 
 @cache
 def usual_walk(kind, *, decay):
-    """That of no option, which each of them is compared with."""
+    """The weights without options, which the others are compared with."""
     return walk(kind, {}, decay=decay)
 
 
@@ -115,7 +115,7 @@ def test_each_option_has_an_effect_or_is_refused(kind, name, default):
             else:
                 refusals.append(None)
     assert refusals
-    assert all(refusals), f"{kind}: {name} has no effect and is taken"
+    assert all(refusals), f"{kind}: {name} has no effect, but is accepted"
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -126,7 +126,7 @@ def test_rates_of_parts_and_blocks_are_obeyed_or_refused(kind):
     parts = [TrainedModule("unet", one, lr), TrainedModule("text_encoder", other, lr / 4)]
     config = OptimizerConfig(kind=kind, lr=lr)
     if finds:
-        with pytest.raises(ConfigError, match=r"0\.25, 1 side by side would have no effect"):
+        with pytest.raises(ConfigError, match=r"0\.25, 1 at the same time would have no effect"):
             build_optimizer(parts, config)
         return
     before = one.matrix.detach().clone()
@@ -144,7 +144,7 @@ def test_rates_of_parts_and_blocks_are_obeyed_or_refused(kind):
 @pytest.mark.parametrize("kind", ["a2grad", "apollodqn", "DAdaptAdam", "pytorch_optimizer.Prodigy"])
 def test_rates_that_other_optimizers_ignore_are_refused(kind):
     parts = [TrainedModule("unet", Weights(), 1e-3), TrainedModule("text_encoder", Weights(), 1e-4)]
-    with pytest.raises(ConfigError, match="has one learning rate for all that it trains"):
+    with pytest.raises(ConfigError, match="has one learning rate for all trained parts"):
         build_optimizer(parts, OptimizerConfig(kind=kind, lr=1e-3))
 
 
@@ -212,7 +212,7 @@ def test_an_argument_that_is_a_setting_too_is_given_once(name):
 def test_settings_refuse_rates_before_anything_is_loaded(kind, method, setting):
     tree = {"output_dir": "r", "model": {"path": "b"}, "dataset": {"image_dir": "p"}}
     tree |= {"training": {"max_steps": 1}, "optimizer": {"kind": kind, "lr": 1.0}, "method": method}
-    with pytest.raises(ConfigError, match=rf"Take method\.{setting} out"):
+    with pytest.raises(ConfigError, match=rf"Remove method\.{setting}, or"):
         build_run_config(tree, source="test")
     tree["method"] = {"train_text_encoder": True, "text_encoder_lr": 1.0}
     build_run_config(tree, source="test")

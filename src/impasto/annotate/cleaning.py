@@ -97,7 +97,7 @@ class KohyaCleaner:
 
 
 def _is_last_word_of_another(tag: str, others: Sequence[str]) -> bool:
-    """Return whether another tag ends in this one after plain words, and so says more."""
+    """Return whether another tag ends in this one after plain words, and is more specific."""
     if not _ONE_WORD.fullmatch(tag):
         return False
     before = (other.removesuffix(tag) for other in others if other.endswith(f" {tag}"))

@@ -339,9 +339,9 @@ class RunDirectory:
         truncate_metrics(self.metrics_file, step)
 
     def saved_steps(self) -> list[int]:
-        """Steps with a complete training state, in ascending order."""
+        """Return the steps with a complete training state, in ascending order."""
         return steps_in(self.states)
 
     def sampled_steps(self) -> list[int]:
-        """Steps with previews, in ascending order."""
+        """Return the steps with previews, in ascending order."""
         return steps_in(self.samples)
