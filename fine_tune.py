@@ -1,4 +1,4 @@
-"""sd-scripts' command line for fine-tuning; see docs/guide/sd-scripts.md."""
+"""A drop-in for sd-scripts' fine_tune.py; see docs/guide/sd-scripts.md."""
 
 from impasto.sdscripts.drop_in import main
 

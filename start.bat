@@ -1,5 +1,5 @@
 @echo off
-rem Finds a Python of 3.11 or later and hands everything on to start.py.
+rem Finds a Python of 3.11 or later and passes all arguments to start.py.
 setlocal
 set "IMPASTO_LAUNCHER=%~0"
 set "CHECK=import sys; sys.exit(sys.version_info < (3, 11))"

@@ -1,24 +1,24 @@
-"""Sets Impasto up and runs it: `python3 start.py demo`, or `test`, or any verb of impasto.
+"""Set Impasto up and run it: `python3 start.py demo`, `start.py test`, or any impasto verb.
 
-Makes `.venv` beside this file, installs the pinned packages into it once, and hands the words on.
-Needs Python 3.11 or later and a package registry; nothing else. Standard library only. On Windows,
-type `py start.py` instead.
+Creates `.venv` beside this file, installs the pinned packages into it once, and passes the
+remaining arguments on. Needs Python 3.11 or later and a package registry, and uses the standard
+library only. On Windows, type `py start.py` instead.
 
-    python3 start.py demo                   the whole job on the embedded model and images
-    python3 start.py studio                 a window in the browser, on the demo's images and model
-    python3 start.py test [pytest words]    the checks and the test suite
-    python3 start.py test --fast            tests of single parts alone, without whole runs
+    python3 start.py demo                   the whole workflow on the embedded model and images
+    python3 start.py studio                 the browser interface, with the demo's images and model
+    python3 start.py test [pytest options]  the checks and the test suite
+    python3 start.py test --fast            unit, parity and property tests only: no whole runs
     python3 start.py <verb> ...             `impasto <verb> ...`
 
 Options, before the verb:
-    --build cpu|cuda        which build of PyTorch: for an NVIDIA card, or smaller and for the CPU
-                            alone; without it, the one for what `nvidia-smi` finds. What .venv
-                            has already is changed with --reinstall only
+    --build cpu|cuda        PyTorch's build: cuda for an NVIDIA card, or cpu, which is smaller.
+                            Default: by what `nvidia-smi` finds. To change the build in an
+                            existing .venv, add --reinstall
     --torch-index ADDRESS   take PyTorch from another index, for example one with CUDA builds;
                             the variable IMPASTO_TORCH_INDEX does the same
-    --with EXTRA            also install an extra of pyproject.toml, such as trackers; what a verb
-                            needs is installed without being asked for
-    --reinstall             make .venv anew
+    --with EXTRA            also install an extra of pyproject.toml, such as trackers; the extras
+                            that a verb needs are installed automatically
+    --reinstall             delete .venv and create it again
 """
 
 import contextlib
@@ -49,18 +49,18 @@ NEEDED_GIB = {
     "ROCm": (16.0, 5.0),
 }
 EXTRAS = {
-    # words that a command begins with: what it needs
+    # the first arguments of a command: the extras that it needs
     ("test",): ("dev",),
     ("demo",): ("tagging",),
     ("studio",): ("studio", "tagging"),  # its pages run the demo and taggers
     ("dataset", "tag"): ("tagging",),
 }
 HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")
-BACKENDS = {"cpu": "cpu", "cuda": "auto"}  # what uv calls the builds; auto goes by the driver
+BACKENDS = {"cpu": "cpu", "cuda": "auto"}  # uv's names of the builds; auto: by the driver
 BUILD = "build="
-INDEX = "index="  # what a word of the stamp begins with
+INDEX = "index="  # a prefix in the stamp file
 OTHERWISE = "--torch-index ADDRESS, an index that PyTorch's own page names"
-MISSING_DEPENDENCY = 7  # impasto's exit code for a package that is not there
+MISSING_DEPENDENCY = 7  # impasto's exit code for a missing package
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -69,8 +69,8 @@ CHECKS = (
 )
 FAST_TESTS = ("tests/unit", "tests/parity", "tests/property")
 LONG_TESTS = (
-    # of those, files that compile, run several programs at once or on stores, or compute fake steps
-    # of full-size models or of every rung of the memory ladder
+    # files among them that compile, run several programs at once or on object stores, or simulate
+    # steps of full-size models or of every rung of the memory ladder
     "tests/unit/test_compiling.py", "tests/unit/test_cuda_shapes.py", "tests/unit/test_float8.py",
     "tests/unit/test_encoding_claims.py", "tests/unit/test_footprint.py",
     "tests/unit/test_hashed_together.py", "tests/unit/test_memory_moments.py",
@@ -86,7 +86,7 @@ DISK_WORDS = ("No space left on device", "Errno 28", "not enough space on the di
 
 
 def main():
-    """Set up, then become the program that was asked for."""
+    """Set up the environment, then run the requested program; return its exit code."""
     if sys.version_info < MINIMUM_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
         stop(
@@ -108,7 +108,7 @@ def main():
 
 
 def completed(words):
-    """The words for the program: a studio without folders opens with something to look at."""
+    """Return the arguments for impasto, where a studio without folders opens with the demo."""
     folders = ("--runs", "--data", "--models", "--demo", "--help")
     if words[:1] != ["studio"] or any(word.split("=")[0] in folders for word in words):
         return words
@@ -117,7 +117,7 @@ def completed(words):
 
 
 def read_words(words):
-    """Split this program's own options from the words to hand on."""
+    """Split this program's options from the arguments to pass on; return (arguments, options)."""
     options = {"index": os.environ.get("IMPASTO_TORCH_INDEX"), "extras": [], "reinstall": False}
     while words and words[0].startswith("--") and words[0] != "--help":
         option, equals, value = words[0].partition("=")
@@ -136,7 +136,7 @@ def read_words(words):
 
 
 def take_option(option, value, options):
-    """Take in one option that has a value."""
+    """Store an option and its value in `options`."""
     if option == "--torch-index":
         options["index"] = value
     elif option == "--build":
@@ -146,11 +146,11 @@ def take_option(option, value, options):
     elif value in known_extras():
         options["extras"].append(value)
     else:
-        stop(f"There is no extra {value}; there are {', '.join(known_extras())}.")
+        stop(f"There is no extra {value}; choose from {', '.join(known_extras())}.")
 
 
 def called_as():
-    """How this program was called, to be typed again: `python3 start.py`, `py start.py`, ..."""
+    """Return how this program was called, to be typed again: `python3 start.py`, for example."""
     launcher = os.environ.get("IMPASTO_LAUNCHER")
     if launcher:
         return quoted(launcher)
@@ -158,7 +158,7 @@ def called_as():
 
 
 def short_name(interpreter):
-    """A Python as its user types it: launchers such as `py` and pyenv's put a whole path there."""
+    """Return a Python's name as the user typed it, which `py` and pyenv replace by a full path."""
     name = Path(interpreter).name
     if name == interpreter:
         return name
@@ -170,14 +170,14 @@ def short_name(interpreter):
 
 
 def quoted(word):
-    """A word as this system's shell takes it."""
+    """Return an argument quoted for this system's shell."""
     if os.name != "nt":
         return shlex.quote(word)
     return f'"{word}"' if " " in word else word
 
 
 def known_extras():
-    """The names of the extras in pyproject.toml."""
+    """Return the names of the extras in pyproject.toml, sorted."""
     import tomllib
 
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -185,7 +185,7 @@ def known_extras():
 
 
 def extras_of(words):
-    """What a command needs besides the packages that every command needs."""
+    """Return the extras that a command needs."""
     begun = (extras for start, extras in EXTRAS.items() if tuple(words[: len(start)]) == start)
     needed = [extra for extras in begun for extra in extras]
     if "heif" in known_extras() and any(holds_heif(Path(word)) for word in words[1:]):
@@ -194,7 +194,7 @@ def extras_of(words):
 
 
 def holds_heif(folder):
-    """Whether a word names a folder with images of a phone, in it or one folder below."""
+    """Return whether a folder has HEIF images, as phones make, in it or one level below."""
     try:
         if not folder.is_dir():
             return False
@@ -207,9 +207,9 @@ def holds_heif(folder):
 
 
 def run_program(words, index, environment):
-    """Run impasto; if it names an extra that is missing, install that and run it once more.
+    """Run impasto; if it reports a missing extra, install that and run it again.
 
-    It names one before it has made anything.
+    It reports one before it has written anything. Return the exit code.
     """
     command = [str(program("impasto")), *words]
     with tempfile.TemporaryDirectory() as folder:
@@ -225,14 +225,14 @@ def run_program(words, index, environment):
 
 
 def call(command, environment, folder=None):
-    """Run a program to its end; Ctrl-C, and Ctrl-Break of Windows, are its own to answer."""
+    """Run a program, which handles Ctrl-C and Windows' Ctrl-Break itself; return its exit code."""
     if hasattr(signal, "SIGBREAK"):
         signal.signal(signal.SIGBREAK, lambda *_: None)
     process = None
-    early = []  # signals that came while the program was being started
+    early = []  # signals received while the program was being started
 
     def hand_on(number, _):
-        """A run saves its state at it, as when a container ends."""
+        """Pass a signal on: a run saves its state on SIGTERM, as when a container stops."""
         if process is None:
             early.append(number)
         else:
@@ -240,7 +240,7 @@ def call(command, environment, folder=None):
 
     for name in ("SIGTERM", "SIGHUP") if os.name == "posix" else ():
         number = getattr(signal, name)
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: leave it so
             signal.signal(number, hand_on)
     process = subprocess.Popen(command, env=environment, cwd=folder)
     for number in early:
@@ -248,14 +248,14 @@ def call(command, environment, folder=None):
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # it got the signal too, and is saving its state
+        except KeyboardInterrupt:  # the program got the signal too and is saving its state
             continue
 
 
 def installed(index):
-    """The extras that are installed, or None if the packages are not as they should be.
+    """Return the installed extras, or None if the installed packages are not the required ones.
 
-    Who asks for no build is content with the one that was asked for before.
+    Without an index or a build, any build that was requested before is accepted.
     """
     mark, given, have = read_stamp()
     fitting = [index]
@@ -265,7 +265,7 @@ def installed(index):
 
 
 def read_stamp():
-    """The fingerprint of what was installed, the index that was given for it, and the extras."""
+    """Return the stamp's fingerprint, the index given for the installation, and the extras."""
     words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
     mark, words = words[0] if words else None, words[1:]
     given = [unquote(word[len(INDEX) :]) for word in words if word.startswith(INDEX)]
@@ -273,7 +273,7 @@ def read_stamp():
 
 
 def write_stamp(index, extras):
-    """Note what is installed; where no index is asked for, the one that was given before stays."""
+    """Record what is installed; without an index, the one that was given before is kept."""
     index = index or read_stamp()[1]
     given = [f"{INDEX}{quote(index)}"] if index else []
     partial = STAMP.with_name(f"{STAMP.name}.partial")
@@ -282,7 +282,7 @@ def write_stamp(index, extras):
 
 
 def set_up(extras, index, *, reinstall=False):
-    """Make the environment and install what is missing; return at once when nothing is."""
+    """Create the environment and install what is missing; return at once if nothing is."""
     have = installed(index)
     if not reinstall and have is not None and set(extras) <= set(have):
         return
@@ -290,23 +290,27 @@ def set_up(extras, index, *, reinstall=False):
         if reinstall and VENV.exists():
             require_possible(index)
             remove_environment()
-        have = installed(index)  # another start.py may have done it meanwhile
+        have = installed(index)  # another start.py may have installed it meanwhile
         if have is None or not set(extras) <= set(have):
             before = read_stamp()[1] if have is None else None
-            install(extras, index or before, have)  # new pins come from where the old ones did
+            install(extras, index or before, have)  # new pins from the old ones' index
 
 
 def require_possible(index):
-    """Stop where what is asked for cannot be installed, while the environment is still there."""
+    """Stop if the requested build cannot be installed, before the environment is removed."""
     card = graphics_card()
     backend_of(index, card)
     found = [(Path(folder) / name).lstat() for folder, _, names in os.walk(VENV) for name in names]
-    freed = sum(file.st_size for file in found if file.st_nlink == 1)  # others are uv's cache's too
+    freed = sum(file.st_size for file in found if file.st_nlink == 1)  # others are in uv's cache
     require_room(build_of(index, card), freed)
 
 
 def remove_environment():
-    """Remove the environment; its stamp first, so that what is left of it is no installation."""
+    """Remove the environment.
+
+    Its stamp is removed first, so that a partly removed environment never counts as an
+    installation.
+    """
     say(f"Removing {VENV.name} ...")
     try:
         STAMP.unlink(missing_ok=True)
@@ -321,7 +325,7 @@ def remove_environment():
 
 
 def install(extras, index, have):
-    """Make the environment, and install what is not among what it has."""
+    """Create the environment if it is missing, and install the packages that it lacks."""
     began = time.perf_counter()
     fresh = not VENV.exists()
     card = graphics_card() if have is None else None
@@ -334,14 +338,14 @@ def install(extras, index, have):
     if not python().exists():
         say(f"Making {VENV.name} with Python {sys.version.split()[0]} ...")
         command = [uv, "venv", "-q", "--python", sys.executable, str(VENV)] if uv else None
-        run(command or [sys.executable, "-m", "venv", str(VENV)], "make the environment")
+        run(command or [sys.executable, "-m", "venv", str(VENV)], "create the environment")
     installer = (
         [uv, "pip", "install", "--python", str(python())]
         if uv
         else [str(python()), "-m", "pip", "install", "--disable-pip-version-check"]
     )
     all_extras = sorted({*(have or []), *extras})
-    what = "the pinned packages" if have is None else f"what is needed for {' and '.join(extras)}"
+    what = "the pinned packages" if have is None else f"the packages for {' and '.join(extras)}"
     how_long = "; once, some minutes" if fresh else ""
     say(f"Installing {what} with {'uv' if uv else 'pip'}{how_long} ...")
     may_fail = index is None and backend == BACKENDS["cpu"]
@@ -365,7 +369,10 @@ def install(extras, index, have):
 
 @contextlib.contextmanager
 def alone():
-    """Wait until no other start.py installs here; the system ends the lock of a dead one."""
+    """Hold the installation lock for the block, and wait while another start.py has it.
+
+    The system frees the lock of a start.py that has died.
+    """
     try:
         opened = LOCK.open("a+b")
     except OSError as error:
@@ -393,24 +400,24 @@ def alone():
 
 
 def wait_for(lock):
-    """Take a lock, and say that somebody has it if it takes long."""
+    """Take a lock, and print once that another start.py has it if it takes long."""
     is_said = False
     while True:
         try:
             lock()
-        except (BlockingIOError, PermissionError):  # held; Windows says permission
+        except (BlockingIOError, PermissionError):  # held; Windows reports PermissionError
             if not is_said:
                 say("Another start.py is installing here; waiting for it ...")
             is_said = True
             time.sleep(1)
-        except OSError:  # a disk without locks: go on, as before there were any
+        except OSError:  # a disk without locks: continue without one
             return
         else:
             return
 
 
 def graphics_card():
-    """The NVIDIA card of this machine, as its driver names it; None without card or driver."""
+    """Return the name of this machine's NVIDIA card, or None without a card or driver."""
     if not shutil.which("nvidia-smi"):
         return None
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -423,7 +430,7 @@ def graphics_card():
 
 
 def torch_there():
-    """The version and the build of the PyTorch that the environment has; None where it has none."""
+    """Return the version and the build of the environment's PyTorch, or None without PyTorch."""
     places = ("lib/python3*/site-packages", "Lib/site-packages")
     files = [file for place in places for file in VENV.glob(f"{place}/torch/version.py")]
     if not files:
@@ -435,10 +442,10 @@ def torch_there():
 
 
 def backend_of(index, card, there=None):
-    """What uv is told to take PyTorch for; None where the ordinary registry has the right build.
+    """Return uv's name of PyTorch's build to install; None where the ordinary registry has it.
 
-    It has the CUDA build for Linux and the CPU build for Windows. uv knows where the others are.
-    `there` is what `torch_there` found: its build stays, unless all is made anew.
+    The registry has the CUDA build for Linux and the CPU build for Windows; uv knows the indexes of
+    the others. `there` is what `torch_there` found: its build stays unless .venv is created again.
     """
     asked = (index or "").removeprefix(BUILD) if (index or "").startswith(BUILD) else None
     system = platform.system()
@@ -450,7 +457,7 @@ def backend_of(index, card, there=None):
         if asked and asked.upper() != build:
             stop(
                 f"--build {asked}: {VENV.name} has the {build} build of PyTorch. Give --reinstall "
-                f"too, which makes {VENV.name} anew."
+                f"too, which creates {VENV.name} again."
             )
         if pinned("torch") == f"torch=={version}":
             return None
@@ -474,7 +481,7 @@ def backend_of(index, card, there=None):
 
 
 def what_comes(index, card):
-    """One line: what was found, which build of PyTorch comes, and how to have the other."""
+    """Return a line with the card found, the build of PyTorch for it, and how to get the other."""
     build = build_of(index, card)
     other = {
         "CPU": "For the CUDA build: --build cuda --reinstall, before the verb.",
@@ -487,7 +494,7 @@ def what_comes(index, card):
         )
     if card:
         words = f"Found {card}: installing the {build} build of PyTorch."
-    elif build == "CUDA":  # as it was asked for, on Linux
+    elif build == "CUDA":  # requested, on Linux
         words = "Found no NVIDIA card; installing the CUDA build of PyTorch, which needs none."
     else:
         words = f"Found no NVIDIA card: installing the {build} build of PyTorch."
@@ -497,11 +504,12 @@ def what_comes(index, card):
 
 
 def install_build(backend, uv, installer, *, may_fail=False):
-    """Install PyTorch by uv, which knows its builds by name; pip wants an address for each.
+    """Install PyTorch through uv, which knows its builds by name; pip needs an address for each.
 
-    Returns whether it is there: where `may_fail`, another build will do.
+    Return whether it was installed. With `may_fail`, False instead of stopping: another build will
+    do.
     """
-    say("  PyTorch's own build for it ...")
+    say("  PyTorch from its own index ...")
     if not uv:
         is_there = run(
             [*installer, "-q", "uv"],
@@ -519,7 +527,7 @@ def install_build(backend, uv, installer, *, may_fail=False):
 
 
 def build_of(index, card=None):
-    """Which build of PyTorch will come: as asked, by the index, or by what this machine has."""
+    """Return the build of PyTorch to install: as requested, by the index, or by this machine."""
     if (index or "").startswith(BUILD):
         return index.removeprefix(BUILD).upper()
     name = (index or "").rstrip("/").rpartition("/")[2].lower()
@@ -533,9 +541,9 @@ def build_of(index, card=None):
 
 
 def require_room(build, freed=0):
-    """Stop if the disk has no room for the packages, and for their archives on the way.
+    """Stop if the disk has no room for the packages and the archives downloaded for them.
 
-    `freed` is how many bytes are free as soon as the environment is removed.
+    `freed` is how many bytes removing the environment will free.
     """
     packages, downloads = NEEDED_GIB[build]
     free = (shutil.disk_usage(HERE).free + freed) / 2**30
@@ -550,11 +558,11 @@ def require_room(build, freed=0):
 
 
 def run_tests(words, environment):
-    """Run the checks, unless only some tests are asked for, then pytest.
+    """Run the checks, unless only some tests are requested, then pytest; return the exit code.
 
     All tests run in several processes of one thread each: processes whose threads outnumber the
-    cores take twice as long. So do those of `--fast`, to which more words for pytest may be given.
-    How this program was called is nothing to them.
+    cores take twice as long. The tests of `--fast`, which takes further pytest options, run in the
+    same way. IMPASTO_LAUNCHER, the name that this program was called by, is hidden from them.
     """
     environment.pop("IMPASTO_LAUNCHER", None)
     is_fast = words[:1] == ["--fast"]
@@ -579,9 +587,10 @@ def run_tests(words, environment):
 
 
 def start_compiling(environment):
-    """Begin to compile the tests, which the checks leave a core for.
+    """Start compiling the tests to bytecode on a core that the checks leave idle.
 
-    Each of pytest's processes would do it, for ten seconds. What goes wrong is for pytest to say.
+    Otherwise each of pytest's processes would do it, for ten seconds. Errors are left to pytest to
+    report.
     """
     words = [str(program("pytest")), "--collect-only", "-qq"]
     return subprocess.Popen(
@@ -590,7 +599,7 @@ def start_compiling(environment):
 
 
 def fingerprint(index):
-    """A hash of all that an installation depends on."""
+    """Return a hash of everything that an installation depends on."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {HERE} {index}".encode())
     for file in (CONSTRAINTS, HERE / "pyproject.toml"):
         digest.update(file.read_bytes())
@@ -598,35 +607,36 @@ def fingerprint(index):
 
 
 def pinned(package):
-    """The line of the constraints file for a package."""
+    """Return the line of the constraints file for a package."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if line.startswith(f"{package}=="))
 
 
 def python():
-    """The environment's interpreter."""
+    """Return the path of the environment's interpreter."""
     return VENV / "Scripts" / "python.exe" if os.name == "nt" else VENV / "bin" / "python"
 
 
 def program(name):
-    """A program of the environment."""
+    """Return the path of a program of the environment."""
     return python().with_name(f"{name}.exe" if os.name == "nt" else name)
 
 
 def run(command, what, *, may_fail=False):
-    """Run a command quietly; returns whether it succeeded.
+    """Run a command quietly; return whether it succeeded.
 
-    When it fails, this program ends with one sentence that says why; where `may_fail`, only if the
-    disk is full, and otherwise it shows the last line of the output.
+    If it fails, this program ends with one sentence that says why; with `may_fail` only if the disk
+    is full, and otherwise the last line of the command's output is printed.
 
-    Downloads go to a folder in `.venv`, so that one disk has to have room, and not a small one
-    for temporary files. If the disk of pip's or uv's cache has none, nothing is kept there.
+    Downloads go to a folder in `.venv`, so that space is needed on one disk only, and not on a
+    small one for temporary files. If the disk of pip's or uv's cache is nearly full, the cache is
+    not used.
     """
     temporary = VENV / "tmp"
     environment = dict(os.environ)
     if VENV.is_dir():
         temporary.mkdir(exist_ok=True)
-        home = nearest_folder(Path(os.path.expanduser("~")))  # noqa: PTH111 - may be nowhere
+        home = nearest_folder(Path(os.path.expanduser("~")))  # noqa: PTH111 - may not exist
         environment.update({name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")})
         if shutil.disk_usage(home).free / 2**30 < NEEDED_GIB["CUDA"][1]:
             environment.update(PIP_NO_CACHE_DIR="1", UV_NO_CACHE="1")
@@ -645,7 +655,7 @@ def run(command, what, *, may_fail=False):
 
 
 def stop_for(what, output):
-    """End since a command has failed: with one sentence, or with what it printed."""
+    """Stop because a command has failed: with one sentence, or after the end of its output."""
     if any(words in output for words in NETWORK_WORDS):
         stop(
             f"Could not {what}: the package registry cannot be reached, or has nothing for this "
@@ -653,18 +663,21 @@ def stop_for(what, output):
             "a proxy) and start again."
         )
     print("\n".join(output.splitlines()[-15:]), file=sys.stderr)
-    stop(f"Could not {what}; the lines above say why. `--reinstall` starts from nothing.")
+    stop(f"Could not {what}; the lines above say why. `--reinstall` starts from scratch.")
 
 
 def nearest_folder(path):
-    """A folder, or the nearest above it that is there: a service's user may have no home."""
+    """Return a folder, or the nearest existing folder above it.
+
+    A service's user may have no home.
+    """
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return path if path.is_dir() else HERE
 
 
 def waited(command, environment):
-    """Run a command to its end, with dots that show that it is at work."""
+    """Run a command and return its result, printing a dot every 5 seconds as a sign of progress."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=HERE, env=environment
@@ -688,12 +701,12 @@ def waited(command, environment):
 
 
 def say(message):
-    """Tell the user what is going on."""
+    """Print a message for the user."""
     print(message, flush=True)
 
 
 def stop(message):
-    """End with one clear sentence."""
+    """Print one clear sentence and exit with code 1."""
     print(f"start.py: {message}", file=sys.stderr)
     sys.exit(1)
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Finds a Python of 3.11 or later and hands everything on to start.py.
+# Finds a Python of 3.11 or later and passes all arguments to start.py.
 here=$(dirname "$0")
 for python in python3.13 python3.12 python3.11 python3 python; do
     if command -v "$python" >/dev/null 2>&1 &&

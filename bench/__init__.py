@@ -1,1 +1,1 @@
-"""Benchmarks: ratios measured in one run, never asserted. See RESULTS.md for the latest."""
+"""Benchmarks: ratios measured in one run, never asserted; RESULTS.md has the latest."""

@@ -1,12 +1,13 @@
-"""`python -m bench [PART ...]`: measure on this machine.
+"""`python -m bench [PART ...]`: run benchmarks on this machine.
 
-Without names, all parts but the large ones are measured. The large ones take a full-size model: 20
-GB of memory, 15 GB of disk, and ten minutes each on two cores; but for `quality`, which takes the
-tiny model and half an hour. On a GPU, `step` and `memory` tell images per second, the share of what
-matrix products reach, and the memory of the GPU; with `--jobs` its rows compile side by side and
-are timed one at a time.
+Without names, all parts but the large ones run. The large ones use a full-size model: 20 GB of RAM,
+15 GB of disk, and ten minutes each on two cores. The exception is `quality`, which trains the tiny
+model for half an hour. On a GPU, `step` and `memory` report images per second, the fraction of the
+matrix-product rate that is reached, and VRAM; with `--jobs` the rows of `step` compile in parallel
+and are timed one at a time.
 
-Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
+Results are also written to `bench/results.json`, which git ignores; RESULTS.md holds tables worth
+keeping.
 """
 
 from __future__ import annotations
@@ -86,27 +87,27 @@ def main() -> None:
         "--rows",
         action="append",
         default=[],
-        help="for `step`, `quality`: only rows with this in their name; may be given several times "
+        help="for `step`, `quality`: only rows with this in the name; may be given several times "
         "for `step`",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         default=1,
-        help="for `step`: rows that are prepared at a time, each of which is timed alone",
+        help="for `step`: rows prepared in parallel; each is timed alone",
     )
     parser.add_argument(
-        "--kernels", type=Path, help="for `step` on a GPU: a folder for tables of kernels"
+        "--kernels", type=Path, help="for `step` on a GPU: a folder for tables of kernel times"
     )
     parser.add_argument(
-        "--minutes", type=float, default=1.0, help="for `studio`: how long its memory is watched"
+        "--minutes", type=float, default=1.0, help="for `studio`: minutes to monitor its memory for"
     )
     parser.add_argument(
         "--against", type=Path, help="for `first-step`: the `src` folder of another version"
     )
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help=f"a checkout of {peer}, for `peers`")
-        parser.add_argument(f"--{peer}-python", help="the interpreter of its environment")
+        parser.add_argument(f"--{peer}-python", help="the Python interpreter of its environment")
     parser.add_argument("--peer-model", choices=peers.SIDES, default="sd1", help="for `peers`")
     parser.add_argument(
         "--peer-optimizer", choices=peers.SD_SCRIPTS_OPTIMIZERS, default="adamw", help="for `peers`"
@@ -144,7 +145,7 @@ def main() -> None:
 
 
 def _checkouts(options: argparse.Namespace) -> dict[str, tuple[Path, str]]:
-    """The peers that are given by path, with their interpreters."""
+    """Return the given checkouts by peer, each with the Python interpreter to run it with."""
     found = {}
     for peer in PEERS:
         checkout = getattr(options, peer.replace("-", "_"))

@@ -1,4 +1,4 @@
-"""Converting a full-size file, against copying its bytes and hashing them."""
+"""The time to convert a full-size file, against copying and hashing the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ PAIRS = 3
 def measure(
     scratch: Path, architecture: str = "sd1", dtype: torch.dtype = torch.float32
 ) -> dict[str, str]:
-    """Beside the source, no more than one file of its size is on the disk at a time."""
+    """Measure conversions of a random model, in pairs with a copy of the same file.
+
+    Beside the source, at most one file of its size is on the disk at a time.
+    """
     scratch.mkdir(parents=True)
     folder, source = scratch / architecture, scratch / "source.safetensors"
     write_random_model(find_architecture(architecture), folder, seed=0, dtype=dtype)
@@ -57,7 +60,7 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def timed(work: Callable[[], object], target: Path) -> float:
-    """Seconds that it takes to write a file, which is removed again."""
+    """Return the seconds that `work` takes to write `target`, which is removed afterwards."""
     began = time.perf_counter()
     work()
     duration_s = time.perf_counter() - began
@@ -78,7 +81,7 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> Non
 
 
 def peak_mib(source: Path) -> float:
-    """Peak of anonymous memory above that of an idle process, in a process of its own."""
+    """Return the peak of a conversion's anonymous memory above an idle process, in MiB."""
     program = (
         "import sys, threading, time; from pathlib import Path; import torch\n"
         "from bench.convert import convert, anonymous_mib\n"
@@ -96,7 +99,7 @@ def peak_mib(source: Path) -> float:
 
 
 def anonymous_mib() -> float:
-    """Memory that is not a mapped file; only Linux tells."""
+    """Return this process's memory that is not a mapped file, in MiB; NaN except on Linux."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return float("nan")

@@ -1,4 +1,4 @@
-"""The data side: scanning, planning, and reading cached latents."""
+"""Rates of the dataset code: scanning, planning, and reading cached latents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measure(scratch: Path) -> dict[str, str]:
 
 
 def write_images(folder: Path) -> Path:
-    """JPEGs of about 10 KB in sub-folders of 1,000, each with a caption."""
+    """Write JPEGs of about 10 KB into sub-folders of 1,000, each with a caption."""
     rng = np.random.default_rng(0)
     sizes = [(320, 240), (240, 320), (256, 256), (400, 220)]
     encoded = []
@@ -61,7 +61,7 @@ def write_images(folder: Path) -> Path:
 
 
 def cache_reads(folder: Path) -> dict[str, str]:
-    """Moments of 64x64 latents in random order, from a warm page cache, in one process."""
+    """Time reading moments of 64x64 latents in random order, page cache warm, in one process."""
     cache = LatentCache(folder)
     moments = torch.randn(256, 4, 64, 64)
     keys: list[str] = []

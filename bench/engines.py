@@ -1,7 +1,7 @@
-"""Ray Data against this machine's own threads and processes: rates of the same stages, in turn.
+"""Ray Data against the local threads and processes: rates of the same stages, taken in turn.
 
-Ray is started before, which is a row of its own; each engine goes through everything once before
-it is measured.
+Ray is started beforehand, and its start has a row of its own; each engine runs all stages once
+before it is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from impasto.models.writing.architectures import find_architecture, write_random
 
 PICTURES, SIDE, BATCH, ROUNDS = 160, 512, 4, 2
 PASSES = 6
-"""How often each picture is decoded in a round: what Ray takes to begin a run is no rate."""
+"""How often each image is decoded in a round, so that Ray's start of a run counts for little."""
 _CPU = torch.device("cpu")
 
 
@@ -73,7 +73,7 @@ def decode(engine: Engine, planned: Sequence[PlannedImage]) -> None:
 
 
 def taken(engines: dict[str, Engine], work: Callable[[Engine], None]) -> dict[str, list[float]]:
-    """Seconds of each round after the first, the engines in turn."""
+    """Return the seconds of each round after the first, with the engines in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(ROUNDS + 1):
         for name, engine in engines.items():

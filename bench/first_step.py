@@ -1,8 +1,8 @@
-"""From the command to the first optimizer step of a full-size SDXL, latents and captions cached.
+"""The time from the command to the first step of a full-size SDXL, latents and captions cached.
 
-The U-Net alone learns, in bf16, with Adafactor in the backward pass: what people do on a card with
-12 GB. With a source tree of another version (`--against`), the two take turns, so that both
-have the machine as it is.
+Only the U-Net is trained, in bf16, with Adafactor in the backward pass, as is usual on a card with
+12 GB. With the source tree of another version (`--against`), the two versions take turns, so that
+both run at the same load.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ OWN = Path(__file__).parents[1] / "src"
 
 @dataclass(frozen=True)
 class Start:
-    """How a run began.
+    """The cost of starting a run.
 
     Attributes:
-        seconds: From the command until the run directory says that it trains.
+        seconds: From the command until the run directory reports that it trains.
         cpu_seconds: User and system time of its process until then.
-        peak_bytes: The most memory that it had until then.
+        peak_bytes: The peak memory of its process until then.
     """
 
     seconds: float
@@ -42,7 +42,7 @@ class Start:
 
 
 def measure(scratch: Path, against: Path | None = None) -> dict[str, str]:
-    """Median, least and most of a few starts, and how long it takes to read the file."""
+    """Return median, minimum and maximum of several starts, and the time to read the file."""
     values = changed(
         settings(scratch, "fp16", SIDE, "sdxl"),
         {
@@ -58,7 +58,7 @@ def measure(scratch: Path, against: Path | None = None) -> dict[str, str]:
         },
     )
     trees = {"now": OWN, **({"before": against} if against else {})}
-    start(values, scratch, OWN)  # encodes, and fills the caches of the system
+    start(values, scratch, OWN)  # fills the latent and text caches and the page cache
     found: dict[str, list[Start]] = {name: [] for name in trees}
     for _ in range(ROUNDS):
         for name, tree in trees.items():
@@ -102,7 +102,7 @@ def start(values: dict[str, Any], scratch: Path, tree: Path) -> Start:
 
 
 def _reading_s(file: Path) -> float:
-    """Seconds for all bytes of a file, with the caches as they are."""
+    """Return the seconds to read all bytes of a file, in whatever state the page cache is."""
     began = time.perf_counter()
     with file.open("rb", buffering=0) as source:
         while source.read(16 << 20):

@@ -1,8 +1,8 @@
-"""A full-size SD 1.5 with random weights, 256 px, batch 1, float32: how it starts, and its step.
+"""A full-size SD 1.5 with random weights, 256 px, batch 1, float32: its start and its step.
 
-The trainer's step and the loops of others, each as it runs by itself: ours in a process that asks
-for memory as the command line does, plainly and with steps in the backward pass; the others in one
-that does not. The processes take turns.
+The trainer's step runs in a process that allocates memory as the command line does, with steps
+after and in the backward pass; the loops of other programs run in a process that does not. The
+processes take turns.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _in_a_process(name: str, scratch: Path) -> dict[str, list[float]]:
 
 
 def _loops(name: str, scratch: Path) -> dict[str, list[float]]:
-    """The times of some loops in this process."""
+    """Return the step times of some loops, run in this process."""
     if name != "others":
         from impasto.allocation import tune_allocation
 
@@ -83,7 +83,7 @@ def _loops(name: str, scratch: Path) -> dict[str, list[float]]:
 
 
 def seconds_to_first_step(values: dict[str, Any], scratch: Path) -> float:
-    """From the command until the run directory says that it trains."""
+    """Return the seconds from the command until the run directory reports that it trains."""
     file, run = scratch / "run.toml", scratch / "run"
     file.write_text(tomli_w.dumps(values), encoding="utf-8")
     began = time.perf_counter()

@@ -21,13 +21,13 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is over.
+    """A finished run.
 
     Attributes:
-        peak_bytes: The most memory that its process had.
+        peak_bytes: The peak memory of its process.
         seconds: From the command to its end.
-        update_s: Seconds of each step but the first, as its metrics say.
-        memory_mib: What its metrics say of a GPU's memory, or of the process's.
+        update_s: Seconds of each step except the first, from its metrics.
+        memory_mib: Memory of the GPU, or else of the process, from its metrics.
     """
 
     peak_bytes: int
@@ -37,12 +37,13 @@ class Finished:
 
 
 def make_model(scratch: Path, dtype: str | None = "fp32", architecture: str = "sd1") -> Path:
-    """A model of the real names and shapes; made once per scratch folder.
+    """Write a model with the real names and shapes, once per scratch folder, and return its path.
 
     Args:
-        scratch: Keeps it.
-        dtype: Of a single file; None for the Diffusers folder in fp16 that is made first.
-        architecture: As `impasto init` has it.
+        scratch: The folder to store it in.
+        dtype: The dtype of a single file; None for the Diffusers folder in fp16 that it is made
+            from.
+        architecture: The name that `impasto init` takes.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     folder, file = scratch / architecture, scratch / f"{architecture}-{dtype}.safetensors"
@@ -56,7 +57,7 @@ def make_model(scratch: Path, dtype: str | None = "fp32", architecture: str = "s
 
 
 def make_images(scratch: Path, side: int = 256) -> Path:
-    """Photographs with captions, that fill a bucket of this side."""
+    """Write photographs with captions that fill a bucket of this side; return their folder."""
     pictures = scratch / f"pictures-{side}"
     if not pictures.is_dir():
         draw_photographs(pictures, (side + 64, side + 64), PICTURES)
@@ -68,7 +69,7 @@ def make_images(scratch: Path, side: int = 256) -> Path:
 def settings(
     scratch: Path, dtype: str | None = "fp32", side: int = 256, architecture: str = "sd1"
 ) -> dict[str, Any]:
-    """A run of one step on images of one size, without a state."""
+    """Return the settings of a run of one step on images of one size, without a training state."""
     return {
         "output_dir": str(scratch / "run"),
         "model": {"path": str(make_model(scratch, dtype, architecture))},
@@ -86,12 +87,12 @@ def settings(
 
 
 def changed(values: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Settings with changes by section."""
+    """Return settings with `changes` applied, section by section."""
     return {**values, **{k: {**values.get(k, {}), **v} for k, v in changes.items()}}
 
 
 def run_to_end(values: dict[str, Any], scratch: Path) -> Finished:
-    """Train as a user would, and take the measure of the process."""
+    """Train through the command line, and measure the process."""
     file, run = scratch / "run.toml", Path(values["output_dir"])
     shutil.rmtree(run, ignore_errors=True)
     file.write_text(tomli_w.dumps(values), encoding="utf-8")
@@ -112,10 +113,10 @@ def run_command(
     folder: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> tuple[int, float]:
-    """Run something; the most memory that its process had, and its seconds.
+    """Run a command; return its peak memory in bytes, and its seconds.
 
     Raises:
-        RuntimeError: It failed, with what it printed.
+        RuntimeError: It failed; the message has its output.
     """
     began = time.perf_counter()
     with log.open("w") as out:

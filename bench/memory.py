@@ -1,6 +1,6 @@
-"""Memory of whole runs of a full-size SD 1.5, measured and predicted, by method.
+"""The memory of whole runs of a full-size SD 1.5, measured and predicted, by method.
 
-Each is a process of its own, from the command to the written file: loading, encoding, three
+Each run is a separate process, from the command to the exported file: loading, encoding, three
 steps at 256 px and batch 1, the export. Predictions are those of `train --plan`.
 """
 
@@ -59,6 +59,6 @@ def measure(scratch: Path) -> dict[str, str]:
 
 
 def predicted(values: dict[str, Any]) -> Footprint:
-    """What `train --plan` would say."""
+    """Return the prediction of `train --plan`."""
     config = build_run_config(values, source="bench")
     return predict(config, survey(config))

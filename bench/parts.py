@@ -1,4 +1,4 @@
-"""What a run does beside the U-Net's step, on the tiny model: text, optimizers, states, drawing."""
+"""A run's work beside the U-Net's step, on the tiny model: text, optimizers, states, drawing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def measure(scratch: Path) -> dict[str, str]:
 
 
 def fresh_ids(conditioner: Any, captions: list[str]) -> torch.Tensor:
-    """Token ids of one chunk each."""
+    """Return token ids, one chunk per caption."""
     return torch.tensor([conditioner.tokens[0](caption).ids[0] for caption in captions])
 
 

@@ -1,9 +1,9 @@
-"""Other programs' own scripts beside the trainer, as processes, on the same model and images.
+"""Other programs' own scripts against the trainer, as processes, on the same model and images.
 
-Given by the paths of their checkouts: `--sd-scripts PATH` and `--diffusers PATH`, with
-`--sd-scripts-python` and `--diffusers-python` for the interpreters of the environments that they
-are installed in. Nothing is fetched: model, images and tokenizer are made here, and the programs
-are told to stay offline. Optimizer steps are timed as PyTorch reports them (`step_clock.py`).
+They are given by the paths of their checkouts: `--sd-scripts PATH` and `--diffusers PATH`, with
+`--sd-scripts-python` and `--diffusers-python` for the Python interpreters of the environments that
+they are installed in. Nothing is downloaded: model, images and tokenizer are made here, and the
+programs run in offline mode. Optimizer steps are timed by PyTorch's hooks (`step_clock.py`).
 
 Settings of the comparison: the U-Net in float32, batch 1, latents cached where the program can.
 """
@@ -24,7 +24,7 @@ from bench.full_size import changed, make_images, make_model, run_command, run_t
 STEPS = 6
 CLOCK = Path(__file__).with_name("step_clock.py")
 SIDES = {"sd1": 256, "tiny": 128}
-"""Model -> the side of its images."""
+"""The side in pixels of the images for each model."""
 SD_SCRIPTS_OPTIMIZERS = {
     "adamw": ["--optimizer_type=AdamW"],
     "adafactor": [
@@ -43,10 +43,10 @@ OFFLINE = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What all programs train.
+    """The training that all programs run.
 
     Attributes:
-        scratch: Where models and outputs go.
+        scratch: Where models and outputs are written.
         model: A key of `SIDES`; sd-scripts takes full-size models only.
         optimizer: `adamw`, or `adafactor`, whose state takes 7 GB less at full size.
     """
@@ -57,22 +57,22 @@ class Setup:
 
     @property
     def side(self) -> int:
-        """The side of its images in pixels."""
+        """The side of the model's images in pixels."""
         return SIDES[self.model]
 
     @property
     def file(self) -> Path:
-        """The model as a single file, made once."""
+        """The path of the model as a single file, written on first use."""
         return make_model(self.scratch, architecture=self.model)
 
     @property
     def folder(self) -> Path:
-        """The same model as a Diffusers folder."""
+        """The path of the same model as a Diffusers folder."""
         return self.file.with_name(self.model)
 
     @property
     def pictures(self) -> Path:
-        """The folder of images, made once."""
+        """The folder of images, written on first use."""
         return make_images(self.scratch, self.side)
 
 
@@ -82,11 +82,11 @@ def measure(
     model: str = "sd1",
     optimizer: str = "adamw",
 ) -> dict[str, str]:
-    """Whole runs of each program, one after another, with its steps against ours.
+    """Run each program in turn, and compare its whole run and its steps with the trainer's.
 
     Args:
-        scratch: Where models and outputs go.
-        checkouts: `sd-scripts` and `diffusers` -> checkout and interpreter.
+        scratch: Where models and outputs are written.
+        checkouts: `sd-scripts` and `diffusers` -> checkout and Python interpreter.
         model: `sd1` for full size, or `tiny`.
         optimizer: `adamw` or `adafactor`.
     """
@@ -121,16 +121,16 @@ def measure(
 
 
 def _refused(name: str, setup: Setup) -> str:
-    """Why a program does not take this comparison; empty if it does."""
+    """Return why a program cannot take part in this comparison; an empty string if it can."""
     if name == "sd-scripts" and setup.model != "sd1":
-        return "its U-Net has the sizes of Stable Diffusion written in"
+        return "its U-Net has the sizes of Stable Diffusion hard-coded"
     if name == "diffusers" and setup.optimizer != "adamw":
         return "its script has AdamW only"
     return ""
 
 
 def _run(name: str, checkout: Path, python: str, setup: Setup) -> tuple[list[float], float, int]:
-    """Seconds of each step but the first; seconds in all; the most memory."""
+    """Return the seconds of each step except the first, the seconds in all, and the peak memory."""
     script, words = {"sd-scripts": _sd_scripts, "diffusers": _diffusers}[name](checkout, setup)
     log, times = setup.scratch / f"{name}.txt", setup.scratch / f"{name}-steps.txt"
     command = [python, str(CLOCK), str(times), str(script), *words]
@@ -165,7 +165,7 @@ def _sd_scripts(checkout: Path, setup: Setup) -> tuple[Path, list[str]]:
 
 
 def _tokenizers(setup: Setup) -> Path:
-    """A folder with CLIP's tokenizer where sd-scripts looks for it before the Hub."""
+    """Return a folder with CLIP's tokenizer, which sd-scripts reads instead of the Hub."""
     folder = setup.scratch / "tokenizers"
     place = folder / "openai_clip-vit-large-patch14"
     if not place.is_dir():

@@ -38,7 +38,7 @@ def measure(scratch: Path) -> dict[str, str]:
 
 
 def decoding(folder: Path, name: str, size: tuple[int, int]) -> dict[str, str]:
-    """Decode, resize and crop to 512 px buckets, on two workers each; median of three."""
+    """Time decoding, resizing and cropping to 512 px buckets, two workers each; median of 3."""
     draw_photographs(folder, size)
     plan = plan_images(scan_folder(folder).records, Size(512, 512)).images
     executor = LocalExecutor(Render(), WORKERS, processes=True)
@@ -93,7 +93,7 @@ def with_opencv(planned: PlannedImage) -> np.ndarray:
 
 
 def draw_photographs(folder: Path, size: tuple[int, int], count: int = PICTURES) -> None:
-    """JPEGs with the smoothness of photographs: a little noise, enlarged, and fine grain."""
+    """Write JPEGs as smooth as photographs: a little noise, enlarged, with fine grain."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -123,7 +123,7 @@ def write_metadata_and_files(scratch: Path) -> None:
 
 
 def metadata(scratch: Path) -> dict[str, str]:
-    """Reading alone, and then finding 100,000 files, empty ones."""
+    """Time reading 100,000 metadata entries, and then finding their files, which are empty."""
     from impasto.data.folders.metadata import ImageFinder, read_metadata
 
     before, began = peak_mib(), time.perf_counter()
@@ -140,7 +140,7 @@ def metadata(scratch: Path) -> dict[str, str]:
 
 
 def records(scratch: Path) -> dict[str, str]:  # noqa: ARG001
-    """A million records of different sizes."""
+    """Time planning a million records of different sizes."""
     import random
 
     from impasto.data.records import FileStamp, ImageRecord
@@ -158,7 +158,7 @@ def records(scratch: Path) -> dict[str, str]:  # noqa: ARG001
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had; what it has now where that cannot be told."""
+    """Return this process's peak memory in MiB, or its current memory if no peak is known."""
     status = Path("/proc/self/status")
     if not status.is_file():
         import psutil

@@ -1,9 +1,9 @@
-"""Ways to train the demo's model beside each other: what they learn of a style, and what they keep.
+"""A comparison of ways to train the demo's model: style learnt, and content preserved.
 
-Each row is trained from the demo's base model on its pictures with several seeds, and measured by
+Each row is trained from the demo's base model on its images with several seeds, and measured by
 `impasto.evaluation` on the twelve held-out things: the validation loss at fixed draws, distances to
-the real images, and what a tagger recognises. Differences are taken seed by seed from what
-sd-scripts does by default. Writes `quality.md`, `quality.json` and a sheet into the scratch folder.
+the real images, and the tags that a tagger recognises. Differences are taken per seed from
+sd-scripts' defaults. Writes `quality.md`, `quality.json` and a sheet into the scratch folder.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def measure(scratch: Path, setup: Setup | None = None, only: str = "") -> dict[s
     """Train and measure rows with all seeds, and write the table and the sheet.
 
     Args:
-        scratch: Where results are kept; those that are there are not made again.
-        setup: What all rows have.
-        only: A part of the names of the rows that are wanted; the reference is one of them anyway.
+        scratch: Where results are stored; existing ones are reused.
+        setup: The settings that all rows share.
+        only: A part of the names of the selected rows; the reference row is always among them.
     """
     setup = setup or Setup()
     wanted = [row for row in rows(setup) if only in row.name or row.name == REFERENCE]
@@ -48,7 +48,10 @@ def measure(scratch: Path, setup: Setup | None = None, only: str = "") -> dict[s
 
 
 def _run_jobs(place: Place, wanted: Sequence[Row]) -> None:
-    """What is not done yet, one process for each core; seed by seed, so that one seed is whole."""
+    """Run the missing jobs, one process per core.
+
+    Jobs are ordered by seed, so that one seed is complete before the next one starts.
+    """
     jobs = [
         (row, seed) for seed in place.setup.seeds for row in wanted
         if not is_done(place, row, seed)

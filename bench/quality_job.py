@@ -1,7 +1,7 @@
-"""One training of `bench quality` with what is made of it, each model measured; kept as JSON.
+"""One training of `bench quality` and the models derived from it, each measured and stored as JSON.
 
-A result that is there is not made again, so a comparison that was stopped goes on. Whoever changes
-what a row does removes its results.
+Existing results are reused, so that a stopped comparison can be continued. After changing the
+settings of a row, remove its results by hand.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from impasto.training.devices import default_device, release_cached_memory
 from impasto.training.trainer import train
 
 SIDE, GUIDANCE = 128, 2.0
-"""Pixels and guidance of what is drawn, as in the demo."""
+"""Side in pixels, and guidance scale, of drawn images, as in the demo."""
 
 DRAWS_OF_LOSS = 8
 SEED_OF_LOSS = 1
-"""All models have the same noise and timesteps of the validation loss."""
+"""Seed of the validation loss, so that all models get the same noise and timesteps."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the models, samples and results of a comparison are.
+    """The paths of the models, samples and results of a comparison.
 
     Attributes:
-        scratch: A folder of its own.
-        setup: What all rows have.
+        scratch: A folder for this comparison alone.
+        setup: The settings that all rows share.
     """
 
     scratch: Path
@@ -63,39 +63,39 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The folder of results, which has another name for another setup, rate or preset."""
+        """The folder of results; its name is a hash of the setup, the rate scale and the preset."""
         setup = {**asdict(self.setup), "seeds": None, "scale": scale(), "preset": preset()}
         text = json.dumps(setup, sort_keys=True)
         return self.scratch / f"results-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     def result(self, name: str, seed: int) -> Path:
-        """The file with the numbers of a row."""
+        """Return the file with the numbers of a row for a seed."""
         return self.folder / f"{slug(name)}-{seed}.json"
 
 
 def slug(name: str) -> str:
-    """The name of a row as that of a file."""
+    """Return the name of a row as a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 def names_of(row: Row) -> list[str]:
-    """The names of all results of a row."""
+    """Return the names of all results of a row."""
     return [row.name, *(derived.name for derived in row.derived)]
 
 
 def read_result(place: Place, name: str, seed: int) -> dict[str, Any] | None:
-    """The numbers of a row, if they are there."""
+    """Return the numbers of a row, or None if they are missing."""
     file = place.result(name, seed)
     return parse_json(read_text(file)) if file.is_file() else None
 
 
 def is_done(place: Place, row: Row, seed: int) -> bool:
-    """Whether all numbers of a row are there."""
+    """Return whether all numbers of a row exist."""
     return all(place.result(name, seed).is_file() for name in names_of(row))
 
 
 def run_job(place: Place, row: Row, seed: int) -> float:
-    """Train a row with a seed, measure what comes of it, and remove the models; seconds it took."""
+    """Train a row with a seed, measure its models, remove them, and return the seconds it took."""
     began = time.perf_counter()
     out = place.folder / "runs" / f"{slug(row.name)}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
@@ -111,7 +111,7 @@ def run_job(place: Place, row: Row, seed: int) -> float:
 
 
 def keep(place: Place, name: str, seed: int, model: Path) -> None:
-    """Measure a model, and write the numbers at once."""
+    """Measure a model, and write the numbers at once, unless they exist."""
     if place.result(name, seed).is_file():
         return
     values = measure_model(place, model, f"{slug(name)}-{seed}", seed)
@@ -122,7 +122,7 @@ def keep(place: Place, name: str, seed: int, model: Path) -> None:
 
 
 def measure_model(place: Place, model: Path, label: str, seed: int) -> dict[str, Any]:
-    """The validation loss of the held-out images, and what is measured of samples."""
+    """Return the validation loss of the held-out images, and the measures of the samples."""
     loss = validation_loss(model, place.scratch)
     contestant = open_contestant(str(model), label, OpenOptions(), SilentProgress())
     answer = evaluate(
@@ -149,7 +149,7 @@ def measure_model(place: Place, model: Path, label: str, seed: int) -> dict[str,
 
 
 def validation_loss(model: Path, scratch: Path) -> float:
-    """The mean over the twelve held-out images, at the same draws for each model."""
+    """Return the mean loss over the twelve held-out images, at the same draws for each model."""
     changes = [
         f"model.path={json.dumps(str(model))}",
         f"dataset.cache_dir={json.dumps(str(scratch / 'derived'))}",
@@ -163,7 +163,7 @@ def validation_loss(model: Path, scratch: Path) -> float:
     config = demo_config(scratch / "no-run", changes)
     with borrowed_session(config, SilentProgress(), "measuring") as session, looking(session):
         if session.validator is None:
-            raise RuntimeError("The demo holds no images out.")
+            raise RuntimeError("The demo has no held-out images.")
         found = session.validator.of_held_out.measure(
             session.trainable.unet, session.eval_conditioner, session.recipe
         )
@@ -171,7 +171,7 @@ def validation_loss(model: Path, scratch: Path) -> float:
 
 
 def question(setup: Setup, seed: int) -> Question:
-    """The held-out captions, drawn with seeds of this one's own, beside the held-out images."""
+    """Return the evaluation: held-out captions, drawn with `seed`, against their images."""
     held_out = _images(HELD_OUT)
     texts = [(image.caption, number) for number, image in enumerate(held_out.entries)]
 
@@ -199,15 +199,15 @@ def _images(folder: Path) -> RealImages:
 def _exported(run: RunDirectory) -> Path:
     model = run.exported_model()
     if model is None:
-        raise RuntimeError(f"{run.path} has exported no model.")
+        raise RuntimeError(f"{run.path} contains no exported model.")
     return model
 
 
 def _derived(run: RunDirectory, row: Row) -> Iterator[tuple[Derived, Path]]:
-    """What is made of a finished run, one model after the other."""
+    """Yield the models derived from a finished run, one at a time."""
     for derived in row.derived:
         target = run.path / f"{slug(derived.name)}.safetensors"
-        if derived.is_best:  # a run without one leaves its last model alone
+        if derived.is_best:  # a run without a best model has its last one only
             yield derived, next(iter(run.path.glob("models/*-best.safetensors")), _exported(run))
         elif derived.ratio is not None:
             mixture = Mixture(
@@ -223,7 +223,7 @@ def _derived(run: RunDirectory, row: Row) -> Iterator[tuple[Derived, Path]]:
 
 
 def draw_prior(place: Place) -> None:
-    """Draw the images of the base model, as far as they are not there."""
+    """Draw the prior images with the base model, as far as they are missing."""
     captions = [record.fixed_caption.strip() for record in scan_folder(PICTURES).records]
     texts = list(dict.fromkeys(captions))
     prompt = Prompt("", "", 1, SIDE, SIDE, place.setup.drawing_steps, GUIDANCE)
@@ -236,7 +236,7 @@ def draw_prior(place: Place) -> None:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error; NaN of a single value."""
+    """Return the mean and its standard error, which is NaN for a single value."""
     found = np.array(values, dtype=float)
     error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
     return float(found.mean()), float(error)

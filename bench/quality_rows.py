@@ -1,7 +1,7 @@
-"""What `bench quality` compares: ways to train the demo's model, and what is made of the result.
+"""The rows of `bench quality`: ways to train the demo's model, and models derived from the results.
 
-Rates of full-size models are multiplied by one number, that by which the demo's own rate is above
-the one of the goal "a style": the tiny model takes larger steps.
+Learning rates of full-size models are multiplied by one factor, the ratio of the demo's own rate to
+that of the goal "a style": the tiny model takes larger steps.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from impasto.sdscripts.translate import translate
 
 STYLE = GOALS["style"]
 SD_SCRIPTS_LR = 2e-6
-"""`--learning_rate` of sd-scripts where it is not given (library/train_util.py)."""
+"""sd-scripts' default of `--learning_rate` (library/train_util.py)."""
 
 BASE, PRESET, UNMERGED = "base model", "our preset", "our preset, not merged"
 REFERENCE = "sd-scripts' defaults"
-"""What differences are taken from."""
+"""The row that differences are taken from."""
 
 MERGES = {ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75, 0.875)}
-"""Ratios of what the preset trains in a mixture with the base model -> what the mixture is called.
+"""Fraction of the preset's trained weights in a mixture with the base model -> name of the row.
 
-The preset exports such a mixture itself, by its `saving.merge_ratio`."""
+The preset exports such a mixture itself, through its `saving.merge_ratio`.
+"""
 
 Way = Literal["none", "plain", "sd-scripts", "preset"]
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A model that is made of a finished run, without training.
+    """A model that is derived from a finished run, without training.
 
     Attributes:
-        name: What it is called.
+        name: The name of its row.
         ratio: Of a mixture of the base model (0) and the result (1).
-        lengths: `sigma_rel` of averages of which the one with the least validation loss is taken.
+        lengths: `sigma_rel` of the averages, of which the one with the lowest validation loss is
+            used.
         is_best: Whether it is the run's best model by its own validation.
     """
 
@@ -61,14 +63,14 @@ class Row:
     """One way to train.
 
     Attributes:
-        name: What it is called.
+        name: The name in the table.
         way: `none` is the base model, `plain` a loop without options at the preset's rate.
-        rate: The learning rate is multiplied by this.
-        changes: Settings by their paths, beyond those of the way.
-        prior_weight: What images drawn by the base model count in the loss; None without them.
-        merges: Whether the preset's own `saving.merge_ratio` is kept; else what was trained is
-            exported alone.
-        derived: What is made of its result besides.
+        rate: A factor of the learning rate.
+        changes: Further settings by their paths.
+        prior_weight: The loss weight of images drawn by the base model; None without them.
+        merges: Whether the preset's own `saving.merge_ratio` is applied; otherwise the trained
+            weights are exported alone.
+        derived: The models derived from its result.
     """
 
     name: str
@@ -81,21 +83,21 @@ class Row:
 
     @property
     def chooses(self) -> bool:
-        """Whether something is chosen by the run's own validation loss."""
+        """Whether a model is selected by the run's own validation loss."""
         return any(derived.is_best or derived.lengths for derived in self.derived)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for all rows.
+    """The settings that all rows share.
 
     Attributes:
-        steps: Updates.
-        batch: Images of an update.
-        seeds: Each is the seed of a training and of what is drawn.
-        per_prompt: Images that are drawn of each held-out caption.
+        steps: Optimizer updates.
+        batch: Images per update.
+        seeds: Each is the seed of a training and of its samples.
+        per_prompt: Images drawn per held-out caption.
         drawing_steps: Steps of the sampler.
-        prior: Images that the base model draws for the rows that have them.
+        prior: Images that the base model draws for the rows that use them.
     """
 
     steps: int = 80
@@ -107,12 +109,12 @@ class Setup:
 
 
 def scale() -> float:
-    """By how much the demo's rate is above that of the goal "a style" for full-size models."""
+    """Return the demo's rate divided by the rate of the goal "a style" for full-size models."""
     return demo_config(Path("unused")).optimizer.lr / STYLE.lr
 
 
 def rows(setup: Setup) -> tuple[Row, ...]:
-    """All rows: references, the preset, then each option as a change of the preset, not merged."""
+    """Return all rows: references, the preset, then the preset with one change each, not merged."""
     lr = STYLE.lr * scale()
     until = max(1, int(0.3 * setup.steps))
     return (
@@ -153,14 +155,14 @@ def rows(setup: Setup) -> tuple[Row, ...]:
 
 
 def config_of(row: Row, setup: Setup, seed: int, out: Path, scratch: Path) -> RunConfig:
-    """The settings that a row is trained with.
+    """Return the settings that a row is trained with.
 
     Args:
         row: The row; not the base model.
-        setup: What all rows have.
-        seed: Of the training.
+        setup: The settings that all rows share.
+        seed: The seed of the training.
         out: The run directory.
-        scratch: Where derived data and the images of the base model are.
+        scratch: The folder of derived data and of the base model's images.
     """
     tree = _sd_scripts(row, setup, seed, out) if row.way == "sd-scripts" else _ours(row, setup, out)
     tree["seed"] = seed
@@ -178,12 +180,12 @@ def config_of(row: Row, setup: Setup, seed: int, out: Path, scratch: Path) -> Ru
 
 
 def prior_folder(scratch: Path) -> Path:
-    """The images that the base model draws."""
+    """Return the folder of the images that the base model draws."""
     return scratch / "prior"
 
 
 def put(tree: dict[str, Any], path: str, *, value: Any) -> None:
-    """Set a value of a tree by its path."""
+    """Set a value in a nested dict by its dotted path."""
     *sections, name = path.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
@@ -191,7 +193,7 @@ def put(tree: dict[str, Any], path: str, *, value: Any) -> None:
 
 
 def _ours(row: Row, setup: Setup, out: Path) -> dict[str, Any]:
-    """The plain loop, or the goal "a style" for the demo's model and images."""
+    """Return the settings of the plain loop or of the goal "a style", for the demo's data."""
     shapes = read_toml(SETTINGS)["dataset"]
     tree: dict[str, Any] = {"model": {"path": str(BASE_MODEL)}, "dataset": {}, "training": {}}
     if row.way == "preset":
@@ -213,7 +215,7 @@ def _ours(row: Row, setup: Setup, out: Path) -> dict[str, Any]:
 
 
 def preset() -> dict[str, Any]:
-    """The settings that `impasto new` makes for a style, of 100 images without previews."""
+    """Return the settings of `impasto new` for a style from 100 images, without previews."""
     material = Material(
         model=str(BASE_MODEL), family="SD 1.x", resolution=128, generation="SD 1.x",
         predicts_noise=True, takes_clip_skip=True, image_dir=str(PICTURES), images=100,
@@ -224,7 +226,7 @@ def preset() -> dict[str, Any]:
 
 
 def _validate(tree: dict[str, Any], row: Row, setup: Setup) -> None:
-    """Ten validations where something is chosen by them, as in the preset; else hardly any."""
+    """Validate ten times, like the preset, if a model is selected by it; else hardly at all."""
     if row.chooses:
         tree["validation"]["every_steps"] = max(1, setup.steps // 10)
         put(tree, "training.posthoc_ema", value=True)
@@ -236,7 +238,7 @@ def _validate(tree: dict[str, Any], row: Row, setup: Setup) -> None:
 
 
 def _sd_scripts(row: Row, setup: Setup, seed: int, out: Path) -> dict[str, Any]:
-    """What `fine_tune.py` does with the flags that have to be given, and a rate of the size."""
+    """Return the settings of `fine_tune.py` with required flags, and a rate for a tiny model."""
     shapes = read_toml(SETTINGS)["dataset"]
     flags = parse_flags(FINE_TUNE, [
         f"--pretrained_model_name_or_path={BASE_MODEL}", f"--output_dir={out.parent}",
@@ -249,12 +251,12 @@ def _sd_scripts(row: Row, setup: Setup, seed: int, out: Path) -> dict[str, Any]:
         f"--learning_rate={SD_SCRIPTS_LR * scale() * row.rate}",
     ])  # fmt: skip
     tree = translate(FINE_TUNE, flags, has_tensorboard=False).tree
-    del tree["saving"]["model_dir"]  # the model goes into the run's own folder, and with it
+    del tree["saving"]["model_dir"]  # the model is saved in the run directory
     return {**tree, "output_dir": str(out)}
 
 
 def _add_prior(tree: dict[str, Any], weight: float, folder: Path) -> None:
-    """Give the dataset a second subset, of regularisation images."""
+    """Add a second subset, of regularisation images, to the dataset."""
     own = {"image_dir": tree["dataset"].pop("image_dir")}
     subsets = [own, {"image_dir": str(folder), "is_reg": True}]
     tree["dataset"] |= {"prior_loss_weight": weight, "datasets": [{"subsets": subsets}]}

@@ -1,4 +1,4 @@
-"""What `bench quality` found, as numbers with errors, as a table and as a sheet of samples."""
+"""The results of `bench quality`, as numbers with errors, as a table and as a sheet of samples."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ MEASURES: dict[str, tuple[str, int]] = {
     "prompt_tags": ("things recognised", 1),
     "authentic": ("authentic", 0),
 }
-"""Measure -> what it is called, and which way is better: 1 up, -1 down, 0 neither."""
+"""The title of each measure, and which direction is better: 1 up, -1 down, 0 neither."""
 
 SHOWN = (1, 3, 4, 6, 9, 10)
-"""Held-out things on the sheet, by their numbers."""
+"""Indices of the held-out things on the sheet."""
 
 THUMBNAIL = 72
-"""Pixels a side of a drawing on the sheet."""
+"""Side in pixels of an image on the sheet."""
 
 
 def gather(place: Place, wanted: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Name of a row -> of each measure its mean, error, and paired difference from the reference.
+    """Return mean, error and paired difference from the reference, by row and measure.
 
     The difference is None for the reference, for a single seed, and where it was not measured.
     """
@@ -77,10 +77,10 @@ def _number(value: float) -> float | None:
 
 
 def as_markdown(found: dict[str, dict[str, Any]]) -> str:
-    """Two tables: means with their errors, and differences from the reference with theirs.
+    """Return two Markdown tables: means, and differences from the reference, with errors.
 
-    A plus marks what is better than the reference and a minus what is worse, with a chance of error
-    of 5 % each by Student's t of the differences by seed.
+    A plus marks a result better than the reference and a minus a worse one, each with an error
+    probability of 5 % by Student's t-test of the differences by seed.
     """
     return f"{_table(found, _cell)}\nDifferences\n\n{_table(found, _difference)}"
 
@@ -110,7 +110,7 @@ def _difference(key: str, summary: dict[str, Any]) -> str:
 
 
 def _sign(key: str, summary: dict[str, Any]) -> str:
-    """`(+)` for better, `(-)` for worse, nothing within the noise."""
+    """Return `(+)` for better, `(-)` for worse, an empty string within the noise."""
     better = MEASURES[key][1]
     difference, error = summary.get("difference"), summary.get("difference_error")
     if not better or not difference or error is None:
@@ -123,7 +123,7 @@ def _sign(key: str, summary: dict[str, Any]) -> str:
 
 
 def _with_error(value: float, error: float | None, sign: str = "") -> str:
-    """A number with its error, to two digits of the error and at most three behind the point."""
+    """Format a number with its error, to two digits of the error and at most three decimals."""
     if error is None:
         return f"{value:{sign}.3g}"
     places = 3 if error == 0 else min(3, max(0, 1 - math.floor(math.log10(error))))
@@ -131,12 +131,12 @@ def _with_error(value: float, error: float | None, sign: str = "") -> str:
 
 
 def told(numbers: dict[str, Any]) -> str:
-    """A row on one line."""
+    """Format the measures of a row on one line."""
     return ", ".join(f"{MEASURES[key][0]} {_cell(key, of)}" for key, of in numbers.items())
 
 
 def draw_samples(place: Place, names: Sequence[str]) -> Any:
-    """A sheet: rows of the table down, some held-out things across, of the first seed."""
+    """Draw a sheet of the first seed: a line per table row, a column per held-out thing."""
     seed = place.setup.seeds[0]
     folder = place.folder / "thumbnails"
     folder.mkdir(exist_ok=True)
@@ -155,11 +155,11 @@ def draw_samples(place: Place, names: Sequence[str]) -> Any:
 
 
 def at_equal_content(place: Place) -> dict[str, str]:
-    """The preset's style where it keeps as much content as the reference, in words.
+    """Return a table row: the preset's style at the content that the reference preserves.
 
-    Between the base model and the preset's result lie mixtures of both. The kernel distance is read
-    off between those two of them whose shares of things recognised are around the reference's, seed
-    by seed; seeds whose shares are beyond all of them are left out.
+    Mixtures of the base model and the preset's result lie between the two. The kernel distance is
+    interpolated, per seed, between the two mixtures whose fractions of recognised things enclose
+    the reference's; a seed without such a pair is left out.
     """
     differences = []
     for seed in place.setup.seeds:
@@ -181,7 +181,10 @@ def at_equal_content(place: Place) -> dict[str, str]:
 
 
 def _distance_at(way: Sequence[dict[str, Any]], share: float) -> float | None:
-    """The kernel distance at a share of things recognised, read off between models on a way."""
+    """Return the kernel distance at a fraction of recognised things, interpolated along `way`.
+
+    None if no two neighbours enclose the fraction.
+    """
     for near, far in pairwise(way):
         high, low = near["prompt_tags"], far["prompt_tags"]
         if low <= share <= high:

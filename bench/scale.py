@@ -76,7 +76,7 @@ def start(scratch: Path) -> subprocess.Popen[str]:
 
 
 def write_tables(scratch: Path) -> None:
-    """The index of a scan, and what a latent cache keeps of that many images."""
+    """Write the index of a scan, and the files that a latent cache stores for that many images."""
     rng = np.random.default_rng(0)
     index = TableFolder(scratch / "scan.table", INDEX, [INDEX_VERSION, "bench"])
     parts = [part_of_index(begin, rng) for begin in range(0, RECORDS, _AT_ONCE)]
@@ -118,7 +118,7 @@ def part_of_index(begin: int, rng: np.random.Generator) -> pa.Table:
 
 
 def records_of(scratch: Path) -> RecordTable:
-    """The records of an index, as a scan makes them of files that have not changed."""
+    """Return the records of an index, as a scan makes them from unchanged files."""
     table = TableFolder(scratch / "scan.table", INDEX, [INDEX_VERSION, "bench"]).read()
     entries = Entries(table, np.arange(len(table)))
     names = {"size_bytes": "stamp0", "mtime_ns": "stamp1"}
@@ -164,13 +164,13 @@ def write_files(folder: Path) -> None:
 
 
 def own_memory() -> float:
-    """MiB of this process that are no part of a file, which all processes map together."""
+    """Return this process's memory in MiB without shared pages, such as mapped files."""
     info = psutil.Process().memory_info()
     return float(info.rss - info.shared) / 2**20
 
 
 def as_a_process(scratch: Path) -> None:
-    """Start as training does, print what it took, and stay until a line comes."""
+    """Start as training does, print the times, and stay until a line is read from stdin."""
     found: dict[str, Any] = {"libraries": own_memory()}
     seen: list[float] = []
     watching = threading.Event()
@@ -193,7 +193,7 @@ def as_a_process(scratch: Path) -> None:
     now = done("plan", now)
     kept = PreparedKeys(cache.folder / "prepared", plan.table, SOURCES).read(cache)
     if kept is None:
-        raise SystemExit("the kept keys do not belong to these records")
+        raise SystemExit("the stored keys do not match these records")
     images, keys = kept.table, kept.keys
     del plan
     now = done("keys", now)
@@ -205,7 +205,7 @@ def as_a_process(scratch: Path) -> None:
     done("dealt", now)
     found["start"] = time.perf_counter() - begun
     sampler.optimizer_step(sampler.steps_per_epoch - 1)
-    time.sleep(5)  # the next epoch is dealt meanwhile
+    time.sleep(5)  # the next epoch is shuffled meanwhile
     began = time.perf_counter()
     for step in range(1000):
         for sample in sampler.optimizer_step(step).micro_batches[0].samples:

@@ -1,4 +1,4 @@
-"""What a person waits for: the help text, and importing the trainer."""
+"""The start-up times that a user waits for: the help text, and importing the trainer."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""A step of the trainer under each lever; on a GPU, its share of what matrix products reach.
+"""A step of the trainer with each memory or speed option; on a GPU, its matrix-product efficiency.
 
 Every row of `step_rows` is a session of the trainer on the same images, with cached latents and
-text. With several jobs each is a program of its own: they compile side by side, which takes
-minutes, and are timed one at a time, all others stopped. What has been measured is printed at once.
+text. With several jobs each row is a separate process: they compile in parallel, which takes
+minutes, and are timed one at a time while all others are stopped. Each result is printed at once.
 
-As a program it measures one row: `python -m bench.step ROW SCRATCH TURNS ANSWER KERNELS`, the last
-of which may be empty.
+`python -m bench.step ROW SCRATCH TURNS ANSWER KERNELS` measures one row; KERNELS may be empty.
 """
 
 from __future__ import annotations
@@ -53,24 +52,24 @@ from impasto.training.session import Session
 from impasto.training.steps.prefetch import build_prefetcher
 
 Alone = Callable[[], contextlib.AbstractContextManager[None]]
-"""What a row is timed in."""
+"""Returns the context in which a row is timed."""
 
 UPDATES = {"cpu": 4, "cuda": 20}
 WARM = {"cpu": 0, "cuda": 3}
-"""Steps besides the first before those that are timed: graphs are recorded in them."""
+"""Steps after the first that are not timed: CUDA graphs are recorded in them."""
 KERNELS = 70
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How long steps took.
+    """The durations of steps.
 
     Attributes:
-        first_s: Seconds of the first, which compiles.
-        each_s: Of each of the others, which is waited for.
-        in_a_row_s: Of one of as many that are waited for together, as in training.
-        asking_s: Of one of these, for the program to ask for its kernels.
-        peak_bytes: The most that PyTorch's allocator held on the GPU during steps.
+        first_s: Seconds of the first step, which compiles.
+        each_s: Seconds of each other step, with a wait for the GPU after it.
+        in_a_row_s: Mean seconds of a step in as many without a wait in between, as in training.
+        asking_s: Mean seconds that the CPU takes to launch such a step's kernels.
+        peak_bytes: The peak that PyTorch's allocator reserved on the GPU during steps.
     """
 
     first_s: float
@@ -83,13 +82,13 @@ class Steps:
 def measure(
     scratch: Path, wanted: Sequence[str] = (), jobs: int = 1, kernels: Path | None = None
 ) -> dict[str, str]:
-    """The rows whose names have one of `wanted` in them.
+    """Measure the rows whose names contain one of `wanted`.
 
     Args:
-        scratch: Keeps models and images.
+        scratch: The folder of models and images.
         wanted: Parts of names, as in `sd1, batch 8, bf16`; all rows by default.
-        jobs: How many rows are prepared at a time. Their memory must suffice for all of them.
-        kernels: A folder for a table of each row's kernels, by the time that they take on a GPU.
+        jobs: How many rows are prepared in parallel. Memory must suffice for all of them.
+        kernels: A folder for a table per row of its GPU kernels, longest first.
     """
     try:
         rows = chosen_rows(default_device().type, wanted)
@@ -110,7 +109,7 @@ def measure(
 
 
 def _told_by_a_program(scratch: Path, kernels: Path | None, row: Row) -> str:
-    """Measure a row in a program of its own, which can be stopped while others are timed."""
+    """Measure a row in a separate process, which can be stopped while others are timed."""
     answer = scratch / f"answer-{uuid4().hex}.txt"
     words = [row.name, scratch, scratch / "turns", answer, kernels or ""]
     done = subprocess.run(
@@ -129,16 +128,16 @@ def _printed(row: Row, told: str) -> str:
 
 
 def _settings(scratch: Path, architecture: str, side: int) -> dict[str, Any]:
-    """Of a run; on a GPU the model is as `init` wrote it, on a processor a single file."""
+    """Return the settings of a run; its model is `init`'s on a GPU, a single file on a CPU."""
     dtype = None if default_device().type == "cuda" else "fp32"
     return settings(scratch, dtype, side, architecture)
 
 
 def _told(row: Row, scratch: Path, alone: Alone, kernels: Path | None) -> str:
-    """What is found of a row, in words."""
+    """Measure a row, and return the result as a line of text."""
     device = default_device()
     asked = changed(_settings(scratch, row.architecture, row.side), row.changes)
-    own = row.name.replace(", ", "-").replace(" ", "_")  # rows that are prepared together
+    own = row.name.replace(", ", "-").replace(" ", "_")  # rows may be prepared in parallel
     asked["output_dir"] = str(scratch / f"run-{own}")
     asked["dataset"] = {
         **asked["dataset"], "num_repeats": row.batch, "cache_dir": str(scratch / f"derived-{own}"),
@@ -168,11 +167,11 @@ def _told(row: Row, scratch: Path, alone: Alone, kernels: Path | None) -> str:
 def _steps(
     values: dict[str, Any], device: torch.device, alone: Alone, kernels: Path | None
 ) -> tuple[Steps, float]:
-    """Steps of a run, and the share that they have of the rate of matrix products."""
+    """Time the steps of a run, and return them with their fraction of the matrix-product rate."""
     on_gpu = device.type == "cuda"
-    if on_gpu:  # also after a row that failed
+    if on_gpu:  # a row that failed leaves memory behind
         gc.collect()
-        torch._dynamo.reset()  # graphs of rows before would count as this one's
+        torch._dynamo.reset()  # earlier rows' graphs count towards its limit
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     config = build_run_config(values, source="bench")
@@ -216,14 +215,14 @@ def _steps(
 
 
 def _share(config: RunConfig, session: Session, seconds: float, device: torch.device) -> float:
-    """Of what matrix products in bf16 reach on this card, measured now."""
+    """Return the step's fraction of the bf16 matrix-product rate of this card, measured now."""
     group = heaviest_group(config, session.prepared.plan.images)
     flops = build_memory_fitter(config, group).footprint(config).flops
     return flops / seconds / matmul_rate(device, torch.bfloat16)
 
 
 def _write_kernels(file: Path, step: Callable[[], None]) -> None:
-    """Write which kernels of two steps took longest, with milliseconds and calls of one."""
+    """Write the longest kernels of two steps, with the milliseconds and calls per step."""
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         step()
         step()
@@ -240,7 +239,7 @@ def _write_kernels(file: Path, step: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    """Measure one row, when it is its turn, and write what is found into a file."""
+    """Measure one row when it has its turn, and write the result into a file."""
     from bench.turns import Turns  # not on Windows
 
     name, scratch, folder, answer, kernels = sys.argv[1:]

@@ -1,10 +1,10 @@
-"""Runs another program's script and notes when each of its optimizer steps ends.
+"""Run another program's script and record when each of its optimizer steps ends.
 
-    python step_clock.py TIMES SCRIPT [WORDS ...]
+    python step_clock.py TIMES SCRIPT [ARGUMENTS ...]
 
-Run by the interpreter of the other program's environment: needs PyTorch and nothing of Impasto. The
-script is unchanged; PyTorch itself tells of every step of every optimizer, so no progress bar is
-read. TIMES gets a line for each: seconds of a clock.
+Run by the Python interpreter of the other program's environment: needs PyTorch and nothing of
+Impasto. The script is unchanged; a PyTorch hook is called after every step of every optimizer, so
+no progress bar is parsed. TIMES gets one line per step: seconds of a clock.
 """
 
 import runpy

@@ -1,6 +1,6 @@
-"""The rows of `bench step`: levers of the trainer, and the sizes at which they are measured.
+"""The rows of `bench step`: options of the trainer, and the sizes at which they are measured.
 
-On a processor it is the full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px,
+On a CPU the model is a full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px,
 and SDXL at 1024 px.
 """
 
@@ -110,7 +110,7 @@ SIZES_ON_GPU: dict[str, tuple[int, tuple[int, ...]]] = {
     "sd2": (512, (1, 8, 32, 64)),
     "sdxl": (1024, (1, 4)),
 }
-"""Pixels of a side, and images at a time."""
+"""Side in pixels, and batch size."""
 SDXL = (
     "bf16",
     "bf16, channels last, blocks compiled",
@@ -122,19 +122,19 @@ SDXL = (
     "lean, Adafactor, blocks compiled",
     "lean, Adafactor, blocks compiled, float8",
 )
-"""The rows of SDXL, whose other levers do what they do for SD 2."""
+"""The options measured for SDXL; the others have the same effect as for SD 2."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A lever at a size.
+    """A set of options at a size.
 
     Attributes:
-        architecture: Of the model, as `impasto init` has it.
-        side: Pixels of a side.
-        batch: Images at a time.
-        lever: Its name among the levers.
-        changes: What the settings say besides, by section.
+        architecture: The name of the model that `impasto init` takes.
+        side: Side of the images in pixels.
+        batch: Images per batch.
+        lever: The name of the set of options.
+        changes: The settings of the set, by section.
     """
 
     architecture: str
@@ -145,12 +145,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As in `sd1, batch 8, bf16`."""
+        """The name, as in `sd1, batch 8, bf16`."""
         return f"{self.architecture}, batch {self.batch}, {self.lever}"
 
 
 def all_rows(device: str) -> list[Row]:
-    """What is measured on a device of a kind, `cpu` or `cuda`."""
+    """Return the rows to measure on a kind of device, `cpu` or `cuda`."""
     if device != "cuda":
         return [Row("sd1", 256, 1, lever, changes) for lever, changes in ON_PROCESSOR.items()]
     return [
@@ -163,16 +163,16 @@ def all_rows(device: str) -> list[Row]:
 
 
 def chosen_rows(device: str, wanted: Sequence[str]) -> list[Row]:
-    """Rows by parts of their names, in the order of these parts; a whole name is that row alone.
+    """Return rows by parts of their names, in the order of the parts; a full name selects one row.
 
     Raises:
-        ValueError: A part is in no name.
+        ValueError: No name contains a part.
     """
     rows = {row.name: row for row in all_rows(device)}
     chosen: dict[str, Row] = {}
     for part in wanted or [""]:
         found = [part] if part in rows else [name for name in rows if part in name]
         if not found:
-            raise ValueError(f"No row has {part!r} in its name. There are: {'; '.join(rows)}.")
+            raise ValueError(f"No row's name contains {part!r}. The rows are: {'; '.join(rows)}.")
         chosen |= {name: rows[name] for name in found}
     return list(chosen.values())

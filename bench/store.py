@@ -1,7 +1,7 @@
-"""Latents from an object store on this machine against those of its disk.
+"""The rate of latents from a local object store against latents from its disk.
 
-The store is moto's server in a process of its own, which answers some hundred requests a second: a
-slow store without a network between. `step` is a pause for each batch, in the place of a GPU's.
+The store is moto's server in a separate process, which answers some hundred requests a second: a
+slow store without a network. `step` is a pause per batch that stands for a GPU's work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from impasto.remote_paths import machine_folder
 
 LATENTS, IN_A_SHARD, BATCH = 2_048, 256, 16
 STEP_S = 0.2
-"""At a batch of 16 that is 80 images a second: more than a large GPU trains on at 512 pixels."""
+"""A step's pause: 80 images a second at a batch of 16, more than a large GPU trains at 512 px."""
 WORKERS, AHEAD = 8, 16
 
 
@@ -74,7 +74,7 @@ def filled(folder: Path, keys: list[str]) -> None:
 
 
 def rate(cache: LatentCache, keys: list[str], step_s: float = 0.0) -> float:
-    """Samples a second in batches, read ahead by threads as training does."""
+    """Return the samples per second in batches, prefetched by threads as in training."""
     batches = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
     workers, ahead = (WORKERS, AHEAD) if cache.answers_late else (1, 2)
     began = time.perf_counter()
@@ -93,7 +93,7 @@ def rate(cache: LatentCache, keys: list[str], step_s: float = 0.0) -> float:
 
 @contextmanager
 def server() -> Iterator[None]:
-    """A local S3 server with a bucket, as the environment names it."""
+    """Start a local S3 server with a bucket, and set the environment variables that select it."""
     import boto3
 
     with socket.socket() as free:

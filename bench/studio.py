@@ -1,4 +1,4 @@
-"""How long a person waits for the studio, and what it takes."""
+"""The studio's response times, memory and CPU use."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ WATCHED_S = 60.0
 
 
 def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
-    """Pages of ten runs, the curves of one with 100,000 lines, and the memory of the server.
+    """Measure the pages of ten runs, the curves of one with 100,000 lines, and the server's memory.
 
     Args:
         folder: Where the runs are made.
-        minutes: How long the server is watched with three open pages.
+        minutes: How long the server is monitored with three open pages.
     """
     runs = [make_run(folder / "runs" / f"run-{number}", LINES) for number in range(RUNS)]
     found: dict[str, str] = {}
@@ -74,8 +74,8 @@ def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
 def monitored(
     server: int, visitor: Visitor, pages: list[str], run: RunDirectory, minutes: float
 ) -> dict[str, str]:
-    """Memory and CPU of the server while three pages are open and one of the runs goes on."""
-    visitor.get(f"{pages[0]}/curves?exact=1")  # waits for those that others have asked for
+    """Return the server's memory and CPU while three pages are open and a run continues."""
+    visitor.get(f"{pages[0]}/curves?exact=1")  # waits for curves requested earlier
     streams = [visitor.open(f"{page}/stream") for page in pages]
     process = psutil.Process(server)
     cpu, began = sum(process.cpu_times()[:2]), time.monotonic()
@@ -96,7 +96,7 @@ def monitored(
 
 
 def measure_data(folder: Path) -> dict[str, str]:
-    """Pages of a gallery of 50,000 images from a warm cache; a new folder's first thumbnails."""
+    """Measure a gallery of 50,000 images from a warm cache, and a new folder's first thumbnails."""
     found: dict[str, str] = {}
     many, few = folder / "data" / "many", folder / "data" / "new"
     make_images(many, 1)
@@ -135,7 +135,7 @@ def measure_data(folder: Path) -> dict[str, str]:
         bare = seconds_of(lambda: [small(few / f"{n:05}.jpg") for n in range(FIRST_IMAGES)])
         began = time.perf_counter()
         thumbnails = re.findall(r'src="(/data/[^"]+)"', visitor.get(new))
-        with ThreadPoolExecutor(6) as browser:  # as many connections as browsers have
+        with ThreadPoolExecutor(6) as browser:  # browsers open six connections
             list(browser.map(visitor.read, thumbnails[:FIRST_IMAGES]))
         shown = time.perf_counter() - began
         found[f"new folder and its first {FIRST_IMAGES} thumbnails"] = (
@@ -145,7 +145,7 @@ def measure_data(folder: Path) -> dict[str, str]:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """A folder of JPEGs of noise, as large as those of a camera phone at half its size."""
+    """Write a folder of JPEGs of noise, half the width and height of a camera phone's."""
     folder.mkdir(parents=True)
     noise = Image.effect_noise((1500, 1125), 80).convert("RGB")
     for number in range(count):
@@ -153,7 +153,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def make_run(path: Path, lines: int) -> RunDirectory:
-    """A run that has ended, with so many lines of metrics like those of a real one."""
+    """Write a finished run with `lines` lines of metrics like a real run's."""
     path.mkdir(parents=True)
     run = RunDirectory(path)
     run.config_file.write_text("", encoding="utf-8")
@@ -174,7 +174,7 @@ def make_run(path: Path, lines: int) -> RunDirectory:
 
 @contextmanager
 def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The studio in a process of its own, and the address that it prints."""
+    """Run the studio in a separate process; yield it with the address that it prints."""
     words = [sys.executable, "-m", "impasto", "studio", "--runs", str(folder), *options]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     try:
@@ -186,10 +186,10 @@ def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
 
 
 class Visitor:
-    """A browser with the cookie.
+    """A client that sends the studio's cookie, as a browser does.
 
     Args:
-        address: As the studio prints it.
+        address: The address that the studio prints.
     """
 
     def __init__(self, address: str) -> None:
@@ -199,19 +199,19 @@ class Visitor:
         self._cookie = {"cookie": (answer.headers["set-cookie"] or "").partition(";")[0]}
 
     def pages(self) -> list[str]:
-        """The addresses of the pages of all runs, as the first page has them."""
+        """Return the paths of the pages of all runs, from the links on the start page."""
         return list(dict.fromkeys(re.findall(r"/runs/[\w.-]+", self.get("/"))))
 
     def get(self, path: str) -> str:
-        """The text of a page."""
+        """Return the text of a page."""
         return self.read(path).decode("utf-8")
 
     def read(self, path: str) -> bytes:
-        """The bytes of an answer."""
+        """Return the bytes of a response."""
         return self._answer(path, self._cookie).read()
 
     def open(self, path: str) -> http.client.HTTPResponse:
-        """An answer that is not read yet."""
+        """Return a response that has not been read yet."""
         return self._answer(path, self._cookie)
 
     def _answer(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -221,19 +221,19 @@ class Visitor:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long something takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def against_empty(seconds: float, empty: float) -> str:
-    """A time, and how many times that of an empty page it is."""
+    """Format a duration, with its ratio to that of an empty page."""
     return f"{1000 * seconds:.0f} ms ({seconds / empty:.1f}x an empty page)"
 
 
 def small(file: Path) -> Image.Image:
-    """A thumbnail as a yardstick: read at an eighth where that is large enough."""
+    """Return a thumbnail by Pillow alone, decoded at 1/8 scale if that is large enough."""
     with Image.open(file) as image:
         image.draft("RGB", (256, 256))
         image.thumbnail((256, 256))
@@ -241,7 +241,7 @@ def small(file: Path) -> Image.Image:
 
 
 def least(visitor: Visitor, path: str, times: int = 5) -> float:
-    """The least seconds that a page takes, the first time left out."""
+    """Return the shortest time in seconds of a page over several requests, without the first."""
     seconds = []
     for _ in range(times + 1):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run that is monitored in the studio loses by it: steps with it and without it, in turn."""
+"""The cost of the studio for a run that it shows: steps with and without open pages, in turn."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of a stretch of time.
+    """The steps of a period.
 
     Attributes:
         step_s: Seconds of the median step.
-        cpu_s: CPU seconds of the trainer, per step; what others do on the machine adds little.
+        cpu_s: CPU seconds of the trainer per step; other load on the machine adds little to it.
     """
 
     step_s: float
@@ -49,14 +49,14 @@ class Phase:
 
 
 def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dict[str, str]:
-    """The demo's training with three open pages of it and the list of runs, and without.
+    """Train the demo with and without three open pages of it and a poll of the list of runs.
 
-    The studio is suspended for the steps without it, so that its start is in none of them.
+    The studio is suspended for the steps without it, so that its start-up affects none of them.
     """
     alone, monitored, shares = [], [], []
     with trained(folder / "runs" / "demo") as (run, trainer), open_pages(run.path.parent) as server:
         for number in range(2 * rounds):
-            if number % 4 in (0, 3):  # neither way is always the first of a round
+            if number % 4 in (0, 3):  # so that neither is always the first of a round
                 server.suspend()
                 alone.append(steps_of(run, trainer, phase_s))
                 server.resume()
@@ -81,10 +81,10 @@ def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dic
 
 
 def ratio(monitored: list[float], alone: list[float]) -> str:
-    """The median of the rounds' own ratios, with its 95 % interval, and seconds of a step alone.
+    """Format the median of the rounds' ratios, its 95 % interval, and the seconds of a step alone.
 
-    The interval is that of order statistics (Conover, Practical Nonparametric Statistics, 3.2): it
-    supposes nothing of the spread, which on a shared machine has long tails.
+    The interval uses order statistics (Conover, Practical Nonparametric Statistics, 3.2), which
+    assume no distribution: on a shared machine it has long tails.
     """
     ratios = sorted(w / a for w, a in zip(monitored, alone, strict=True))
     reach = 0.98 * math.sqrt(len(ratios))  # 1.96 standard deviations of a binomial count, p = 1/2
@@ -95,7 +95,7 @@ def ratio(monitored: list[float], alone: list[float]) -> str:
 
 
 def share_of(folder: Path, steps: int = SHARE_STEPS) -> str:
-    """What a trainer does for whoever watches it, in per cent of the CPU time of its steps."""
+    """Return the trainer's work for the studio, in per cent of the CPU time of its steps."""
     words = [sys.executable, "-m", "bench.studio_share", str(folder), str(steps)]
     done = subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -105,7 +105,7 @@ def share_of(folder: Path, steps: int = SHARE_STEPS) -> str:
 
 
 def steps_of(run: RunDirectory, trainer: psutil.Process, seconds: float) -> Phase:
-    """What the steps of the next seconds take; both ends are at the end of a step."""
+    """Measure the steps of the next seconds, from the end of a step to the end of another."""
     began, cpu = next_step(run, trainer), cpu_of(trainer)
     time.sleep(seconds)
     ended, used = next_step(run, trainer), cpu_of(trainer) - cpu
@@ -119,7 +119,7 @@ def steps_of(run: RunDirectory, trainer: psutil.Process, seconds: float) -> Phas
 
 
 def next_step(run: RunDirectory, trainer: psutil.Process) -> int:
-    """The next step, at the moment when it is written down.
+    """Return the number of the next step at the moment when its metrics are written.
 
     Raises:
         psutil.NoSuchProcess: The training has ended.
@@ -133,7 +133,10 @@ def next_step(run: RunDirectory, trainer: psutil.Process) -> int:
 
 
 def cpu_of(process: psutil.Process) -> float:
-    """CPU seconds of a process, user's and system's; on Linux by its clock, which has no ticks."""
+    """Return the CPU seconds of a process, user and system.
+
+    On Linux they come from its CPU clock, which is not rounded to ticks.
+    """
     if sys.platform == "linux":
         return time.clock_gettime(~process.pid << 3 | 2)  # as glibc's clock_getcpuclockid
     return sum(process.cpu_times()[:2])
@@ -141,7 +144,7 @@ def cpu_of(process: psutil.Process) -> float:
 
 @contextmanager
 def trained(place: Path) -> Iterator[tuple[RunDirectory, psutil.Process]]:
-    """The demo's training, at work since some steps; it is ended afterwards."""
+    """Run the demo's training; yield it after 20 steps, and kill it afterwards."""
     words = [sys.executable, "-m", "impasto", "demo", "--out", str(place)]
     sets = [word for setting in _SETTINGS for word in ("--set", setting)]
     process = subprocess.Popen([*words, *sets], stdout=subprocess.DEVNULL)
@@ -159,7 +162,7 @@ def trained(place: Path) -> Iterator[tuple[RunDirectory, psutil.Process]]:
 
 @contextmanager
 def open_pages(runs: Path) -> Iterator[psutil.Process]:
-    """The studio with three pages of the newest run open, and the list of runs asked for."""
+    """Run the studio with three pages of the newest run open and its list of runs polled."""
     ended = threading.Event()
     with served(runs) as (server, address):
         visitor = Visitor(address)
@@ -181,7 +184,7 @@ def open_pages(runs: Path) -> Iterator[psutil.Process]:
         threads.append(threading.Thread(target=ask, daemon=True))
         for thread in threads:
             thread.start()
-        time.sleep(2)  # the server has begun by now
+        time.sleep(2)  # the server has started by then
         yield psutil.Process(server.pid)
         ended.set()
         threads[-1].join()

@@ -1,4 +1,4 @@
-"""From the address of a run to its first drawn curve, in Chromium, beside an empty page."""
+"""The time from a run's address to its first drawn curve, in Chromium, against an empty page."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ NOTED = """(() => {
     };
     requestAnimationFrame(look);
 })()"""
-"""Notes when a page has its content and when a chart has a line, which has a colour, in
-milliseconds from the navigation."""
+"""Records when a page has its content and when a chart has a line, which is coloured, in
+milliseconds since the navigation.
+"""
 
 EMPTY = "/tasks"
 PAUSE_MS = 300
 
 
 def first_drawn(address: str, runs: list[str], lines: int) -> dict[str, str]:
-    """Visit each run twice in a browser that knows the scripts, an empty page before each visit.
+    """Visit each run twice in a browser with cached scripts, and an empty page before each visit.
 
     Args:
-        address: As the studio prints it.
-        runs: The addresses of the pages of runs that nobody has looked at.
-        lines: What each of them has, for the names of the rows.
+        address: The address that the studio prints.
+        runs: The paths of pages of runs that have not been opened before.
+        lines: How many lines of metrics each run has, for the names of the rows.
     """
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     name = f"from the address to the first drawn curve of {lines:,} lines, in Chromium"
     if program is None:
-        return {name: "not measured: there is no chromium on the path"}
+        return {name: "not measured: chromium is not on the PATH"}
     from playwright.sync_api import sync_playwright
 
     first, new, again, empty = 0.0, [], [], []
@@ -79,23 +80,23 @@ def first_drawn(address: str, runs: list[str], lines: int) -> dict[str, str]:
 
 
 def visit(page: Any, address: str, moment: str) -> float:
-    """Go to a page; milliseconds until what is noted under a name."""
+    """Open a page; return the milliseconds until a moment that it records is reached."""
     page.goto(address)
     page.wait_for_function(f"() => window.{moment}")
     return float(page.evaluate(f"window.{moment}"))
 
 
 def at(address: str, path: str) -> str:
-    """The address of a page of the studio."""
+    """Return the address of a page of the studio."""
     return re.sub(r"/\?.*", path, address)
 
 
 def span(moments: list[float]) -> str:
-    """The median, the least and the most."""
+    """Format the median, the minimum and the maximum."""
     middle = statistics.median(moments)
     return f"{middle:.0f} ms ({min(moments):.0f} to {max(moments):.0f})"
 
 
 def against(moments: list[float], yardstick: list[float]) -> str:
-    """The ratio of two medians."""
+    """Format the ratio of two medians."""
     return f"{statistics.median(moments) / statistics.median(yardstick):.2f}x"

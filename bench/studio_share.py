@@ -1,9 +1,10 @@
-"""What a run does for whoever watches it, as a share of the CPU time of its steps.
+"""The trainer's work for the studio, as a fraction of the CPU time of its steps.
 
-`python -m bench.studio_share FOLDER STEPS` trains the demo with the functions timed that look for
-commands and write status and events down, on the CPU clock of the thread that calls them: what else
-the machine does has no part in the result. The studio itself has no function in the trainer; a
-trainer does all of this whether somebody watches or not. Waking two threads is not in it.
+`python -m bench.studio_share FOLDER STEPS` trains the demo while timing the functions that poll for
+commands and write status and events. It uses the CPU clock of the calling thread, so that other
+load on the machine does not affect the result. The studio itself runs no code in the trainer; a
+trainer does all of this whether or not a studio is open. The cost of waking two threads is not
+included.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Shares:
         self._spent: defaultdict[str, float] = defaultdict(float)
 
     def time(self, place: Any, name: str, part: str) -> None:
-        """Put a timed function in the place of one."""
+        """Replace a function by a timed one."""
         setattr(place, name, self._timed(getattr(place, name), part))
 
     def count(self, place: Any, name: str) -> None:
-        """Take a call of a function for the end of a step."""
+        """Count a step at each call of a function."""
         function = getattr(place, name)
 
         @functools.wraps(function)
@@ -71,14 +72,14 @@ class Shares:
         return timed
 
     def found(self) -> dict[str, float]:
-        """CPU seconds of a step, and the share of it that each part has."""
+        """Return the CPU seconds of a step, and the fraction of them that each part takes."""
         used = self._ended - self._began
         shares = {part: spent / used for part, spent in self._spent.items()}
         return {"step_s": used / (self._steps - _WARM_UP), **shares}
 
 
 def main() -> None:
-    """Train and print what was found as JSON."""
+    """Train and print the results as JSON."""
     tune_allocation()
     from impasto import files
     from impasto.demo.recipe import demo_config

@@ -1,4 +1,4 @@
-"""Tagging against a bare loop over ONNX Runtime with the same model, and its memory.
+"""The speed of tagging against a bare loop over ONNX Runtime with the same model, and its memory.
 
 The model is a convolutional one with random weights and WD14's input, slow enough (tens of
 milliseconds an image) that decoding beside it matters; the bare loop decodes, prepares and runs
@@ -52,7 +52,7 @@ def measure(scratch: Path) -> dict[str, str]:
 
 
 def write_model(folder: Path) -> None:
-    """A network of a few layers, and the table of a WD14 tagger's 9,083 tags."""
+    """Write a network of a few layers, and the table of a WD14 tagger's 9,083 tags."""
     folder.mkdir(parents=True)
     network = nn.Sequential(
         nn.Conv2d(3, 48, 7, 4, 3), nn.ReLU(), nn.Conv2d(48, 128, 3, 2, 1), nn.ReLU(),
@@ -107,20 +107,20 @@ def with_impasto(scratch: Path, records: Sequence[ImageRecord], threshold: float
 
 
 class Nothing:
-    """Prepares a small array for each path and says the same of all."""
+    """An annotator that prepares a small array per path and gives every image the same tags."""
 
     def prepare(self, paths: Sequence[Path]) -> list[np.ndarray]:
-        """A black square for each."""
+        """Return a black square for each path."""
         return [np.zeros((448, 448, 3), dtype=np.uint8) for _ in paths]
 
     def annotate(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:
-        """The same for all."""
+        """Return the same tags for each image."""
         del records
         return ["one, two, three" for _ in prepared]
 
 
 def memory(scratch: Path) -> float:
-    """MiB between the first thousand images and the last of 100,000, records left out."""
+    """Return the MiB added between the first thousand images and all 100,000, without records."""
     stamp, size = FileStamp(1, 1), Size(448, 448)
     records = [ImageRecord(scratch / f"{n}.png", size, stamp) for n in range(MANY)]
     target = Sidecars(".txt", "overwrite", lambda _, new: new)

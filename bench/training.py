@@ -1,11 +1,11 @@
-"""The trainer against loops that others would write over the same networks, in turn.
+"""The trainer against loops that other programs run over the same networks, taken in turn.
 
-`bare`: U-Net, loss, backward, clipping, fused AdamW: the least that a step can be.
-`diffusers`: what `examples/text_to_image/train_text_to_image.py` of diffusers does in a step: the
-text encoder, DDPMScheduler's noise, AdamW with its defaults, a learning-rate scheduler, the loss
-read at every step; without its VAE, since the latents are cached here, and with it.
-`sd-scripts`: what `fine_tune.py` does in a step with cached latents: the same with 225 tokens in
-three chunks and the penultimate layer (its loop: library/train_util.py, fine_tune.py).
+`bare`: U-Net, loss, backward, clipping, fused AdamW: the minimum for a step. `diffusers`: a step of
+diffusers' `examples/text_to_image/train_text_to_image.py`: the text encoder, DDPMScheduler's noise,
+AdamW with its defaults, a learning-rate scheduler, the loss read at every step; without its VAE,
+since latents are cached here, and with it. `sd-scripts`: a step of `fine_tune.py` with cached
+latents: the same with 225 tokens in three chunks and the penultimate layer (its loop:
+library/train_util.py, fine_tune.py).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Comparison:
     """A session of the trainer, and other loops over its networks and its optimizer.
 
     Attributes:
-        session: Of one image size.
+        session: A session with images of one size.
         batch: Images per step.
-        side: Their sides in pixels.
+        side: Side of the images in pixels.
     """
 
     session: Session
@@ -57,7 +57,7 @@ class Comparison:
         self._scheduler = DDPMScheduler.from_config(dict(self.session.model.scheduler_config))
 
     def bare(self) -> None:
-        """The least that a step can be."""
+        """Run the minimum for a step."""
         latents = torch.randn((self.batch, 4, self.side // 8, self.side // 8))
         with torch.no_grad():
             states = self.session.trainable.states(self._ids)
@@ -69,7 +69,7 @@ class Comparison:
         self.session.optimizer.zero_grad()
 
     def ours(self) -> None:
-        """The trainer's own step: data, text and metrics included."""
+        """Run the trainer's own step, including data, text and metrics."""
         session = self.session
         updates = iterate_steps(session.data, session.sampler, self._done, self._done + 1, rank=0)
         for update, batches in updates:
@@ -78,11 +78,11 @@ class Comparison:
         self._done += 1
 
     def sd_scripts(self) -> None:
-        """A step as sd-scripts' fine_tune.py has it, on three chunks of text."""
+        """Run a step like that of sd-scripts' fine_tune.py, with three chunks of text."""
         self.diffusers(chunks=3)
 
     def diffusers(self, *, with_vae: bool = False, chunks: int = 1) -> None:
-        """A step as diffusers' script has it."""
+        """Run a step like that of diffusers' script."""
         session, unet = self.session, self._unet
         optimizer = session.optimizer
         for group in optimizer.param_groups:
@@ -111,7 +111,7 @@ class Comparison:
             group["fused"] = True
 
     def times(self, rounds: int, updates: int, names: Sequence[str] = ()) -> dict[str, list[float]]:
-        """Seconds of a step by loop, taken in turn; all loops unless some are named."""
+        """Return the seconds of a step by loop, taken in turn; all loops unless some are named."""
         loops: dict[str, Callable[[], Any]] = {
             "bare": self.bare,
             "ours": self.ours,
@@ -121,7 +121,7 @@ class Comparison:
         }
         loops = {name: step for name, step in loops.items() if name in names or not names}
         times: dict[str, list[float]] = {name: [] for name in loops}
-        for step in loops.values():  # first touch of memory, first calls of kernels
+        for step in loops.values():  # warms up memory and kernels
             step()
         for _ in range(rounds):
             for name, step in loops.items():
@@ -132,7 +132,7 @@ class Comparison:
         return times
 
     def rows(self, rounds: int, updates: int) -> dict[str, str]:
-        """Times in turn, and their ratios."""
+        """Return the times, taken in turn, and their ratios."""
         times = self.times(rounds, updates)
         what = f"batch {self.batch}, {self.side} px"
         rows = {
@@ -148,7 +148,7 @@ class Comparison:
 
 
 def measure(scratch: Path) -> dict[str, str]:
-    """On the embedded tiny model."""
+    """Measure on the embedded tiny model."""
     config = demo_config(
         scratch / "run",
         [

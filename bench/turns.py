@@ -1,8 +1,8 @@
-"""Programs that prepare side by side and are timed one at a time, all others stopped meanwhile.
+"""Programs that prepare in parallel and are timed one at a time while all others are stopped.
 
-A compiled step takes minutes of a processor before its first number, and then seconds of a card. So
-several may compile at once; whoever is ready takes the turn, has all others stopped (SIGSTOP),
-measures on a machine that does nothing else, and lets them go on. Linux and macOS only.
+A compiled step takes minutes of CPU time before its first number, and then seconds on a GPU. So
+several compile at once; the first one ready takes its turn: it stops all others (SIGSTOP), measures
+on an otherwise idle machine, and resumes them (SIGCONT). Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SETTLES_S = 0.5
-"""Until kernels of what was stopped have left the card."""
+"""Seconds until the kernels of stopped programs have finished on the GPU."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Turns:
     """The programs that take turns, each the leader of a process group.
 
     Attributes:
-        folder: Has a file for each, named by the number of its group, and the lock.
+        folder: Contains a file per program, named by its process group id, and the lock.
     """
 
     folder: Path
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Take part, and be stopped whenever another has its turn."""
+        """Take part for the block, and be stopped whenever another program has its turn."""
         self.folder.mkdir(parents=True, exist_ok=True)
         own = self.folder / f"{os.getpgrp()}.group"
-        with self._lock():  # whoever has the turn does not know of this one
+        with self._lock():  # a program that has its turn would not stop this one
             own.touch()
         try:
             yield
@@ -44,7 +44,7 @@ class Turns:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait for the turn, and have it until the end of the block."""
+        """Wait for a turn, and hold it until the end of the block."""
         with self._lock():
             others = self._others()
             _tell(others, signal.SIGSTOP)
@@ -67,5 +67,5 @@ class Turns:
 
 def _tell(groups: list[int], what: signal.Signals) -> None:
     for group in groups:
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # it has ended in the meantime
             os.killpg(group, what)

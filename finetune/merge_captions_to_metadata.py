@@ -1,4 +1,4 @@
-"""sd-scripts' command of this name; see docs/guide/sd-scripts.md."""
+"""A drop-in for the sd-scripts command of the same name; see docs/guide/sd-scripts.md."""
 
 from impasto.sdscripts.metadata_tools import merge_captions_to_metadata
 

@@ -1,18 +1,18 @@
-"""Open what Impasto writes by the code of the programs that it is written for.
+"""Open the files that Impasto writes with the code of the programs that they are written for.
 
 python scripts/check_peers.py [--a1111 FOLDER]... [--comfyui FOLDER] [--sd-scripts FOLDER]
                               [--supermerger FOLDER] [--forge FOLDER] [--packages FOLDER]
                               [--full] [--keep FOLDER]
 
-Each FOLDER is a checkout of that program; none is fetched. diffusers needs none: the installed
-one is used. Every program's own loaders run in a process of their own, so that one's modules do
-not meet another's. What a checkout needs besides (toml, voluptuous, imagesize, einops and opencv
-for sd-scripts, PEFT for diffusers' LoRA loader) is taken from --packages, a folder filled by
-`pip install --target`. --full also writes a model of Stable Diffusion's real size (2 GB), which
-sd-scripts and ComfyUI build networks of.
+Each FOLDER is a checkout of that program; none is downloaded. diffusers needs none: the installed
+version is used. Each program's loaders run in a separate process, so that the modules of two
+programs cannot collide. Further packages that a checkout needs (toml, voluptuous, imagesize, einops
+and opencv for sd-scripts, PEFT for diffusers' LoRA loader) are imported from --packages, a folder
+filled by `pip install --target`. --full also writes a model of Stable Diffusion's real size (2 GB),
+which sd-scripts and ComfyUI load into their networks.
 
-Exit code 0: all that were given opened everything. 1: one did not. A program that is not given is
-named as not tried.
+Exit code 0: all given programs opened everything. 1: one did not. Programs that are not given are
+reported as not tried.
 """
 
 import argparse
@@ -54,12 +54,12 @@ def main() -> int:
             ("merges_forge.py", options.forge),
         ):
             if place is None:
-                print(f"{script}: not tried, as no checkout was given")
+                print(f"{script}: not tried, because no checkout was given")
             else:
                 files = merges if script.startswith("merges_") else folder
                 results.append(run(script, place, files, options.packages))
         if not options.a1111:
-            print("a1111.py: not tried, as no checkout was given")
+            print("a1111.py: not tried, because no checkout was given")
     return 0 if all(results) else 1
 
 
@@ -72,12 +72,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--forge", type=Path, metavar="FOLDER")
     parser.add_argument("--packages", type=Path, metavar="FOLDER")
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the files here")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the files here")
     return parser.parse_args()
 
 
 def run(script: str, checkout: Path | None, folder: Path, packages: Path | None) -> bool:
-    """Run one program's loaders; what it says is shown as it is."""
+    """Run one program's loaders, whose output is shown; return whether they succeeded."""
     print(f"== {script} {checkout or ''}", flush=True)
     extra = [str(packages.resolve())] if packages else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(extra), "HF_HUB_OFFLINE": "1"}

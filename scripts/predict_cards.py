@@ -1,11 +1,11 @@
-"""Prints what `training.memory` chooses for graphics cards: the tables of docs/guide/gpu.md.
+"""Print what `training.memory` chooses for graphics cards: the tables of docs/guide/gpu.md.
 
-Predictions of a full fine-tuning, of shapes alone: no weights and no card are needed. Each run
-validates, and draws previews of the size that it trains on.
+The predictions are of full fine-tuning, from shapes only: no weights and no GPU are needed. Each
+run validates, and draws previews at its training size.
 
     python3 scripts/predict_cards.py [bf16|fp16] [PIXELS] [sd1|sdxl|...]
 
-It takes minutes. RECORD, a variable, names a file that remembers what was found.
+It takes minutes. The environment variable RECORD names a file that stores results for later calls.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault(
     "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
-)  # as the command has it
+)  # as in the command line
 
 import torch
 
@@ -30,11 +30,11 @@ from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.workload import Workload
 
 GPU_MEMORY_GIB = (4, 6, 8, 12, 16, 24, 48, 80)
-MOST = 64  # images of a batch
+MOST = 64  # images per batch
 
 
 def settings(folder: Path, pixels: int) -> RunConfig:
-    """A run with previews of its own size."""
+    """Return the settings of a run that draws previews at its training size."""
     return build_run_config(
         {
             "output_dir": str(folder / "run"),
@@ -53,7 +53,7 @@ def main() -> None:
     size = Size(int(pixels), int(pixels))
     group = Group(0, size)
     workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
-    stored = torch.float16  # as nearly all files are
+    stored = torch.float16  # the dtype of nearly all model files
     meta_model = partial(meta_model_of_architecture, find_architecture(family), stored)
     with tempfile.TemporaryDirectory() as name:
         config = settings(Path(name), int(pixels))

@@ -15,14 +15,14 @@ LOOKS = {
     "-dark": {"viewport": SIZE, "color_scheme": "dark"},
     "-narrow": {"viewport": {"width": 400, "height": 780}},
 }
-"""How a picture is taken, by what its name ends with: light, dark, on a phone."""
+"""The window and colour scheme of each look, by its suffix of the file name: light, dark, phone."""
 
 MOST_BYTES = 120_000
 WHOLE_PX = 4000
-"""Of a page that is photographed whole, so many pixels from its top at most."""
+"""The maximum height in pixels of a screenshot of a whole page, from its top."""
 
 SHOWN_FOLDER = "/home/ada"
-"""What stands in the pictures in place of the folder that they were taken in."""
+"""The path shown in screenshots instead of the folder that they were taken in."""
 
 RENAMED = """([from, to]) => {
     const undo = [];
@@ -42,28 +42,28 @@ RENAMED = """([from, to]) => {
     }
     return () => undo.forEach(putBack => putBack());
 }"""
-"""Puts another path in place of a real one in all that is shown; returns what puts it back."""
+"""Replaces one path by another in all visible text; returns a function that undoes it."""
 
 ALL_LOADED = """() => [...document.images].every(image => image.complete
     || image.getBoundingClientRect().top > innerHeight || !image.checkVisibility())"""
-"""Images that are not in the window are loaded when they come there."""
+"""Waits for images in the window only: the others load when they are scrolled into view."""
 
 END = (
     "Math.ceil(document.querySelector('main').lastElementChild.getBoundingClientRect().bottom) + 20"
 )
-"""Where the content ends, in pixels from the top of the window."""
+"""Returns where the content ends, in pixels from the top of the window."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Takes pictures of a page in the looks that are asked for.
+    """Takes screenshots of a page in the requested looks.
 
     Attributes:
-        page: What is photographed.
-        out: The folder for the pictures.
-        workplace: The folder whose path is not to be shown.
-        only: Names of the pictures that are written; None writes all of them, of whole pages, with
-            as many bytes as they take.
+        page: The page.
+        out: The folder for the screenshots.
+        workplace: The folder whose path is hidden.
+        only: Names of the screenshots to write; None writes all of them, of whole pages and of any
+            size in bytes.
     """
 
     page: Page
@@ -72,11 +72,11 @@ class Camera:
     only: frozenset[str] | None
 
     def take(self, name: str, at: str = "") -> None:
-        """Write the pictures of what is in the window that are asked for, in all looks.
+        """Write the requested screenshots of the window's content, in all looks.
 
         Args:
-            name: Their name, without what the looks add.
-            at: A selector of what is to stand at the top; the page's own top without it.
+            name: Their name, without the suffixes of the looks.
+            at: A selector of the element to scroll to the top; without it, the top of the page.
         """
         for look in LOOKS:
             if self.only is not None and name + look not in self.only:
@@ -84,15 +84,15 @@ class Camera:
             settings = LOOKS[look]
             self.page.set_viewport_size(settings["viewport"])
             self.page.emulate_media(color_scheme=settings.get("color_scheme", "light"))
-            self.page.mouse.move(0, 0)  # nothing is pointed at
+            self.page.mouse.move(0, 0)  # away from anything with a hover effect
             self.page.evaluate("document.activeElement?.blur()")
             self._scroll(at)
-            self.page.wait_for_timeout(700)  # charts are drawn anew
+            self.page.wait_for_timeout(700)  # charts are redrawn
             self.page.wait_for_function(ALL_LOADED)
             renamed = self.page.evaluate_handle(RENAMED, [str(self.workplace), SHOWN_FOLDER])
             target = self.out / f"{name}{look}.png"
             taken = self._whole() if self.only is None else self._window()
-            renamed.evaluate("putBack => putBack()")  # forms are sent with the real paths
+            renamed.evaluate("putBack => putBack()")  # forms must send the real paths
             target.write_bytes(taken if self.only is None else small_png(taken))
             print(f"{target}: {target.stat().st_size:,} bytes")
         self.page.set_viewport_size(SIZE)
@@ -104,7 +104,7 @@ class Camera:
         return self.page.screenshot(clip=shown)
 
     def _whole(self) -> bytes:
-        """The page from its top, as wide as it is: what is cut off or runs over is to be seen."""
+        """Return the whole page from its top, at its full width, so that overflow is visible."""
         width, height = self.page.evaluate(
             "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
         )
@@ -123,7 +123,7 @@ class Camera:
 
 
 def small_png(taken: bytes) -> bytes:
-    """The same picture with as many colours as fit into `MOST_BYTES`.
+    """Return the image as a PNG with as many colours as fit into `MOST_BYTES`.
 
     Raises:
         ValueError: It is larger even with 32 colours.
@@ -134,4 +134,4 @@ def small_png(taken: bytes) -> bytes:
         picture.quantize(colours).save(out, "PNG", optimize=True)
         if out.tell() <= MOST_BYTES:
             return out.getvalue()
-    raise ValueError(f"the picture has {out.tell():,} bytes")
+    raise ValueError(f"the screenshot is too large: {out.tell():,} bytes")

@@ -1,14 +1,14 @@
-"""Take the pictures of docs/guide/studio.md with the demo's data, in a real browser.
+"""Take the screenshots of docs/guide/studio.md with the demo's data, in a real browser.
 
-python scripts/take_screenshots.py [--workplace DIR] [--out docs/images] [--only NAME]...
-python scripts/take_screenshots.py [--workplace DIR] --all --out DIR
+python scripts/take_screenshots.py [--workplace DIR] [--out docs/images] [--only NAME]... python
+scripts/take_screenshots.py [--workplace DIR] --all --out DIR
 
-Without more it takes those that the guide shows; with `--all` whole pages, in light, in dark and at
-400 pixels, to be looked at.
+By default it takes the screenshots that the guide shows; with `--all` whole pages, in light, in
+dark and 400 pixels wide, for review.
 
 It opens the studio as `start.py studio` does, trains the demo there unless the workplace has it
-from an earlier call, and goes through all pages: about ten minutes on two CPU cores. Chromium and
-playwright are needed.
+from an earlier call, and visits all pages: about ten minutes on two CPU cores. It needs Chromium
+and playwright.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ SETTINGS = {
     "previews-steps": "20",
     "previews-guidance_scale": "2",
 }
-"""What is typed into the form of the second run, by the ends of its fields' names."""
+"""The values typed into the form of the second run, by the ends of the fields' names."""
 
 
 @contextmanager
 def served(workplace: Path) -> Iterator[str]:
-    """The studio with the demo, begun in a folder; yields the printed address."""
+    """Run the studio with the demo in a folder; yield the address that it prints."""
     words = [sys.executable, "-m", "impasto", "studio", "--demo"]
-    called_as = {"IMPASTO_PROGRAM": "impasto"}  # in commands that pages show
+    called_as = {"IMPASTO_PROGRAM": "impasto"}  # the program's name in commands on pages
     process = subprocess.Popen(
         words,
         cwd=workplace,
@@ -75,7 +75,7 @@ def served(workplace: Path) -> Iterator[str]:
 
 
 def prepare(workplace: Path) -> Path:
-    """What the pictures show beside what is made by clicks; returns the folder of the studio."""
+    """Create the data that is not made by clicks; return the studio's folder."""
     place = workplace / "impasto-studio"
     heldout, models = place / "data" / "held-out", place / "models"
     for source, target in (
@@ -100,7 +100,7 @@ def prepare(workplace: Path) -> Path:
 
 
 def first_start(camera: Camera, workplace: Path) -> None:
-    """What a newcomer sees: no run yet, and the demo offered."""
+    """Photograph the first visit: no run yet, and the demo offered."""
     with tempfile.TemporaryDirectory(dir=workplace) as fresh, served(Path(fresh)) as address:
         camera.page.goto(address)
         camera.page.wait_for_selector("#machine :text('This machine:')")
@@ -108,7 +108,7 @@ def first_start(camera: Camera, workplace: Path) -> None:
 
 
 def data_pages(camera: Camera, place: Path, address: str) -> None:
-    """The datasets, a gallery, one image, its captions, and models tried on them."""
+    """Photograph the datasets, a gallery, one image, its captions, and models tried on them."""
     page, data = camera.page, place / "data"
     page.click("nav >> text=Data")
     page.wait_for_selector(".dataset")
@@ -116,7 +116,7 @@ def data_pages(camera: Camera, place: Path, address: str) -> None:
     page.click(".dataset:has-text('demo')")
     page.wait_for_selector(".chips")
     for name, value in (("resolution", "136"), ("min_side", "64"), ("step", "32")):
-        page.fill(f".read [name={name}]", value)  # what the demo is trained at
+        page.fill(f".read [name={name}]", value)  # the demo's training size
     page.check(".read [name=copies]")
     page.click("button:has-text('Read the folder')")
     page.wait_for_selector("#reading .state")
@@ -156,7 +156,7 @@ def data_pages(camera: Camera, place: Path, address: str) -> None:
 
 
 def new_run(camera: Camera, place: Path) -> None:
-    """From a goal to a run that trains."""
+    """Photograph the steps from a goal to a run that trains."""
     page = camera.page
     page.click("nav >> text=New run")
     page.check("input[value=style]")
@@ -168,7 +168,7 @@ def new_run(camera: Camera, place: Path) -> None:
     for key, value in SETTINGS.items():
         fill_setting(page, key, value)
     page.evaluate("document.activeElement.blur()")
-    page.wait_for_timeout(2000)  # what was typed is sent a moment later
+    page.wait_for_timeout(2000)  # fields are sent with a short delay after typing
     page.wait_for_selector("#panel :text('Planning')", state="detached")
     page.wait_for_selector("#panel .plan dd:text-matches('^150; ')")
     camera.take("studio-new-form")
@@ -186,7 +186,7 @@ def new_run(camera: Camera, place: Path) -> None:
 
 
 def fill_setting(page: Page, key: str, value: str) -> None:
-    """Give a setting of the form a value, be it typed or chosen; its section is opened first."""
+    """Fill in or choose the value of a setting in the form, after opening its section."""
     field = page.locator(f"#f-{key}")
     for details in page.locator(f"details:not([open]):has(#f-{key}) > summary").all():
         details.click()
@@ -197,7 +197,7 @@ def fill_setting(page: Page, key: str, value: str) -> None:
 
 
 def finished_runs(camera: Camera) -> None:
-    """The list of runs, one of them, and two compared."""
+    """Photograph the list of runs, one run, and two compared."""
     page = camera.page
     page.click("nav >> text=Runs")
     page.wait_for_selector(f".run:has-text('{OWN}')")
@@ -218,7 +218,7 @@ def finished_runs(camera: Camera) -> None:
 
 
 def queue_draw_and_models(camera: Camera) -> None:
-    """Jobs that wait, a grid of drawings, and a model that was looked into."""
+    """Photograph waiting jobs, a grid of samples, and the details of a model."""
     page = camera.page
     page.click("nav >> text=Queue")
     page.wait_for_selector("#job-3")
@@ -264,7 +264,7 @@ def queue_draw_and_models(camera: Camera) -> None:
 
 
 def throw_away(camera: Camera) -> None:
-    """A model that was deleted, and how it is put back."""
+    """Photograph a deleted model, and how it is restored."""
     page = camera.page
     page.click(f".model:has-text('{OWN}')")
     page.click("a:has-text('Delete')")
@@ -282,18 +282,18 @@ def throw_away(camera: Camera) -> None:
 
 
 def in_guide() -> frozenset[str]:
-    """The names of the pictures that the guide shows."""
+    """Return the names of the screenshots that the guide shows."""
     guide = (ROOT / "docs" / "guide" / "studio.md").read_text(encoding="utf-8")
     return frozenset(re.findall(r"\(\.\./images/(studio-[\w-]+)\.png\)", guide))
 
 
 def at(address: str, path: str) -> str:
-    """The address of a page of the studio."""
+    """Return the address of a page of the studio."""
     return re.sub(r"\?.*", path, address)
 
 
 def photograph(browser: Browser, workplace: Path, out: Path, only: frozenset[str] | None) -> None:
-    """Go through all pages."""
+    """Visit all pages and photograph them."""
     page = browser.new_context(viewport=SIZE).new_page()
     page.set_default_timeout(PATIENCE_MS)
     camera = Camera(page, out, workplace, only)
@@ -311,26 +311,24 @@ def photograph(browser: Browser, workplace: Path, out: Path, only: frozenset[str
         DrawFolder(place / "runs" / HOME / "drawings").stop_worker()
         tasks = Tasks(place / "runs" / HOME / "tasks")
         for task in tasks.all():
-            tasks.stop(task)  # those that still work, where something failed
+            tasks.stop(task)  # after a failure, some still run
 
 
 def main() -> None:
-    """Read the arguments and take the pictures."""
+    """Parse the arguments and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--workplace", type=Path, help="where the studio works; kept, and used again"
-    )
+    parser.add_argument("--workplace", type=Path, help="the studio's folder; kept for later calls")
     parser.add_argument("--out", type=Path, help="default: docs/images")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--only", action="append", metavar="NAME")
     which.add_argument("--all", action="store_true", help="whole pages, in all looks")
     given = parser.parse_args()
     if given.all and given.out is None:
-        parser.error("--all needs --out: the guide shows some of the pictures only")
+        parser.error("--all needs --out: docs/images holds only the guide's screenshots")
     out = given.out or ROOT / "docs" / "images"
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        parser.exit(1, "There is no chromium on the path.\n")
+        parser.exit(1, "Chromium was not found on the PATH.\n")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as passing, sync_playwright() as programs:

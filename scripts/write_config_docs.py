@@ -28,21 +28,21 @@ HEAD = """# Settings
 
 All settings of `impasto train`, from the docstrings in `src/impasto/config/`. Written by
 `scripts/write_config_docs.py`; do not edit by hand. Any of them can be given on the command line:
-`--set section.key=value`; `--set section.key=none` takes one out of the file.
+`--set section.key=value`; `--set section.key=none` removes a setting of the file.
 """
 
 
 LEVELS = """
 Several datasets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above
 from `batch_size` on, and `[[dataset.datasets.subsets]]` takes {subset_keys}.
-What a level does not give is taken from the one above. `config` names a file with `[general]` and
-`[[datasets]]` instead. Of subsets alone are:
+What a level does not set is inherited from the level above. `config` names a file with `[general]`
+and `[[datasets]]` instead. These keys belong to subsets only:
 
 """
 
 
 def levels() -> str:
-    """How the keys of the dataset may be given for parts of it."""
+    """Return the section on dataset keys that can be set at several levels."""
     keys = ", ".join(f"`{name}`" for name in own_first(SubsetConfig))
     own = [setting.name for setting in subset_settings().values()]
     return LEVELS.format(subset_keys=keys) + "\n".join(section_rows(SubsetConfig, own))

@@ -1,4 +1,4 @@
-"""Sixty broken and odd files, as they lie in real folders, with what is to become of each."""
+"""Sixty damaged and unusual files, as found in real folders, and how each should be read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(image, form, **options):
 
 
 def make_broken_images(folder: Path) -> dict[str, str]:
-    """Fill `folder`; returns name -> a part of the reason for skipping it, or USABLE."""
+    """Fill `folder`; return file name -> a part of the reason for skipping it, or USABLE."""
     folder.mkdir(parents=True)
     maker = _Maker(folder)
     for part in (_damaged, _odd_kinds, _odd_forms, _odd_names, _odd_places):
@@ -106,7 +106,7 @@ def _odd_forms(maker):
     maker.draw("line.png", Image.new("RGB", (20000, 1)), "PNG")
     maker.draw("column.png", Image.new("RGB", (1, 20000)), "PNG")
     bomb = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # 3.6 gigapixels, says the header
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # 3.6 gigapixels according to the header
     import zlib
 
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
@@ -144,7 +144,7 @@ def _odd_places(maker):
         (maker.folder / "gone.png").symlink_to(maker.folder / "nowhere.png")
         maker.expected["gone.png"] = "cannot be read"
         (maker.folder / "deep" / "round").symlink_to(maker.folder, target_is_directory=True)
-    if os.geteuid() != 0:  # root may read everything
+    if os.geteuid() != 0:  # root can read every file
         maker.draw("locked.png", Image.fromarray(noise(seed=50)), "PNG")
         (maker.folder / "locked.png").chmod(0)
         maker.expected["locked.png"] = "cannot be read"

@@ -1,4 +1,4 @@
-"""The studio in a real browser, for tests; they are skipped where there is no Chromium."""
+"""The studio in a real browser; tests that use it are skipped without Chromium."""
 
 import asyncio
 import json
@@ -22,21 +22,21 @@ AXE = Path(__file__).parent / "support" / "axe.min.js"
 PATIENCE_MS = 60_000
 
 needs_browser = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on the PATH"),
     pytest.mark.timeout(600),
 ]
-"""The marks of a module of tests in a browser: `pytestmark = needs_browser`."""
+"""The marks of a module of browser tests: `pytestmark = needs_browser`."""
 
 LOOKS = {
     "light": {},
     "dark": {"color_scheme": "dark"},
     "narrow": {"viewport": {"width": 400, "height": 800}},
 }
-"""What a page is to be usable in: the arguments of a browser's context."""
+"""The contexts in which a page must be usable: arguments of `browser.new_context`."""
 
 
 PLAIN_DRAWING = "--disable-gpu", "--disable-software-rasterizer"
-"""Has Chromium draw pages without a GPU that is computed: no page needs one."""
+"""Stops Chromium from emulating a GPU in software: no page needs one."""
 
 STUDIO = """
 from functools import partial
@@ -45,25 +45,25 @@ from impasto.studio import core
 core.Studio = partial(core.Studio, look_every_s=0.1)
 main()
 """
-"""The studio, which looks at a run that is shown ten times as often."""
+"""A program that runs the studio, polling a shown run ten times as often."""
 
 MACHINE = {
     "facts": {"gpus": [], "memory_gib": 8}, "free_memory_gib": 4, "free_disk_gib": 9, "advice": [],
 }  # fmt: skip
-"""What a studio remembers of the machine, which it would look at for a second otherwise."""
+"""The machine facts that a studio caches; detecting them would take a second."""
 
 
 @contextmanager
 def served(runs, *options, forked=(), errors=None):
-    """The studio, in a process of its own; yields the address and the process.
+    """Run the studio in a separate process; yield its address and the process.
 
-    Of the commands that it starts, those that are named in `forked` are forks, and the others
-    interpreters, as a user's are; without names all are forks.
+    If `forked` names commands, the studio's processes for these are forks and those of other
+    commands are fresh interpreters, as a user's are; without names, all are forks.
 
     Args:
         runs: The folder of runs.
-        options: Others of the command line.
-        errors: The descriptor that it writes errors to.
+        options: Further command-line options.
+        errors: The file descriptor that it writes errors to.
     """
     machine = runs / HOME / "machine.json"
     machine.parent.mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ def served(runs, *options, forked=(), errors=None):
 
 
 def at(address, path):
-    """The address of a page of a studio, for a browser that has opened the printed one."""
+    """Return a studio page's address, for a browser that has opened the printed one."""
     return re.sub(r"\?.*", path.lstrip("/"), address)
 
 
 def end_queue(folder):
-    """End whoever works a queue off, and what is being trained of it."""
+    """Stop the workers of a queue, and the training that they run."""
     found = Queue(folder)
     running = [holder.owner.pid for holder in runners_of(folder).values()]
     running += [job.run.status()["pid"] for job in found.jobs() if job.run.state().is_alive]
@@ -102,9 +102,9 @@ def end_queue(folder):
 
 @pytest.fixture(scope="session")
 def chromium():
-    """One Chromium for all, and the event loop that speaks with it.
+    """Launch one Chromium for the session, with the event loop that communicates with it.
 
-    The loop is said to run only while tests of a browser do: it would be in the way of others.
+    The loop is marked as running during browser tests only: it would break other tests.
     """
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as programs:
@@ -127,12 +127,12 @@ def browser(chromium):
 
 
 POLL_OFTEN = "{ const every = setInterval; setInterval = (work, ms) => every(work, ms / 10); }"
-"""Has pages ask ten times as often for what they show anew every second or two."""
+"""Makes pages poll ten times as often for the parts that they update every second or two."""
 
 
 @contextmanager
 def opened_page(browser, complaints=None):
-    """A page in a browser that knows nothing yet; what goes wrong on it is noted."""
+    """Open a page in a new browser context; its errors are appended to `complaints`."""
     context = browser.new_context()
     context.add_init_script(POLL_OFTEN)
     page = context.new_page()
@@ -156,7 +156,7 @@ def page(browser, complaints):
 
 
 def wait_for_lines(page, selector=".curve canvas"):
-    """Wait until a chart has lines, and not its axes alone: pixels of a colour that is no grey."""
+    """Wait until a chart shows lines besides its axes: pixels of a colour other than grey."""
     page.wait_for_function(
         """selector => {
             const canvas = document.querySelector(selector);
@@ -175,12 +175,12 @@ def wait_for_lines(page, selector=".curve canvas"):
 
 
 def tab_to(page, selector, most=40):
-    """Go to an element by keyboard, as somebody does who has no mouse."""
+    """Move the focus to an element with the Tab key, as a user without a mouse does."""
     for _ in range(most):
         page.keyboard.press("Tab")
         if page.evaluate("s => document.activeElement.matches(s)", selector):
             return
-    raise AssertionError(f"{selector} is not reached by keyboard")
+    raise AssertionError(f"{selector} cannot be reached by keyboard")
 
 
 FAULTS = """async which => {
@@ -193,13 +193,13 @@ FAULTS = """async which => {
         .filter(e => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth)
         .map(e => e.outerHTML.slice(0, 160)).slice(-6)]];
 }"""
-"""What axe-core has against a page, and what is beyond its right edge if it scrolls there."""
+"""Returns axe-core's violations on a page, and elements beyond its right edge if it scrolls."""
 
 
 def check_all_looks(page):
     """Check a page in light, in dark and at 400 pixels; it is light and wide again afterwards.
 
-    In dark it differs by its colours alone, and so by what axe-core says of colours.
+    In dark only the colours differ, so axe-core checks only colours there.
     """
     wide = page.viewport_size
     check(page)
@@ -212,19 +212,19 @@ def check_all_looks(page):
 
 
 def check(page, which=None):
-    """No fault by axe-core, by all rules or some, and no scrolling sideways."""
-    if not page.evaluate("'axe' in window"):  # it takes longer to send than to run
-        page.context.add_init_script(path=AXE)  # into the pages that come after this one
+    """Require no violation by axe-core, of all rules or of `which`, and no horizontal scrolling."""
+    if not page.evaluate("'axe' in window"):  # sending it takes longer than running it
+        page.context.add_init_script(path=AXE)  # for the following pages
         page.evaluate(AXE.read_text(encoding="utf-8"))
     until = time.monotonic() + 10
     while found := page.evaluate(FAULTS, which):
         assert [fault[0] for fault in found] == ["too wide"], found
         assert time.monotonic() < until, found
-        page.wait_for_timeout(50)  # charts take the size of a page a moment after it
+        page.wait_for_timeout(50)  # charts follow the page's size after a short delay
 
 
 def drop_files(page, selector, paths):
-    """Drag files from the disk onto an element and drop them there, as the browser gets it."""
+    """Drag files from the disk onto an element and drop them, with the browser's events."""
     box = page.locator(selector).bounding_box()
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
@@ -235,9 +235,9 @@ def drop_files(page, selector, paths):
 
 
 def compare_all(page):
-    """Compare all runs, until what differs is shown."""
+    """Compare all runs, and wait until the differences are shown."""
     page.click("nav >> text=Compare")
-    page.wait_for_selector(".choices input")  # a click does not wait for the next page
+    page.wait_for_selector(".choices input")  # a click does not wait for navigation
     for box in page.query_selector_all(".choices input"):
         box.check()
     page.click("button:has-text('Compare')")
@@ -245,13 +245,13 @@ def compare_all(page):
 
 
 def ask_for_a_drawing(page, prompt):
-    """Fill the form of a small drawing in two steps."""
+    """Fill in the form of a small drawing in two steps."""
     page.fill("#prompt", prompt)
     for name, value in (("width", "64"), ("height", "64"), ("steps", "2")):
         page.fill(f"#{name}", value)
 
 
 def draw(page):
-    """Have it drawn, and wait for it."""
+    """Start the drawing, and wait for its image."""
     page.click("button.main")
     page.wait_for_selector(".drawing-card .state.done")

@@ -1,4 +1,4 @@
-"""Tiny random captioners of several kinds, saved as transformers' folders, for tests."""
+"""Tiny random captioners of several kinds, saved as transformers folders, for tests."""
 
 import torch
 from tokenizers import Tokenizer

@@ -1,10 +1,10 @@
-"""A CLIP of a few thousand numbers with its words, for tests of feature networks."""
+"""A CLIP of a few thousand parameters with its vocabulary, for tests of feature networks."""
 
 import torch
 
 
 def tiny_clip(folder, words):
-    """Write one with random weights; `words` is the folder of a tokenizer of CLIP's."""
+    """Write a CLIP with random weights; `words` is the folder of a CLIP tokenizer."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,

@@ -1,4 +1,4 @@
-"""What all tests share: shape checks at run time, a nano model, a small image folder."""
+"""Fixtures that all tests share: shape checks at run time, a nano model, a small image folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.fsync = os.fstat  # no test takes the power away: what was written survives each kill without
+os.fsync = os.fstat  # no test cuts the power: written data survives a kill without it
 
 import shape_checks
 
@@ -30,7 +30,7 @@ pytest_plugins = ("browsing", "object_stores", "studios")
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
 hypothesis.settings.register_profile("without deadlines", deadline=None)
-hypothesis.settings.load_profile("without deadlines")  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("without deadlines")  # a busy machine is not a failure
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}
 
@@ -39,10 +39,10 @@ LONGEST = ("test_pretended_gpu.py", "test_sharing.py", "test_cuda_shapes.py")
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Begin with the longest tests, so that no process waits minutes for another one's last.
+    """Run the longest tests first, so that no process waits minutes for another one's last test.
 
-    pytest-xdist gives each of its processes a stretch of the list to begin with (`worksteal`): what
-    is long stands at the head of the first and in the middle, where the second of two begins.
+    pytest-xdist gives each process a stretch of the list to begin with (`worksteal`): long tests
+    are put at the head of the first and in the middle, where the second of two starts.
     """
     long = {name: [item for item in items if item.path.name == name] for name in LONGEST}
     rest = [item for item in items if item.path.name not in LONGEST]
@@ -56,11 +56,11 @@ def pytest_collection_finish() -> None:
 
 
 def leave_out_of_collections() -> None:
-    """Have Python's garbage collector pass over all that is there, such as the libraries.
+    """Exempt all existing objects, such as the libraries', from Python's garbage collector.
 
-    It looks at a million objects otherwise, for a third of a second, each time that it looks at
-    all; and what they refer to stays until the end anyway. What tests make afterwards it looks at
-    less often than Python would, which takes a tenth of their time.
+    Otherwise each full collection visits a million objects, for a third of a second; and what they
+    refer to stays alive anyway. Later objects are collected less often than by default, which would
+    take a tenth of the tests' time.
     """
     gc.collect()
     gc.freeze()
@@ -69,16 +69,16 @@ def leave_out_of_collections() -> None:
 
 @pytest.fixture(scope="session")
 def golden():
-    """Read one of the recorded files."""
+    """Return a function that reads a recorded golden file."""
     return lambda name: json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
 def nano_architecture():
-    """A model with all the parts and a fraction of the numbers.
+    """An architecture with all parts of the model and a fraction of the parameters.
 
-    Its U-Net has every kind of layer once, going down and up: what tests of whole runs pay for is
-    the number of operations, not their size.
+    Its U-Net has every kind of layer once on the way down and once on the way up: the cost of tests
+    with whole runs is the number of operations, not their size.
     """
     from impasto.models.writing.architectures import ARCHITECTURES, Architecture
 
@@ -108,22 +108,25 @@ def nano_architecture():
 
 @pytest.fixture(scope="session")
 def nano_model(tmp_path_factory, nano_architecture) -> Path:
-    """A Diffusers folder with random weights. Read-only by agreement: copy it to change it."""
+    """Write a Diffusers folder with random weights.
+
+    Read-only by agreement: copy it to change it.
+    """
     import torch
 
     from impasto.models.writing.architectures import write_random_model
 
     folder = tmp_path_factory.mktemp("models") / "nano"
     write_random_model(nano_architecture, folder, seed=0, dtype=torch.float32)
-    leave_out_of_collections()  # what making it has imported
+    leave_out_of_collections()  # modules imported while writing it
     return folder
 
 
 @pytest.fixture(scope="session")
 def deeper_model(tmp_path_factory, nano_architecture) -> Path:
-    """The nano model with a third level: what the golden losses were recorded with.
+    """Write the nano model with a third level: the golden losses were recorded with it.
 
-    For whatever is shown by more layers, too. Read-only by agreement.
+    Also for behaviour that only shows with more layers. Read-only by agreement.
     """
     import torch
 
@@ -143,7 +146,7 @@ def deeper_model(tmp_path_factory, nano_architecture) -> Path:
 
 
 def draw_half_masks(pictures, folder):
-    """A mask for each image, whose left half counts; returns their folder."""
+    """Draw a mask per image, whose left half is trained on; return their folder."""
     folder.mkdir()
     for image in pictures.glob("*.png"):
         with Image.open(image) as opened:
@@ -154,7 +157,7 @@ def draw_half_masks(pictures, folder):
 
 
 def draw_images(folder: Path, count: int, *, seed: int = 0, captions: bool = True) -> Path:
-    """Simple coloured shapes in several aspect ratios, with captions."""
+    """Draw simple coloured shapes in several aspect ratios, with captions; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     sizes = [(64, 64), (96, 64), (64, 96)]
@@ -173,31 +176,31 @@ def draw_images(folder: Path, count: int, *, seed: int = 0, captions: bool = Tru
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Thirteen images in three buckets: batches of 4 leave short ones."""
+    """A folder of thirteen images in three buckets: batches of 4 leave short ones."""
     return draw_images(tmp_path / "pictures", 13)
 
 
 @pytest.fixture
 def run_values(tmp_path, nano_model, pictures):
-    """Settings of a short run on the nano model, as a nested mapping to change."""
+    """Settings of a short run on the nano model, as a nested dict that tests may change."""
     return short_run(tmp_path, nano_model, pictures)
 
 
 @pytest.fixture(scope="session")
 def encoded_before(tmp_path_factory) -> Path:
-    """A folder where what was encoded of images and captions stays from test to test."""
+    """A folder whose cached latents and text encodings are shared by all tests."""
     return tmp_path_factory.mktemp("encoded")
 
 
 @pytest.fixture
 def encoded_once(run_values, encoded_before) -> None:
-    """Has the runs of a test find what those of others have encoded of the same images."""
+    """Use the shared cache, so that a test's runs find the encodings of the same images."""
     run_values["dataset"]["cache_dir"] = str(encoded_before)
 
 
 @pytest.fixture
 def run_file(tmp_path, run_values):
-    """Write `run_values` as a TOML file, with changes by section."""
+    """Return a function that writes `run_values` as a TOML file, with changes by section."""
     import tomli_w
 
     def write(**changes) -> Path:
@@ -214,19 +217,19 @@ def run_file(tmp_path, run_values):
 
 
 def impasto(*words: object, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess[str]:
-    """Run the real command line as a user would, in a process of its own."""
+    """Run the real command line as a user would, in a separate process."""
     return running.run("-m", "impasto", *words, timeout=timeout, **kwargs)
 
 
 @pytest.fixture
 def train_config(run_values):
-    """Validated settings with changes by section."""
+    """Return a function that builds validated settings, with changes by section."""
     return partial(settings, run_values)
 
 
 @pytest.fixture(scope="module")
 def shared_config(tmp_path_factory, nano_model):
-    """As `train_config`, for runs that tests of a file share: read-only by agreement."""
+    """Like `train_config`, for runs that the tests of a file share: read-only by agreement."""
     folder = tmp_path_factory.mktemp("shared")
     pictures = draw_images(folder / "pictures", 13)
     return partial(settings, short_run(folder, nano_model, pictures))
@@ -234,7 +237,7 @@ def shared_config(tmp_path_factory, nano_model):
 
 @pytest.fixture
 def fresh_accelerate():
-    """accelerate keeps its state for the life of a process; a test may want another one."""
+    """Reset accelerate's state, which otherwise lasts for the whole process."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -244,7 +247,7 @@ def fresh_accelerate():
 
 @pytest.fixture(scope="session")
 def nano_sd2_architecture(nano_architecture):
-    """The same for SD 2: linear projections, heads of one width, OpenCLIP's activation."""
+    """SD 2's nano architecture: linear projections, heads of one width, OpenCLIP's activation."""
     from impasto.models.families import SD2_BASE
     from impasto.models.writing.architectures import Architecture
 
@@ -261,7 +264,7 @@ def nano_sd2_architecture(nano_architecture):
 
 @pytest.fixture(scope="session")
 def nano_sd2_model(tmp_path_factory, nano_sd2_architecture) -> Path:
-    """An SD 2 Diffusers folder with random weights. Read-only by agreement."""
+    """Write an SD 2 Diffusers folder with random weights. Read-only by agreement."""
     import torch
 
     from impasto.models.writing.architectures import write_random_model
@@ -273,7 +276,7 @@ def nano_sd2_model(tmp_path_factory, nano_sd2_architecture) -> Path:
 
 @pytest.fixture(scope="session")
 def nano_sdxl_model(tmp_path_factory, nano_architecture) -> Path:
-    """An SDXL Diffusers folder with random weights. Read-only by agreement."""
+    """Write an SDXL Diffusers folder with random weights. Read-only by agreement."""
     from two_encoders import write_model
 
     from impasto.models.families import SDXL
@@ -283,13 +286,13 @@ def nano_sdxl_model(tmp_path_factory, nano_architecture) -> Path:
 
 @pytest.fixture(scope="session", params=["sd1", "sd2"])
 def either_model(request, nano_model, nano_sd2_model) -> Path:
-    """Both families in turn."""
+    """The nano models of both families, one after the other."""
     return {"sd1": nano_model, "sd2": nano_sd2_model}[request.param]
 
 
 @pytest.fixture
 def ldm_file(tmp_path):
-    """Write a model's folder as one file, in float32 as it is; returns its path."""
+    """Return a function that writes a model's folder as one float32 file and returns its path."""
 
     def write(folder: Path, name: str = "model.safetensors") -> Path:
         from impasto.models.reading.opening import OpenOptions

@@ -1,8 +1,8 @@
-"""A training step on tensors that say `cuda:0` and have no values, with CUDA's own rules.
+"""A training step on tensors with device `cuda:0` and no values, by CUDA's own rules.
 
-CUDA's autocast decides what is computed in which type, and attention is that of CUDA's kernels,
-whose outputs have other shapes than the CPU's. Run as a program of its own, since it makes
-PyTorch believe in a device: reads cases as JSON from standard input, prints bytes for each.
+CUDA's autocast decides the dtype of each operation, and attention is that of CUDA's kernels, whose
+outputs have other shapes than the CPU's. This runs as a separate process, since it makes PyTorch
+assume a GPU: it reads cases as JSON from standard input, and prints the bytes of each.
 """
 
 import ctypes
@@ -19,9 +19,9 @@ SOURCE = Path(__file__).with_name("cuda_guard.cpp")
 
 
 def build_guard(folder):
-    """Compile the guard into a folder where it may be already.
+    """Compile the device guard into a folder, unless it is already there.
 
-    None where that is not possible here, with the reason.
+    Return the library and None, or None and the reason why it cannot be built here.
     """
     import torch
 
@@ -31,7 +31,7 @@ def build_guard(folder):
         return target, ""
     compiler = shutil.which("g++")
     if compiler is None or os.name != "posix":
-        return None, "no g++ to build a device guard with"
+        return None, "g++, which builds the device guard, is missing"
     home = Path(torch.__file__).parent
     partial = target.with_suffix(f".{os.getpid()}")
     includes = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
@@ -60,7 +60,7 @@ def believe_in_cuda():
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
               enable_gqa=False):  # fmt: skip
-    """What PyTorch chooses on a GPU: flash attention in 16 bits, else the memory-efficient one."""
+    """Compute attention as PyTorch chooses on a GPU: flash in 16 bits, else memory-efficient."""
     import torch
 
     aten = torch.ops.aten
@@ -71,10 +71,10 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 
 
 def add_kernels():
-    """What CUDA computes in one kernel, and a build for the CPU takes apart into larger ones.
+    """Register operators that are one kernel in CUDA and several in a CPU build.
 
     Returns:
-        What has to be kept as long as they are to be there.
+        The libraries, which must stay alive as long as the operators are used.
     """
     import torch
 
@@ -84,7 +84,7 @@ def add_kernels():
 
 
 def architecture_of(name):
-    """One of the program's own, or `small`: the tiny one with fewer layers, of each kind some."""
+    """Return an architecture of the program, or `small`: the tiny one with fewer layers."""
     from dataclasses import replace
 
     from impasto.models.writing.architectures import find_architecture
@@ -102,7 +102,7 @@ def architecture_of(name):
 
 
 def step_bytes(network, case):
-    """The most bytes that a step holds beside the weights, and the gradients in that moment."""
+    """Return a step's peak bytes beside the weights, and the gradients' bytes at that moment."""
     import torch
     import torch.nn.functional as F  # noqa: N812
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -152,7 +152,7 @@ def step_bytes(network, case):
 
 def main():
     cases = json.loads(sys.stdin.read())
-    ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # ahead of PyTorch, which asks only once
+    ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before PyTorch, which checks only once
     from impasto.cli.imports import leave_out_quantizers
 
     leave_out_quantizers()
@@ -163,7 +163,7 @@ def main():
     kernels = add_kernels()
     meta_model_of_architecture(
         architecture_of("tiny")
-    )  # libraries look for a GPU when they are loaded
+    )  # libraries look for a GPU when they are imported
     believe_in_cuda()
     found = []
     for case in cases:
@@ -178,7 +178,7 @@ def main():
     sys.stdout.write(json.dumps(found))
     sys.stdout.flush()
     del kernels
-    os._exit(0)  # autograd's thread for the device, which is none, may not end otherwise
+    os._exit(0)  # autograd's thread for the fake device might not end otherwise
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def picture(path):
 
 
 def damaged_tensors(rng, whole):
-    """A safetensors file with its header's values, its header's bytes, or any bytes damaged."""
+    """Return a safetensors file with damaged header values, header bytes, or bytes anywhere."""
     size = int.from_bytes(whole[:HEADER_BYTES], "little")
     header, body = whole[HEADER_BYTES : HEADER_BYTES + size], whole[HEADER_BYTES + size :]
     how = rng.random()
@@ -37,7 +37,7 @@ def damaged_tensors(rng, whole):
 
 
 class Evil:
-    """Opens a file when it is unpickled by a reader that calls what a pickle asks for."""
+    """Creates a file when it is unpickled by a reader that calls the functions a pickle names."""
 
     def __init__(self, folder):
         self.path = str(folder / CANARY)
@@ -53,7 +53,7 @@ def saved(content, *, zipped):
 
 
 def damaged_pickle(rng, content, folder):
-    """A PyTorch file that is damaged, of other content, or of ill will."""
+    """Return a PyTorch file that is damaged, has other content, or is malicious."""
     how, zipped = rng.random(), rng.random() < 0.5
     if how < 0.5:
         return damaged_bytes(rng, saved(content, zipped=zipped))

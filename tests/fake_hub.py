@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub, for tests: as much of its HTTP interface as up- and downloads need."""
+"""A small Hugging Face Hub for tests: the part of its HTTP API that uploads and downloads need."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """What it has, and what it was asked.
+    """The contents of the fake Hub, and the requests it has received.
 
     Attributes:
-        repos: Name -> what is in it by name, and `None` -> whether it is private.
-        stored: What has arrived by its SHA-256, in a commit or not.
-        received: The SHA-256 of each upload, as often as it came.
+        repos: Name -> its files by name, and `None` -> whether it is private.
+        stored: Uploaded contents by SHA-256, committed or not.
+        received: The SHA-256 of each upload, once per upload.
         asked: Method and path of each request.
-        fails_after: Uploads after which every further one fails; None for never.
+        fails_after: The number of uploads after which each further one fails; None for never.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class FakeHub:
         self.address = ""
 
     def environment(self, folder, token=TOKEN):
-        """What a process needs to take this for the Hub."""
+        """Return the environment variables that make a process use this as the Hub."""
         found = {
             "HF_ENDPOINT": self.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
             "HF_HOME": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
@@ -41,7 +41,7 @@ class FakeHub:
 
 
 def take_for_the_hub(hub, cache, monkeypatch):
-    """Have this process ask a fake Hub, and download into a cache of its own."""
+    """Make this process use a fake Hub, and download into a separate cache."""
     import huggingface_hub
 
     for name, value in {
@@ -74,7 +74,7 @@ def fake_hub():
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or each answer comes 40 ms late
+    disable_nagle_algorithm = True  # or each response is 40 ms late
     hub: FakeHub
 
     def log_message(self, *_):
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _object(self, wanted):
         if wanted["oid"] in self.hub.stored:
-            return wanted  # it has it already
+            return wanted  # already stored
         action = {"upload": {"href": f"{self.hub.address}/store/{wanted['oid']}"}}
         return {**wanted, "actions": action}
 

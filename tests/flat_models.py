@@ -1,6 +1,6 @@
-"""The nano model with one level: fewer kernels, and as many kinds of them but for resizing.
+"""The nano model with one level: fewer kernels, but all kinds except resizing.
 
-And one of barely any, for what chooses between settings by the memory that a step takes.
+Also a model with almost no layers, for tests of choosing settings by the memory of a step.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from impasto.models.writing.architectures import Architecture, write_random_mode
 def flat_architecture(nano: Architecture) -> Architecture:
     unet, vae, text_encoder = nano.configs
     flat = {
-        "block_out_channels": [16],  # has a weight whose state is large enough to be offloaded
+        "block_out_channels": [16],  # wide enough for an optimizer state that is offloaded
         "down_block_types": ["CrossAttnDownBlock2D"],
         "up_block_types": ["UpBlock2D"],
     }
@@ -23,22 +23,22 @@ def flat_architecture(nano: Architecture) -> Architecture:
 
 
 def write_flat_model(nano: Architecture, folder: Path) -> Path:
-    """Write it as a Diffusers folder, which is read-only by agreement; returns the folder."""
+    """Write the model as a Diffusers folder, read-only by agreement; return the folder."""
     write_random_model(flat_architecture(nano), folder, seed=0, dtype=torch.float32)
     return folder
 
 
 @pytest.fixture(scope="session")
 def one_level_model(tmp_path_factory, nano_architecture):
-    """For modules that take it for their `nano_model`, as where layers are not what they are about.
+    """A replacement for `nano_model` in modules whose tests do not depend on the number of layers.
 
-    A run of it takes a fourth less, and each of several processes exchanges half as many tensors.
+    A run with it takes a quarter less time, and several processes exchange half as many tensors.
     """
     return write_flat_model(nano_architecture, tmp_path_factory.mktemp("models") / "nano")
 
 
 def bare_architecture(nano: Architecture, *, attends: bool = False) -> Architecture:
-    """A U-Net with one level and no middle, and without attention unless it is asked for."""
+    """Return an architecture with one level, no middle block, and attention only if `attends`."""
     unet, *others = nano.configs
     bare = {
         "block_out_channels": [16],
@@ -50,7 +50,7 @@ def bare_architecture(nano: Architecture, *, attends: bool = False) -> Architect
 
 
 def write_bare_model(nano: Architecture, folder: Path) -> Path:
-    """Write one with attention as a Diffusers folder, which is read-only; returns the folder."""
+    """Write the model with attention as a Diffusers folder, read-only; return the folder."""
     architecture = bare_architecture(nano, attends=True)
     write_random_model(architecture, folder, seed=0, dtype=torch.float32)
     return folder

@@ -11,10 +11,10 @@ from torch import Tensor
 
 AT_ONCE = "_local_scalar_dense at training/optim/updates.py:"
 LOOKS_AT_LOSS_AND_NORM = {f"{AT_ONCE}<genexpr>": 2}
-"""What an optimizer needs that cannot be told on the device to pass over a step."""
+"""The waits of optimizers that cannot skip a step on the device, by name and count."""
 
 RECORDS = "cuda.synchronize at training/optim/graph_recorder.py:record"
-"""What recording a CUDA graph begins with: the update's in step 2, that of a batch in step 3."""
+"""The wait when CUDA graphs are recorded: in step 2 for the update, in step 3 for a batch."""
 
 Settings = dict[str, dict[str, Any]]
 
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     "prodigy": (
         {"optimizer": {"kind": "prodigy", "lr": 1.0}},
         {
-            **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
+            **LOOKS_AT_LOSS_AND_NORM,  # and the waits of pytorch-optimizer's own step
             "copy from pageable memory at training/optim/corrected.py:step_with_rate": 1,
             "_local_scalar_dense at training/optim/corrected.py:step_with_rate": 2,
         },
@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         {},
     ),
 }  # fmt: skip
-"""Name -> settings, and the host-device waits of a step."""
+"""Name -> settings, and the host's waits for the device in a step."""
 
 FAULTS: dict[str, dict[str, Any]] = {
     "kept, loss": {},
@@ -136,17 +136,17 @@ FAULTS: dict[str, dict[str, Any]] = {
     "last norm, loss": {"optimizer_in_backward": "last_norm"},
     "last norm, gradient": {"optimizer_in_backward": "last_norm"},
 }
-"""Name, with what is not finite in the second step -> settings."""
+"""Name, which ends with the value that is not finite in the second step -> settings."""
 
 
 def fault_of(name: str) -> dict[str, Any]:
-    """What is not finite in a case of `FAULTS`, and in which forward pass: one of step 2."""
+    """Return a fault's non-finite value, and the number of its forward pass, one of step 2."""
     at = 3 if "gradient_accumulation_steps" in FAULTS[name] else 2
     return {"what": name.rpartition(", ")[2], "at": at}
 
 
 class Blow(torch.autograd.Function):
-    """Passes a value on, and makes what comes back infinite."""
+    """Returns a value unchanged, and makes its gradient infinite."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class Blow(torch.autograd.Function):
 
 
 def broken_step(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Callable[..., Any]:
-    """The training step, whose loss or gradient is not finite in one forward pass."""
+    """Return the training step, with a non-finite loss or gradient in one forward pass."""
     passes = [0]
 
     def step(*args: Any) -> Any:
@@ -174,7 +174,7 @@ def broken_step(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Calla
 
 
 def broken_inputs(fault: dict[str, Any] | None, real: Callable[..., Any]) -> Callable[..., Any]:
-    """The inputs of steps as graphs, whose loss or gradient is not finite in one forward pass."""
+    """Return the inputs of graphed steps, with a non-finite loss or gradient in one pass."""
     passes = [0]
 
     def inputs(*args: Any) -> Any:

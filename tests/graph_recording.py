@@ -1,10 +1,10 @@
-"""A recorder that does on tensors what a CUDA graph does on a GPU, without one.
+"""A recorder that emulates CUDA graphs on tensors, without a GPU.
 
-While it records, it notes every operator with the tensors and numbers that it is called with, and
-afterwards everything is as if nothing had been computed. A replay calls the same operators on the
-same tensors with the same numbers, and puts the results where the recorded ones were. So a number
-that the host made for one step stays that of this step, and a tensor that was put in the place of
-a recorded one is not seen: as on a GPU.
+While it records, it stores every operator with the tensors and numbers that it is called with, and
+afterwards restores all memory, as if nothing had been computed. A replay calls the same operators
+on the same tensors with the same numbers, and writes the results where the recorded ones were. So a
+number that the host computed for one step stays that of this step, and a tensor that replaces a
+recorded one is ignored: as on a GPU.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ WAITING = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten
 
 
 class Recording(TorchDispatchMode):
-    """Notes the operators, and what was in memory that they write to.
+    """Records operators, and the previous values of the memory that they write to.
 
     Attributes:
         calls: Operator, arguments and results.
-        memories: Of what was made, on a pretended GPU.
+        memories: The memory records of created tensors, on a pretended GPU.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Recording(TorchDispatchMode):
         return result
 
     def undo(self) -> None:
-        """Put the values back that there were before."""
+        """Restore the values from before the recording."""
         for tensor, value in self._before.values():
             tensor.copy_(value)
 
@@ -76,9 +76,9 @@ class RecordedGraphs:
     """A `GraphRecorder` for any device.
 
     Attributes:
-        ran: How often work was done as it was launched.
+        ran: How often work was run eagerly.
         recorded: How often it was recorded.
-        replayed: How often a record was replayed.
+        replayed: How often a recording was replayed.
         marked: How often the end of a step was marked.
     """
 
@@ -108,22 +108,22 @@ class RecordedGraphs:
 
 
 class Done:
-    """An event that has come, as everything has on a CPU."""
+    """An event that is always complete, since a CPU runs operators at once."""
 
     def query(self):
         return True
 
     def synchronize(self):
-        raise AssertionError("nothing was to be waited for")
+        raise AssertionError("no wait was expected")
 
 
 @contextlib.contextmanager
 def without_random_states() -> Iterator[None]:
-    """Refuse what a GPU's generator refuses while a graph is recorded: to tell its state."""
+    """Refuse to return the random state while a graph is recorded, as a GPU's generator does."""
     real = torch.get_rng_state
 
     def refused():
-        raise NotRecordableError("the generator's state was asked for")
+        raise NotRecordableError("the generator's state was read")
 
     torch.get_rng_state = refused
     try:
@@ -133,7 +133,7 @@ def without_random_states() -> Iterator[None]:
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
-    """A tensor that has values: those of a pretended GPU keep theirs beside them."""
+    """Return a tensor with values: that of a pretended GPU stores them in an attribute."""
     return getattr(tensor, "values", None) if hasattr(tensor, "memory") else tensor
 
 
@@ -142,7 +142,7 @@ def address(tensor: Tensor) -> int:
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    """The tensors that an operator changes."""
+    """Yield the tensors that an operator changes."""
     for number, declared in enumerate(func._schema.arguments):
         if declared.alias_info is not None and declared.alias_info.is_write:
             given = args[number] if number < len(args) else kwargs.get(declared.name)

@@ -1,4 +1,4 @@
-"""Settings to begin with for each way of training, and every rung of the ladder that they take."""
+"""Initial settings for each way of training, and the memory ladder's rungs for them."""
 
 from impasto.config.cases import Facts
 from impasto.config.compatibility import goes_together
@@ -23,7 +23,7 @@ FACTS = {
 
 
 def rungs_taken(config, facts):
-    """Every rung that is offered, one after the other, as where no memory is enough."""
+    """Return every rung that is offered, one after the other, as if memory never sufficed."""
     taken, changed = [], config
     for rung in LADDER[facts.device]:
         if offers(rung, changed, facts):
@@ -42,15 +42,15 @@ BEGUN_ON_GPU = {
     )
     for half in ("fp16", "no")
 }
-"""Name -> optimizer, method and number format; other optimizers end on the same rungs as these."""
+"""Name -> optimizer, method and precision; other optimizers end on the same rungs as these."""
 
 
 def bottom_of_ladder(name, build, without=()):
-    """Settings of one step with every rung for GPUs taken that these take.
+    """Return settings of one step with every applicable rung for GPUs taken.
 
     Args:
-        name: Of `BEGUN_ON_GPU`.
-        build: Makes a configuration of settings.
+        name: A key of `BEGUN_ON_GPU`.
+        build: Builds a configuration from settings.
         without: Rungs that are left out.
     """
     kind, method, half = BEGUN_ON_GPU[name]
@@ -66,7 +66,7 @@ def bottom_of_ladder(name, build, without=()):
 
 
 def begun(train_config, kind, method, **training):
-    """Settings of a way of training with an optimizer, from the fixture that makes settings."""
+    """Return settings of a way of training with an optimizer, built by `train_config`."""
     lr = 1.0 if OPTIMIZERS[kind].finds_lr else 1e-3
     sections = {**METHODS[method], "optimizer": {"kind": kind, "lr": lr}}
     return train_config(**sections, training=training)

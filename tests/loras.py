@@ -1,4 +1,4 @@
-"""LoRAs made of two models and merged into one, for tests."""
+"""LoRAs extracted from two models and merged into one, for tests."""
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,7 @@ def as_file(folder, file):
 
 
 def tuned(base, target, seed=5, of=lambda name: True, size=0.02):
-    """A copy of a model whose layers of a LoRA moved by random numbers."""
+    """Write a copy of a model with random changes in the layers that a LoRA has."""
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(base)
     for name, tensor in tensors.items():
@@ -32,7 +32,7 @@ def tuned(base, target, seed=5, of=lambda name: True, size=0.02):
 
 
 def of_a_lora(name):
-    """Weights that sd-scripts' LoRA has, by the names of single files."""
+    """Return whether sd-scripts' LoRA has this weight, named as in single files."""
     return any(
         mark in name
         for mark in (

@@ -1,4 +1,4 @@
-"""Ways to damage a file: by bytes, by the values of a tree, and by the form of JSON and TOML."""
+"""Ways to damage a file: its bytes, the values of a tree, and the syntax of JSON and TOML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ODD_KEYS = ["", "a", "0", "__class__", "../x", "\0", "é", "k" * 3000, "step "]
 
 
 def damaged_bytes(rng, content):
-    """A few random edits of a file's bytes."""
+    """Return a file's bytes with a few random edits."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 3, 12])):
         at = rng.randrange(len(data) + 1)
@@ -81,7 +81,7 @@ _EDITS = [
 
 
 def places_in(tree, path=()):
-    """The path of every value in a tree of dictionaries and lists."""
+    """Yield the path of every value in a tree of dicts and lists."""
     yield path
     if isinstance(tree, (dict, list)):
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
@@ -89,7 +89,7 @@ def places_in(tree, path=()):
 
 
 def damaged_tree(rng, tree, odd=ODD_VALUES):
-    """A copy with some values replaced, removed, renamed, nested or repeated."""
+    """Return a copy with some values replaced, removed, renamed, nested or repeated."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         path = rng.choice(list(places_in(tree)))
@@ -119,18 +119,18 @@ def _damage_entry(rng, holder, key, odd):
 
 
 def deep_json(rng):
-    """Nested so deeply that a reader that calls itself has no stack for it."""
+    """Return JSON nested so deeply that a recursive reader runs out of stack."""
     depth = rng.choice([400, 3000, 120_000])
     return rng.choice(["[" * depth, "[" * depth + "]" * depth, '{"a":' * depth + "0" + "}" * depth])
 
 
 def json_bytes(tree, **options):
-    """JSON as other programs write it, single surrogates included."""
+    """Return JSON as other programs write it, including lone surrogates."""
     return json.dumps(tree, ensure_ascii=False, **options).encode("utf-8", "surrogatepass")
 
 
 def damaged_json(rng, tree):
-    """A JSON file with a value, its form, its encoding or its bytes damaged."""
+    """Return a JSON file with damage in a value, its syntax, its encoding or its bytes."""
     how = rng.random()
     if how < 0.6:
         return json_bytes(damaged_tree(rng, tree), indent=rng.choice([None, 1]))
@@ -145,7 +145,7 @@ def damaged_json(rng, tree):
 
 
 def damaged_lines(rng, rows):
-    """JSON lines, some of them damaged."""
+    """Return JSON lines, some of them damaged."""
     if rng.random() < 0.3:
         return damaged_bytes(rng, b"\n".join(json_bytes(row) for row in rows))
     return b"\n".join(
@@ -155,7 +155,7 @@ def damaged_lines(rng, rows):
 
 
 def damaged_toml(rng, tree):
-    """A TOML file with a value, its form or its bytes damaged."""
+    """Return a TOML file with damage in a value, its syntax or its bytes."""
     how = rng.random()
     if how < 0.65:
         changed = _for_toml(damaged_tree(rng, tree))

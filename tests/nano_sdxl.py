@@ -1,4 +1,4 @@
-"""A model of SDXL's form with a fraction of the numbers: three levels of two layers each."""
+"""A model with SDXL's structure and few parameters: three levels of two layers each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from impasto.models.writing.conversion import convert_model
 
 
 def deep_architecture(nano: Architecture, family: Family = SDXL) -> Architecture:
-    """One with all 23 blocks that `--block_lr` names."""
+    """Return an architecture with all 23 blocks that `--block_lr` names."""
     small = architecture(nano, family)
     unet, *others = small.configs
     return replace(small, configs=({**unet, "layers_per_block": 2}, *others))
 
 
 def write_sdxl_file(nano: Architecture, file: Path, family: Family = SDXL) -> Path:
-    """One file of it with random weights."""
+    """Write the model with random weights as one file; return its path."""
     folder = file.with_suffix("")
     write_random_model(deep_architecture(nano, family), folder, seed=0, dtype=torch.float32)
     convert_model(str(folder), file, "safetensors", {}, OpenOptions())

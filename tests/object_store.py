@@ -1,4 +1,4 @@
-"""A local S3 server, which can be told to answer as stores do on bad days."""
+"""A local S3 server that can be made to fail as real stores do."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CREDENTIALS = {
 }
 Answer = tuple[str, list[tuple[str, str]], bytes]
 Fault = Callable[[dict[str, Any], Callable[[], Answer]], Answer | None]
-"""Is given the request, and what asks the server; None lets the server answer."""
+"""Takes the request and a function that calls the server; None lets the server answer."""
 
 
 class WithoutPauses:
-    """The module asyncio for who asks a store again: its sleep takes no time."""
+    """Replaces the module asyncio in code that retries requests: its sleep returns at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(asyncio, name)
@@ -37,7 +37,7 @@ class WithoutPauses:
 
 
 class ObjectStore:
-    """The server: its requests so far, what goes wrong with the next, and clients made for it."""
+    """The server: its requests so far, a fault for the next ones, and clients created for it."""
 
     def __init__(self) -> None:
         self._inner = create_backend_app("s3")
@@ -57,7 +57,7 @@ class ObjectStore:
 
     @contextmanager
     def failing(self, fault: Fault) -> Iterator[None]:
-        """Have requests go wrong meanwhile."""
+        """Apply a fault to requests during the block."""
         self.fault = fault
         try:
             yield
@@ -85,7 +85,7 @@ class ObjectStore:
 
 
 def refusing(code: str, status: int, only: str = "") -> Fault:
-    """A fault: the store answers with an error."""
+    """Return a fault: the store answers with an error."""
 
     def fault(environ: dict[str, Any], _: Callable[[], Answer]) -> Answer | None:
         if only not in f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}":
@@ -99,7 +99,7 @@ def refusing(code: str, status: int, only: str = "") -> Fault:
 
 
 def cutting(only: str) -> Fault:
-    """A fault: the connection ends after half of an object."""
+    """Return a fault: the connection ends after half of an object."""
 
     def fault(environ: dict[str, Any], ask: Callable[[], Answer]) -> Answer | None:
         if only not in f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}":
@@ -120,7 +120,7 @@ def put_folder(folder: Path, place: Path) -> None:
 
 
 def make_bucket(store: ObjectStore, name: str) -> Path:
-    """A new bucket, as a place."""
+    """Create a bucket, and return its path."""
     _admin(store.url).create_bucket(Bucket=name)
     return Path(f"s3://{name}")
 

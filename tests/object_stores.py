@@ -17,16 +17,16 @@ def s3_server():
 
 @pytest.fixture
 def store_cache(tmp_path, monkeypatch):
-    """The folder for copies of objects on this machine."""
+    """The folder for local copies of objects."""
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "store-cache"))
     return tmp_path / "store-cache"
 
 
 @pytest.fixture
 def s3(s3_server, store_cache, monkeypatch):
-    """The server as the environment names it, which answers well; no request is counted yet.
+    """The server, without faults and with no request counted, selected by environment variables.
 
-    Its client is the same in all tests, and asks again without a pause.
+    Its client is the same in all tests, and retries without pauses.
     """
     import s3fs.core
     from object_store import CREDENTIALS, WithoutPauses
@@ -46,7 +46,7 @@ def s3(s3_server, store_cache, monkeypatch):
 
 @pytest.fixture
 def bucket(s3, request):
-    """A new bucket, as a place."""
+    """The path of a new bucket."""
     import hashlib
 
     from object_store import make_bucket
@@ -59,7 +59,7 @@ def bucket(s3, request):
 
 @pytest.fixture
 def in_memory(store_cache, request):
-    """A new place in the memory of this process."""
+    """The path of a new folder in the memory of this process."""
     import hashlib
     from pathlib import Path
 
@@ -68,5 +68,5 @@ def in_memory(store_cache, request):
 
 @pytest.fixture(params=["s3", "memory"])
 def place(request):
-    """A new place in each kind of store."""
+    """The path of a new folder in each kind of store."""
     return request.getfixturevalue("bucket" if request.param == "s3" else "in_memory") / "data"

@@ -1,4 +1,4 @@
-"""The images of a folder as a webdataset's tars, a Parquet table, or what `save_to_disk` writes."""
+"""The images of a folder as a webdataset's tars, Parquet tables, or files of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from impasto.member_paths import plain
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes, **changes: object) -> None:
-    """A file, or something else of that name."""
+    """Add a file, or a member of another kind through `changes`."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     for key, value in changes.items():
@@ -24,7 +24,7 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes, **changes: objec
 
 
 def pack_tars(folder: Path, target: Path, each: int = 5, words: str = ".txt") -> Path:
-    """Shards of so many samples, each an image and its words beside one another."""
+    """Write tar shards of `each` samples, every image next to its caption; return the folder."""
     target.mkdir(parents=True, exist_ok=True)
     images = sorted(folder.glob("*.png"))
     for number, start in enumerate(range(0, len(images), each)):
@@ -38,7 +38,7 @@ def pack_tars(folder: Path, target: Path, each: int = 5, words: str = ".txt") ->
 
 
 def table_of(folder: Path) -> pa.Table:
-    """A table as Hugging Face has them: pairs of bytes and path, and words."""
+    """Return a table in Hugging Face's format: structs of bytes and path, and captions."""
     images = sorted(folder.glob("*.png"))
     return pa.table(
         {
@@ -49,7 +49,7 @@ def table_of(folder: Path) -> pa.Table:
 
 
 def pack_parquet(folder: Path, target: Path, each: int = 4, rows: int = 2) -> Path:
-    """Tables of so many images, in row groups of so many."""
+    """Write Parquet files of `each` images, in row groups of `rows`; return the folder."""
     (target / "data").mkdir(parents=True, exist_ok=True)
     table = table_of(folder)
     count = -(-len(table) // each)
@@ -61,7 +61,7 @@ def pack_parquet(folder: Path, target: Path, each: int = 4, rows: int = 2) -> Pa
 
 
 def pack_arrow(folder: Path, target: Path, rows: int = 3) -> Path:
-    """A folder as `datasets.save_to_disk` writes it, with a file of its cache beside."""
+    """Write a folder as `datasets.save_to_disk` does, with one of its cache files beside it."""
     target.mkdir(parents=True, exist_ok=True)
     table, name = table_of(folder), "data-00000-of-00001.arrow"
     for file in (name, "cache-0123.arrow"):

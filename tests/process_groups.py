@@ -1,4 +1,4 @@
-"""Threads in the place of the processes of a run: they exchange texts as those do."""
+"""Threads in place of the processes of a run, which exchange texts in the same way."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from impasto.data.engines.process_group import ProcessGroup
 
 
 class Threads:
-    """What the threads of a group have in common."""
+    """The state shared by the threads of a group."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -17,7 +17,7 @@ class Threads:
 
 
 class ThreadGroup:
-    """One of several threads as a `ProcessGroup`; one that fails breaks the exchange of all."""
+    """A thread as a member of a `ProcessGroup`; a thread that fails breaks the exchange of all."""
 
     def __init__(self, threads: Threads, rank: int) -> None:
         self.rank, self.size, self.local_size = rank, threads.size, threads.size
@@ -37,7 +37,7 @@ class ThreadGroup:
 
 
 def in_threads(size: int, work: Callable[[ProcessGroup], object]) -> list:
-    """What some work comes to in each of so many threads."""
+    """Run `work` in `size` threads; return its results in the order of ranks."""
     threads = Threads(size)
 
     def one(rank: int) -> object:

@@ -1,4 +1,4 @@
-"""Stages for tests of the engines: picklable, and found by workers under this name."""
+"""Stages for tests of the engines: picklable, and importable by workers under this name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def end_once(marker: Path) -> None:
-    """End this process as the system does, the first time that anybody comes here."""
+    """Kill this process, as the system would, on the first call for `marker`."""
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:
@@ -27,7 +27,7 @@ def end_once(marker: Path) -> None:
 
 @dataclass(frozen=True)
 class Square:
-    """Squares numbers; sevens fail, and 13 ends its process."""
+    """Squares numbers; fails for sevens, and ends its process for 13."""
 
     pause: float = 0.0
 
@@ -40,7 +40,7 @@ class Square:
 
 @dataclass(frozen=True)
 class Halve:
-    """A stage with a model, which is opened anew in each process; halves what was squared."""
+    """A stage with a model, opened separately in each process; halves squared numbers."""
 
     marker: Path
     uses_gpu: bool = False
@@ -60,7 +60,7 @@ class Halve:
 
 @dataclass(frozen=True)
 class Break:
-    """Has a fault of its own at 40."""
+    """Raises a programming error for 40."""
 
     def __call__(self, batch):
         if 40 in batch:
@@ -70,7 +70,7 @@ class Break:
 
 @dataclass(frozen=True)
 class NotingThreads:
-    """Makes what a recipe makes, which notes with how many threads PyTorch computes then."""
+    """Builds a recipe's encoder that also records how many threads PyTorch uses."""
 
     recipe: Callable
     file: Path
@@ -90,7 +90,7 @@ class NotingThreads:
 
 
 def encode(pixels):
-    """Moments that follow from the pixels, and not evenly from each."""
+    """Return moments computed from the pixels, different for each."""
     import torch
 
     mean = torch.nn.functional.avg_pool2d(pixels, 8)
@@ -100,7 +100,7 @@ def encode(pixels):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Makes an encoder; in a worker its first call ends the process."""
+    """Builds an encoder whose first call in a worker ends the process."""
 
     marker: Path | None = None
     fingerprint: str = "vae-1"
@@ -117,7 +117,7 @@ class Recipe:
 
 
 def encoder_of(recipe: Recipe, fingerprint: str = "vae-1") -> MomentsEncoder:
-    """What this process has, and how others make it."""
+    """Return this process's encoder, with the recipe by which others build it."""
     from impasto.data.caching.encoding import MomentsEncoder
 
     return MomentsEncoder(encode, fingerprint, 2, recipe=recipe)

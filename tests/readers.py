@@ -1,8 +1,8 @@
-"""One file of each kind that Impasto reads, whole, and a reading of a damaged copy of it.
+"""One valid file of each kind that Impasto reads, and a reader for damaged copies of it.
 
-`READERS` has for each kind a class: `__init__(folder)` makes the whole files once, and
-`read(rng, folder)` damages a copy in an empty folder and reads it as the program does. Only
-Impasto's own errors may come out.
+`READERS` has a class per kind: `__init__(folder)` writes the valid files once, and `read(rng,
+folder)` damages a copy in an empty folder and reads it as the program does. Only Impasto's own
+errors may be raised.
 """
 
 from __future__ import annotations

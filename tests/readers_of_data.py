@@ -1,4 +1,4 @@
-"""What lies beside images and is made of them, damaged and read; see `readers.py`."""
+"""Files beside images and derived from them, read with damage; see `readers.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mutations import damaged_bytes, damaged_json, damaged_lines
 
 
 class Npz:
-    """Latents of sd-scripts."""
+    """Latents in sd-scripts' .npz format."""
 
     def __init__(self, folder):
         latents = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
@@ -51,8 +51,8 @@ class Npz:
         target.write_bytes(content)
         found = read_npz(target, planned.images[0])
         if not isinstance(found, Failure):
-            assert found.latents.shape == (4, 8, 8), "a shape that does not fit was believed"
-            assert np.isfinite(found.latents).all(), "values that are not finite were believed"
+            assert found.latents.shape == (4, 8, 8), "a wrong shape was accepted"
+            assert np.isfinite(found.latents).all(), "values that are not finite were accepted"
 
     def _member(self, rng, array, folder):
         other = [
@@ -76,7 +76,7 @@ class Npz:
 
 
 class TextNpz:
-    """Text encoder outputs for sd-scripts, as written here."""
+    """Text encoder outputs in sd-scripts' format, written by Impasto."""
 
     def __init__(self, folder):
         from impasto.data.caching.text_npz import TextShape, write_text_npz
@@ -103,12 +103,12 @@ class TextNpz:
             np.savez(target, **self.entries | {rng.choice(list(self.entries)): rng.choice(other)})
         found = read_text_npz(target, self.shape)
         if not isinstance(found, Failure):
-            assert found.packed.shape == (77 * 7 + 5,), "a shape that does not fit was believed"
-            assert np.isfinite(found.packed).all(), "values that are not finite were believed"
+            assert found.packed.shape == (77 * 7 + 5,), "a wrong shape was accepted"
+            assert np.isfinite(found.packed).all(), "values that are not finite were accepted"
 
 
 class Journals:
-    """What `dataset undo` takes back, and `dataset clean` goes on with."""
+    """The journals that `dataset undo` reverts, and that `dataset clean` continues from."""
 
     def __init__(self, folder):
         self.whole = folder / "whole"
@@ -143,7 +143,7 @@ class Journals:
 
 
 class Caches:
-    """Shards, their indices, the hashes of contents, and the index of scans."""
+    """Shards, their indices, content hashes, and the scan index."""
 
     KEYS = tuple(f"{n:032x}" for n in range(3))
 
@@ -185,11 +185,11 @@ class Caches:
             expected = self.values.half()[[self.KEYS.index(key) for key in there]]
             is_as_written = torch.equal(mean, expected)
         found = [fault for fault in cache.verify(remove=True) if fault is not None]
-        assert not there or is_as_written or found, "verify does not see changed values"
+        assert not there or is_as_written or found, "verify does not detect changed values"
 
 
 class ScanIndices:
-    """The index that makes a second scan cheap; it is believed only where it can be right."""
+    """The index that speeds up a second scan; it is used only where it can be right."""
 
     def __init__(self, folder):
         self.whole = folder / "data"

@@ -1,4 +1,4 @@
-"""Files of models, damaged and read; see `readers.py`."""
+"""Model files, read with damage; see `readers.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ckpts:
 
 
 class Safetensors:
-    """Checkpoints without pickles, whole models' names among them."""
+    """Checkpoints without pickles, some with the tensor names of whole models."""
 
     def __init__(self, folder):
         names = ["model.diffusion_model.out.2.bias", "first_stage_model.decoder.conv_in.bias", "x"]
@@ -83,7 +83,7 @@ def read_model_file(file):
 
 
 class HypernetworkFiles:
-    """Hypernetworks of A1111 and of safetensors."""
+    """Hypernetworks of A1111 and in safetensors."""
 
     def __init__(self, folder):
         from impasto.checkpoints.hypernetwork_writing import write_hypernetwork

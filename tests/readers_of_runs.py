@@ -1,4 +1,4 @@
-"""Run directories, states and settings, damaged and read; see `readers.py`."""
+"""Run directories, training states and settings, read with damage; see `readers.py`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _OneProcess:
 
 
 class States:
-    """Training states, with hashes and of versions without."""
+    """Training states with hashes, and those of earlier versions without."""
 
     def __init__(self, folder):
         from impasto.checkpoints.tensors import LazyTensor
@@ -127,15 +127,15 @@ class States:
         state = load_state(target, FINGERPRINT)
         read = [{n: t.read() for n, t in tensors.items()} for tensors in state.tensors()]
         if is_hashed:
-            assert (state.step, state.samples_seen) == (3, 30), "changed numbers were believed"
+            assert (state.step, state.samples_seen) == (3, 30), "changed numbers were accepted"
             for tensors in read:
-                assert tensors.keys() == self.tensors.keys(), "tensors came or went unseen"
+                assert tensors.keys() == self.tensors.keys(), "wrong tensor names were accepted"
                 for name, tensor in tensors.items():
-                    assert torch.equal(tensor, self.tensors[name]), "changed bits were believed"
+                    assert torch.equal(tensor, self.tensors[name]), "changed bits were accepted"
 
 
 class Prompts:
-    """Files of prompts: text, JSON, TOML."""
+    """Prompt files: text, JSON, TOML."""
 
     def __init__(self, folder):
         self.text = b"a cat --n dog --w 64 --h 96 --d 1 --l 7 --s 20\n# a comment\na dog --l 5\n"
@@ -162,12 +162,12 @@ class Prompts:
         else:
             file.write_bytes(damaged_toml(rng, self.tree))
         for prompt in read_prompt_file(file, Prompt("", seed=1)):
-            assert 0 < prompt.width * prompt.height < 10**8, "an absurd size was believed"
-            assert np.isfinite(prompt.guidance_scale), "a scale that is no number was believed"
+            assert 0 < prompt.width * prompt.height < 10**8, "an absurd size was accepted"
+            assert np.isfinite(prompt.guidance_scale), "a scale that is not a number was accepted"
 
 
 class Settings:
-    """The settings of a run, which are the same once written and read again."""
+    """The settings of a run, which must not change when written and read again."""
 
     def __init__(self, folder):
         self.tree = {

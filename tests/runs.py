@@ -1,4 +1,4 @@
-"""What tests of whole runs share: crashes, copies, the bits of an export, a short run."""
+"""Helpers for tests of whole runs: crashes, copies, the bytes of an export, a short run."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from impasto.training.trainer import train
 
 
 class StopAt(SilentEvents):
-    """Raises after a number of steps, as a crash would, without a word to the trainer."""
+    """Raises an exception after a number of steps, as in a crash, without notifying the trainer."""
 
     def __init__(self, step, kind=ZeroDivisionError):
         self.step, self.kind = step, kind
@@ -27,13 +27,13 @@ class StopAt(SilentEvents):
 
 
 class KillAt(SilentEvents):
-    """Copies a run as a kill after a number of steps would leave it; the run itself goes on.
+    """Copies a run as a kill after a number of steps would leave it; the run itself continues.
 
     Args:
         path: The run directory.
-        step: After which it is copied.
-        saved: The step of a state that is there by then.
-        besides: What else a thread has written by then, below the directory.
+        step: The step after which it is copied.
+        saved: The step of a state that must exist by then.
+        besides: Further files below the directory that a thread must have written by then.
     """
 
     def __init__(self, path, step, saved, besides=()):
@@ -46,19 +46,19 @@ class KillAt(SilentEvents):
             return
         until = time.monotonic() + 60
         while not all(path.exists() for path in self.written):
-            assert time.monotonic() < until, "a thread writes it"
+            assert time.monotonic() < until, "the thread has not written it in time"
             time.sleep(0.01)
         being_written = shutil.ignore_patterns("*.partial", ".lock")
         shutil.copytree(self.path, self.copy, ignore=being_written)
 
     def put_back(self):
-        """Put the copy in the place of the run that went on; returns it."""
+        """Replace the finished run by the copy; return its directory."""
         shutil.rmtree(self.path)
         return RunDirectory(self.copy.rename(self.path))
 
 
 def trained_and_killed(config, step, saved, besides=()):
-    """A run to its end, and what a kill after a step leaves of it; see `KillAt`."""
+    """Train to the end, and return the run as a kill after a step leaves it; see `KillAt`."""
     kill = KillAt(config.output_dir, step, saved, besides)
     return train(config, kill), RunDirectory(kill.copy)
 
@@ -67,14 +67,14 @@ FOUR = {"training": {"max_steps": 4}}
 
 
 def run_of_four(shared_config):
-    """A run of four steps that nothing happened to, with all states."""
+    """A run of four steps without interruption, with all states."""
     saving = {"state_every_steps": 1, "keep_states": 9}
     folder = str(shared_config().output_dir.with_name("whole"))
     return train(shared_config(output_dir=folder, saving=saving, **FOUR))
 
 
 def copied(run, folder):
-    """A run and all that lies beside it, in another folder, with the paths of its settings."""
+    """Copy a run and the files beside it, and adjust the paths in its settings; return it."""
     shutil.copytree(run.path.parent, folder, dirs_exist_ok=True)
     copy = RunDirectory(folder / run.path.name)
     text = copy.config_file.read_text(encoding="utf-8")
@@ -88,15 +88,15 @@ def exported(run):
     return {
         str(file.relative_to(run.export)): file.read_bytes()
         for file in run.export.rglob("*")
-        if file.is_file() and file.name != "impasto.json"  # has the date and the run's name
+        if file.is_file() and file.name != "impasto.json"  # contains the date and the run's name
     }
 
 
 def killed_copy(run: Path, copy: Path, *, after: int) -> Path:
-    """A copy of a finished run as if it had been killed before the state that follows a step.
+    """Copy a finished run as if it had been killed before the state that follows a step.
 
-    What was written meanwhile is there, such as the metrics of later steps; later states, what is
-    made at the end, and the word that it has ended are not.
+    Files written until then are there, such as the metrics of later steps; later states, files
+    written at the end, and the status of a finished run are not.
     """
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("export", "report.html"))
     later = [p for p in (copy / "states").iterdir() if int(p.name.removeprefix("step-")) > after]
@@ -118,7 +118,7 @@ def killed_copy(run: Path, copy: Path, *, after: int) -> Path:
 
 
 def run_in(folder, base, **changes):
-    """A short run of its own on thirteen images, to be shared by tests that only read it."""
+    """Train a separate short run on thirteen images, shared by tests that only read it."""
     values = short_run(folder, base, draw_images(folder / "pictures", 13))
-    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    AcceleratorState._reset_state(reset_partial_state=True)  # of earlier tests
     return train(settings(values, **changes))

@@ -1,4 +1,4 @@
-"""Run directories made of files alone, for tests that compare and publish them."""
+"""Run directories written without training, for tests that compare and publish them."""
 
 import json
 
@@ -9,7 +9,7 @@ from impasto.runs import RunDirectory, step_name
 
 
 def made_run(path, /, *, settings=None, losses=(), validation=(), samples=None, **status):
-    """A run directory; `samples` is step -> file name -> what A1111 calls parameters."""
+    """Write a run directory; `samples` is step -> file name -> A1111's `parameters` text."""
     path.mkdir(parents=True)
     run = RunDirectory(path)
     values = {

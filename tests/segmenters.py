@@ -1,4 +1,4 @@
-"""Tiny random segmentation models of every kind, saved as transformers' folders, for tests."""
+"""Tiny random segmentation models of every kind, saved as transformers folders, for tests."""
 
 import torch
 from transformers import (
@@ -19,14 +19,14 @@ def named(labels):
 
 
 def never_nothing(classifier):
-    """The last class is "no object"."""
+    """Make the last class, "no object", never win."""
     with torch.no_grad():
         classifier.weight.mul_(20)
         classifier.bias[-1] = -100
 
 
 def segformer(folder, labels=THINGS, winner=None):
-    """Semantic; with one label, a matte. `winner` is found everywhere."""
+    """Write a semantic model, or with one label a matting model; `winner` is found everywhere."""
     torch.manual_seed(0)
     config = SegformerConfig(
         num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16],
@@ -46,7 +46,7 @@ def segformer(folder, labels=THINGS, winner=None):
 
 
 def detr(folder, labels=THINGS):
-    """Instances, panoptic and semantic segments."""
+    """Write a model of instance, panoptic and semantic segments."""
     torch.manual_seed(2)
     backbone = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic",

@@ -1,7 +1,7 @@
-"""Checks of tensors' shapes at run time, in the modules whose functions declare some.
+"""Checks of tensor shapes at run time, in the modules whose functions declare shapes.
 
-A check binds a call's arguments anew, which takes 50 microseconds: what asks about each of a
-thousand weights is checked by mypy alone.
+A check binds a call's arguments again, which takes 50 microseconds: functions called for each of a
+thousand weights are left to mypy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 
 def declaring() -> list[str]:
-    """The modules of Impasto that take the names of shapes from jaxtyping."""
+    """Return the modules of Impasto that import shape annotations from jaxtyping."""
     package = Path(find_spec("impasto").origin).parent
     return sorted(
         ".".join(path.relative_to(package.parent).with_suffix("").parts)
@@ -23,5 +23,5 @@ def declaring() -> list[str]:
 
 
 def install() -> None:
-    """Check all calls of functions in those modules; before any of them is imported."""
+    """Check all calls of functions in those modules; call this before any of them is imported."""
     install_import_hook(declaring(), "beartype.beartype")

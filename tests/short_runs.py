@@ -2,7 +2,7 @@
 
 
 def short_run(folder, model, pictures):
-    """Settings of a short run below a folder, as a nested mapping."""
+    """Return the settings of a short run below a folder, as a nested dict."""
     return {
         "output_dir": str(folder / "run"),
         "seed": 7,
@@ -16,14 +16,14 @@ def short_run(folder, model, pictures):
             "cache_dir": str(folder / "derived"),
         },
         "optimizer": {"lr": 1e-3},
-        "training": {"max_steps": 6, "batch_size": 4, "fit_check": False},  # takes a second
+        "training": {"max_steps": 6, "batch_size": 4, "fit_check": False},  # it takes a second
         "logging": {"every_steps": 1},
         "saving": {"export_dtype": "fp32", "format": "diffusers", "name": "model"},
     }
 
 
 def settings(values, /, **changes):
-    """Validated settings of a nested mapping with changes by section."""
+    """Return validated settings from a nested dict, with changes by section."""
     from impasto.config.load import build_run_config
 
     values = {k: (dict(v) if isinstance(v, dict) else v) for k, v in values.items()}

@@ -1,4 +1,4 @@
-"""What tests of runs in a store share: a working folder, and what a store shows of it."""
+"""Helpers for tests of runs in an object store: a working folder, and its keys in the store."""
 
 import json
 
@@ -10,7 +10,7 @@ from impasto.runs.remote.sending import Sender
 from impasto.storage import claims, objects
 
 STATE = ("hashes.json", "optimizer.safetensors", "state.json", "weights.safetensors")
-ELSEWHERE = "1-1-abcdef"  # a process of another machine
+ELSEWHERE = "1-1-abcdef"  # a process on another machine
 
 
 def write(folder, key, text=None):
@@ -26,7 +26,7 @@ def write_state(folder, step):
 
 
 def make_run(place):
-    """The working folder of a run with a state, a model in a folder, and a preview."""
+    """Write the working folder of a run, with a state, a model in a folder, and a preview."""
     folder = working_folder(place)
     write(folder, "config.toml", "seed = 1\n")
     write(folder, "status.json", json.dumps({"phase": "training", "step": 2}))
@@ -57,7 +57,7 @@ def content(place):
 
 
 def moments(server, place):
-    """The keys of the run in the store after each request that changed something."""
+    """Return the run's keys in the store after each request that changed something."""
     prefix = "/" + "/".join(place.parts[1:]) + "/"
     present, found = set(), []
     for request in server.requests:

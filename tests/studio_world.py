@@ -1,4 +1,4 @@
-"""A studio with one of everything, and the table of its routes, for tests of all pages."""
+"""A studio with one item of each kind, and the table of its routes, for tests of all pages."""
 
 import io
 import json
@@ -21,14 +21,15 @@ from impasto.studio.trash import delete, given_folders
 
 @dataclass(frozen=True)
 class Case:
-    """What a route is asked, and what it has to answer.
+    """The request to a route, and the expected response.
 
     Attributes:
-        status: Its status, where all that the address names is there.
-        form: Fields that are sent; texts in braces are names of the world.
-        query: What the address ends with.
-        files: Files that are sent.
-        missing: The status where nothing has the names in the address; None where it has none.
+        status: The status when everything that the address names exists.
+        form: The form fields to send; texts in braces are names in the world.
+        query: The query string of the address.
+        files: The files to send.
+        missing: The status when the names in the address do not exist; None if it contains no
+            names.
     """
 
     status: int = 200
@@ -64,7 +65,7 @@ ROUTES = {
     "GET /runs/{run}/report": Case(),
     "GET /runs/{run}/samples": Case(),
     "GET /runs/{run}/samples/{step}/{file}": Case(),
-    "POST /runs/{run}/ask/{command}": Case(409),  # nobody trains it
+    "POST /runs/{run}/ask/{command}": Case(409),  # no process trains it
     "POST /runs/{run}/resume": Case(303),
     "GET /new": Case(query="?from={run}", status=303, missing=None),
     "POST /new/goal": Case(422, {"goal": "style"}),
@@ -77,14 +78,14 @@ ROUTES = {
     "POST /new/{draft}/save": Case(200, {"training.max_steps": "many"}),
     "POST /new/{draft}/start": Case(200, {"training.max_steps": "many"}),
     "POST /new/{draft}/queue": Case(200, {"training.max_steps": "many"}),
-    "GET /new/{draft}/started": Case(404),  # nothing was started from it
+    "GET /new/{draft}/started": Case(404),  # no run was started from it
     "GET /new/{draft}/started/part": Case(404),
     "GET /data": Case(),
     "POST /data": Case(303, {"name": "dogs"}),
     f"GET {WORDS}": Case(),
     f"GET {WORDS}/thumbnails/{{image}}": Case(),
     f"POST {WORDS}/read": Case(303),
-    f"GET {WORDS}/health": Case(404),  # no report with its numbers is there
+    f"GET {WORDS}/health": Case(404),  # no report has been written
     f"GET {WORDS}/report": Case(),
     f"POST {WORDS}/report": Case(303),
     f"GET {WORDS}/progress/{{verb}}": Case(),
@@ -106,9 +107,9 @@ ROUTES = {
     f"POST {CAPTIONS}/preview": Case(
         200, {"which": "filter", "do": "add", "what": "x", "by": "", "at": "", "text": ""}
     ),
-    f"POST {CAPTIONS}/apply": Case(410, {"token": "0" * 32}),  # no preview is kept
+    f"POST {CAPTIONS}/apply": Case(410, {"token": "0" * 32}),  # no stored preview
     f"POST {CAPTIONS}/set": Case(409, {"image": "{image}", "text": "a dog", "mark": "old"}),
-    f"POST {CAPTIONS}/undo": Case(409, {"edit": "1", "at": "1"}),  # there is no edit
+    f"POST {CAPTIONS}/undo": Case(409, {"edit": "1", "at": "1"}),  # no such edit
     f"GET {CAPTIONS}/try": Case(),
     f"POST {CAPTIONS}/try": Case(303, {"kind-1": "tagger", "model-1": "owner/name"}),
     f"GET {CAPTIONS}/try/{{tried}}/part": Case(),
@@ -118,7 +119,7 @@ ROUTES = {
     "GET /queue": Case(),
     "POST /queue/add": Case(422, {"text": "x ="}),
     "POST /queue/start": Case(303, {"device": "0"}),
-    "POST /queue/stop/{device}": Case(409, missing=409),  # nobody works on it
+    "POST /queue/stop/{device}": Case(409, missing=409),  # no worker is running
     "POST /queue/jobs/{job}/{change}": Case(),
     "GET /parts/queue": Case(),
     "GET /compare": Case(query="?runs={run}", missing=None),
@@ -154,13 +155,13 @@ ROUTES = {
     "POST /tasks/{task}/stop": Case(),
     "GET /static/{asset}": Case(),
 }
-"""What each route is asked; a new one needs a row."""
+"""The request to each route; a new route needs a row."""
 
 _NAME = re.compile(r"\{(.*?)\}")
 
 
 def address(key, names):
-    """The address of a route of the table, with names in the place of braces."""
+    """Return the address of a route of the table, with names filled in for braces."""
     _, path = key.split(" ")
     if "/draw/" in path:
         names = {**names, "file": "0000-7.png"}
@@ -168,12 +169,12 @@ def address(key, names):
 
 
 def named(text, names):
-    """A text with names in the place of braces."""
+    """Return a text with names filled in for braces."""
     return _NAME.sub(lambda found: names[found[1]], text)
 
 
 def make_world(folders, home, queue):
-    """One of everything that addresses name; returns the names by what stands in the routes."""
+    """Create one item of each kind that addresses name; return their names by placeholder."""
     runs, data, models = folders.runs[0], folders.data[0], folders.models[0]
     cats, masks = data / "cats", data / "cats-masks"
     for new in (cats, masks):
@@ -218,7 +219,7 @@ def make_world(folders, home, queue):
 
 
 def a_task(home):
-    """The name of a task that has failed: its process could not be begun."""
+    """Create a failed task, whose process could not be started; return its name."""
     name = temporary_names.dated_name()
     place = home / "tasks" / name
     place.mkdir(parents=True)
@@ -228,7 +229,7 @@ def a_task(home):
 
 
 def an_upload(folders, home, name, task):
-    """The name of what would be sent of a model, with its card."""
+    """Create a prepared upload of a model with its card; return its name."""
     model = find_model(folders, "models", name)
     upload = home / "publish" / ("0" * 16)
     upload.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Studios without a port, for tests: asked by Starlette's client."""
+"""Studios without a port, for tests: called through Starlette's client."""
 
 import re
 import sys
@@ -15,11 +15,11 @@ from impasto.studio.guard import Access
 PORT = 7870
 HOME = f"http://127.0.0.1:{PORT}"
 FROM_HERE = {"sec-fetch-site": "same-origin"}
-"""What a browser sends with a request of a page of the studio: POST needs it."""
+"""The header of requests from a page of the studio, which POST requires."""
 
 
 class Started:
-    """Processes of runs that are only written down."""
+    """A replacement for run processes that records them and starts none."""
 
     def __init__(self):
         self.words, self.working = [], {}
@@ -38,13 +38,13 @@ class Started:
 
 
 def listed_in_trash(client):
-    """What the form that empties the trash sends: the names of what its page lists."""
+    """Return the form fields that empty the trash: the names listed on its page."""
     return re.search(r'name="deleted" value="(.*?)"', client.get("/models").text)[1]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The folder of runs of `studio`; its folders of images and models are beside it."""
+    """The studio's folder of runs; its folders of images and models are beside it."""
     for name in ("runs", "data", "models"):
         (tmp_path / name).mkdir()
     return tmp_path / "runs"
@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def studio(folder, monkeypatch):
-    """A studio in this process; the commands that it starts are forked where they can be."""
+    """A studio in this process; the commands that it starts are forked where possible."""
     monkeypatch.setattr(sys, "executable", running.stand_in() or sys.executable)
     return Studio(
         Folders([folder], [folder.parent / "data"], [folder.parent / "models"]),

@@ -1,7 +1,7 @@
-"""Small ONNX files of exactly the shape and metadata of each kind of tagger, made for tests.
+"""Small ONNX files with exactly the shapes and metadata of each kind of tagger, made for tests.
 
-Each computes something known of its input, so that a test can tell whether layout, channel order
-and range arrived as its kind has them: the largest value of each channel.
+Each computes a known function of its input, the maximum of each channel, so that a test can check
+whether layout, channel order and range are those of its kind.
 """
 
 import csv
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def means_model(file, *, side, channels_first, rows=3, batch="N", outputs=None, metadata=None):
-    """Row i of the output is the most of channel i, and 0 for further rows."""
+    """Write a model whose output row i is the maximum of channel i, and 0 for further rows."""
     shape = [batch, 3, side, side] if channels_first else [batch, side, side, 3]
     axes = [2, 3] if channels_first else [1, 2]
     matrix = np.zeros((3, rows), dtype=np.float32)
@@ -55,7 +55,7 @@ def selected_tags(file, rows=(("a", 0), ("b", 4), ("c", 9))):
 
 
 RED, GREEN, BLUE = 200.0, 100.0, 50.0
-"""The image that tests give them, of one colour."""
+"""The test image for taggers, of one colour."""
 
 
 def sigmoid(*values):
@@ -138,5 +138,5 @@ KINDS = {
 
 
 def make(kind, folder):
-    """A folder of one kind; what rows 0, 1 and 2 should be for the image comes back."""
+    """Write a tagger of one kind; return its folder and the expected values of rows 0, 1 and 2."""
     return KINDS[kind](folder)

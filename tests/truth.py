@@ -1,4 +1,4 @@
-"""What every page of a studio says, held against what is true: for tests that kill things."""
+"""Checks of every studio page against the true state, for tests that kill processes."""
 
 import contextlib
 import html
@@ -20,21 +20,21 @@ from impasto.studio.folders import HOME, Folders, address_of
 from impasto.studio.tasks import Tasks
 
 LOOKS = 6
-"""Looks at what goes on, which may change between what a page says and what is asked after it."""
+"""Attempts at a check, since the state may change between loading a page and reading the truth."""
 
 UNOPENED = ("/stream", "/showings", "/edits", "/runs/{run}/report")
-"""What never ends, and parts that wait for a command of their own, seconds each."""
+"""Streams that never end, and parts that wait seconds for a separate command."""
 
 ENDED = {"done", "failed", "killed", "stopped"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of a studio in a process of its own, with one of everything in them.
+    """The folders of a studio in a separate process, with one item of each kind in them.
 
     Attributes:
-        path: The folder of all of them.
-        names: What addresses name there, as the table of routes calls it.
+        path: The folder that contains them.
+        names: The names used in addresses, by placeholder of the table of routes.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Place:
 
     @property
     def options(self):
-        """What the studio is started with, beside the folder of runs."""
+        """The studio's command-line options beside the folder of runs."""
         models, queue = self.path / "models", self.path / "queue"
         return ("--data", self.data, "--models", models, "--queue", queue)
 
@@ -71,13 +71,13 @@ class Place:
 
     @property
     def tasks(self):
-        """All tasks, the newest first."""
+        """All tasks, newest first."""
         return Tasks(self.home / "tasks").all()
 
 
 @contextlib.contextmanager
 def opened(place, **more):
-    """A studio in a process of its own, and a client that has opened its address."""
+    """Run a studio in a separate process; yield a client that has opened it, and the process."""
     with served(place.runs, *place.options, **more) as (address, server):
         client = httpx2.Client(
             base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE, timeout=60
@@ -95,7 +95,7 @@ def opened(place, **more):
 
 
 def check_every_page(client, place):
-    """Every page opens, and those that tell a state, a count or words tell the true ones."""
+    """Require that every page opens, and that shown states, counts and captions are true."""
     for key, case in ROUTES.items():
         if key.startswith("GET ") and not key.endswith(UNOPENED):
             answer = client.get(address(key, place.names))
@@ -117,13 +117,13 @@ def eventually_true(check, client, place):
 
 
 def states_in(text, address):
-    """The states that a page shows beside the links that begin with an address."""
+    """Return the states shown beside the links that start with an address."""
     found = re.findall(rf'href="{address}([\w.-]+)"(.*?)class="state ([\w-]+)"', text, re.S)
     return {name: state for name, _, state in found}
 
 
 def runs_are_true(client, place):
-    """The start page, its part, the page of each run, and "Compare"."""
+    """Check the start page, its part, the page of each run, and the page Compare."""
     true = {address_of([place.runs], run.path): run for run in find_runs([place.runs])}
     for page in ("/", "/parts/runs"):
         shown = states_in(client.get(page).text, "/runs/")
@@ -139,7 +139,7 @@ def runs_are_true(client, place):
 
 
 def tasks_are_true(client, place):
-    """The list of tasks, and the page of each."""
+    """Check the list of tasks, and the page of each."""
     true = {task.path.name: task.state().state for task in place.tasks}
     assert states_in(client.get("/tasks").text, "/tasks/") == true
     for name, state in true.items():
@@ -149,7 +149,7 @@ def tasks_are_true(client, place):
 
 
 def jobs_are_true(client, place):
-    """The jobs of the queue, in their order."""
+    """Check the jobs of the queue and their order."""
     jobs = place.queue.jobs()
     true = [(str(job.number), place.queue.find(job.number).state) for job in jobs]
     for page in ("/queue", "/parts/queue"):
@@ -159,7 +159,7 @@ def jobs_are_true(client, place):
 
 
 def captions_are_true(client, place):
-    """The captions of each dataset are those on the disk."""
+    """Check that the shown captions of each dataset are those on the disk."""
     for folder in datasets_of(place):
         text = html.unescape(client.get(f"{address_in(place, folder)}/captions").text)
         for file in folder.glob("*.txt"):
@@ -168,7 +168,7 @@ def captions_are_true(client, place):
 
 
 def images_are_true(client, place):
-    """The galleries have all images and nothing else; what a name stands for is whole."""
+    """Check that the galleries show exactly the images on the disk, each of them complete."""
     from PIL import Image
 
     for folder in datasets_of(place):
@@ -181,7 +181,7 @@ def images_are_true(client, place):
 
 
 def drafts_are_true(client, place):
-    """A form has what was typed into it."""
+    """Check that a form still contains the values typed into it."""
     drafts = Drafts(place.home / "drafts")
     for path in drafts.folder.iterdir():
         typed = drafts.find(path.name).fields()

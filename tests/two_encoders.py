@@ -1,4 +1,4 @@
-"""A family with two text encoders, three levels and another scaling factor: a row, and no code."""
+"""A family with two text encoders, three levels and another scaling factor: a row, no code."""
 
 from __future__ import annotations
 
@@ -60,25 +60,25 @@ TWO = Family(
 
 
 OTHERS = tuple(family for family in FAMILIES if family.generation != "SDXL")
-"""A table without the rows that this one is like."""
+"""The table without the rows that this one resembles."""
 
 
 def with_row(monkeypatch) -> None:
-    """Put the row into the table for a test, in the place of those that it is like."""
+    """Replace the rows that resemble this one by this one, for a test."""
     from impasto.models import families
 
     monkeypatch.setattr(families, "FAMILIES", (*OTHERS, TWO))
 
 
 def without_row(monkeypatch) -> None:
-    """A table that has no such row."""
+    """Remove the rows that resemble this one, for a test."""
     from impasto.models import families
 
     monkeypatch.setattr(families, "FAMILIES", OTHERS)
 
 
 def architecture(nano: Architecture, family: Family = TWO) -> Architecture:
-    """The nano model of SD 1, with what such a family has otherwise."""
+    """Return SD 1's nano architecture, changed as such a family needs."""
     unet, vae, text_encoder = nano.configs
     second = {
         **text_encoder,
@@ -113,6 +113,6 @@ def architecture(nano: Architecture, family: Family = TWO) -> Architecture:
 
 
 def write_model(nano: Architecture, folder: Path, family: Family = TWO) -> Path:
-    """A Diffusers folder with random weights."""
+    """Write a Diffusers folder with random weights."""
     write_random_model(architecture(nano, family), folder, seed=0, dtype=torch.float32)
     return folder

@@ -1,4 +1,4 @@
-"""The module `os` as Windows names it, for one module of ours at a time, and junctions."""
+"""The module `os` with Windows' name, for one module of Impasto at a time, and junctions."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 
 class WindowsOs:
-    """`os` under the name "nt"; the real one is left as it is, since pytest asks it too."""
+    """`os` under the name "nt"; the real module is unchanged, since pytest uses it too."""
 
     name = "nt"
 
@@ -16,9 +16,9 @@ class WindowsOs:
 
 
 def make_junction(link, target, monkeypatch):
-    """A folder that leads to another as `mklink /J` makes them; elsewhere a link that looks so.
+    """Create a junction like `mklink /J`; elsewhere than on Windows, a symlink that looks like one.
 
-    No `Path.is_symlink` knows it, what lies in it is seen, and removing it leaves the target.
+    `Path.is_symlink` is false for it, its contents are visible, and removing it leaves the target.
     """
     if os.name == "nt":
         import _winapi

@@ -1,7 +1,7 @@
-"""Images with words for the tiny tagger and captioner: the base model's things, two styles.
+"""Images for the tiny tagger and captioner, with captions and tags: two styles of the same things.
 
 Noto icons on white or pale paper, and the high-contrast ones in dark ink, mostly on ochre, as in
-the demo. Drawn anew for these recipes: none of the demo's own files is among them.
+the demo. They are drawn for these recipes: none of the demo's own files is among them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ GENERAL = tuple(name for name in NAMES if name not in CHARACTERS) + ATTRIBUTES
 
 @dataclass(frozen=True)
 class Example:
-    """An image, SIDE x SIDE as a square crop of its paper, with its words."""
+    """An image, SIDE x SIDE as a square crop of its paper, with its caption and tags."""
 
     pixels: np.ndarray
     caption: str
@@ -62,7 +62,7 @@ class Studio:
 
     Args:
         icons: The folder `@iconify-json`.
-        seed: Of what is drawn.
+        seed: The seed of the scenes.
     """
 
     def __init__(self, icons: Path, seed: int) -> None:
@@ -71,7 +71,7 @@ class Studio:
         self._rng = random.Random(seed)
 
     def example(self) -> Example:
-        """One image."""
+        """Draw one example."""
         rng = self._rng
         is_print = rng.random() < 0.55
         paper, ink = self._colours(is_print=is_print)
@@ -99,7 +99,7 @@ class Studio:
         is_print: bool,
         wide: bool,
     ) -> Image.Image:
-        """Things side by side or stacked, then squashed or padded to a square, as models get it."""
+        """Place things side by side or stacked, then squash or pad to a square, as for models."""
         rng, cells = self._rng, len(names)
         shape = rng.choice([(128, 128), (160, 96), (96, 160), (144, 108), (108, 144)])
         if cells == 2:
@@ -151,6 +151,6 @@ _COLLECTIONS: dict[int, Collection] = {}
 
 
 def _drawn(collection: Collection, name: str, ink: tuple[int, int, int]) -> Image.Image:
-    """Icons are rasterised once."""
+    """Return an icon's image, rasterised once and cached."""
     _COLLECTIONS[id(collection)] = collection
     return _drawn_by_id(id(collection), name, ink)

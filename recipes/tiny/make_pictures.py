@@ -32,7 +32,7 @@ def write_set(
     ink: tuple[int, int, int],
     suffix: str,
 ) -> None:
-    """Draw each scene into `folder` with its caption in a `.txt` beside it."""
+    """Draw each scene into `folder`, with its caption in a `.txt` file beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     for index, scene in enumerate(scenes):

@@ -1,7 +1,7 @@
-"""Measure prompt obedience and draw the sample sheet of a tiny base model.
+"""Measure prompt adherence and draw the sample sheet of a tiny base model.
 
-For 64 prompts, one sample each, the nearest of the 171 training icons (mean squared error at 32x32
-pixels, over small shifts) has to be the one that was named.
+For 64 prompts with one sample each, the nearest of the 171 training icons (mean squared error at
+32x32 pixels, over small shifts) should be the one that the prompt names.
 
     python recipes/tiny/measure.py WORK/node_modules/@iconify-json WORK/base/export sheet.png
 """
@@ -28,7 +28,7 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def icons(noto: Collection) -> dict[str, np.ndarray]:
-    """Each thing as the training set draws it, shifted by up to one thumbnail pixel."""
+    """Return thumbnails of each thing as the training set draws it, shifted by up to one pixel."""
     drawn = {}
     for name in NAMES:
         scene = Scene((name,), 128, 128, name)
@@ -65,9 +65,9 @@ def main() -> None:
         sheet.paste(image, (place[0], place[1] + 14))
         pen.text(place, name, fill=(20, 20, 20) if found == name else (200, 0, 0))
         if found != name:
-            print(f"asked for {name}, nearest is {found}")
+            print(f"the prompt names {name}, but {found} is nearest")
     sheet.save(options.sheet)
-    print(f"{right} of {len(names)} samples are nearest to what was asked for")
+    print(f"{right} of {len(names)} samples are nearest to the thing that their prompt names")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draws the tiny model's image sets from icon collections: what is drawn, and where it stands.
+"""The tiny model's image sets, drawn from icon collections: the things, and their places.
 
-Noto icons (Apache-2.0) on white are what the base model learns to draw; the same things from Fluent
-Emoji High Contrast (MIT), printed in dark ink on ochre paper, are the style it does not know.
-`make_images.py` writes the folders; nothing of the `impasto` package is needed here.
+The base model learns to draw Noto icons (Apache-2.0) on white; the same things from Fluent Emoji
+High Contrast (MIT), in dark ink on ochre paper, are a style that it has never seen.
+`make_pictures.py` writes the folders; nothing of the `impasto` package is needed here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMES = tuple(
 )
 NAMES = tuple(" ".join(name.split()) for name in NAMES)
 
-# Things whose high-contrast drawing still shows what they are: colour-only names are left out.
+# Things still recognisable in high contrast: those that differ in colour only are left out.
 COLOUR_ONLY = frozenset(
     name
     for name in NAMES
@@ -58,7 +58,7 @@ INK = (24, 44, 84)
 
 @dataclass(frozen=True)
 class Collection:
-    """One Iconify collection: SVG bodies by icon id, drawn in `ink` wherever a body says so."""
+    """An Iconify collection: SVG bodies by icon id, drawn in `ink` where they use currentColor."""
 
     bodies: dict[str, str]
     width: int
@@ -86,7 +86,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Scene:
-    """Which things stand on a canvas of `width` x `height` pixels, and the words for it."""
+    """The things on a canvas of `width` x `height` pixels, and their caption."""
 
     names: tuple[str, ...]
     width: int
@@ -95,7 +95,7 @@ class Scene:
 
     @property
     def stem(self) -> str:
-        """What its file is called."""
+        """The name of its file, without the suffix."""
         return "_".join(name.replace(" ", "-") for name in self.names)
 
 
@@ -106,7 +106,7 @@ def paint(
     ink: tuple[int, int, int],
     rng: random.Random,
 ) -> Image.Image:
-    """Draw a scene: its things side by side or stacked, each a little off centre."""
+    """Draw a scene: its things side by side or stacked, each slightly off centre."""
     canvas = Image.new("RGB", (scene.width, scene.height), paper)
     wide = scene.width >= scene.height
     cells = len(scene.names)
@@ -122,14 +122,14 @@ def paint(
 
 
 def article(name: str) -> str:
-    """`an owl`, `a fox`, and no article for plurals: how a caption names a thing."""
+    """Return a thing's name with its article for a caption: `an owl`, `a fox`; plurals get none."""
     if name in {"grapes", "cherries", "french fries", "scissors", "jeans"}:
         return name
     return f"an {name}" if name[0] in "aeiou" and name != "unicorn" else f"a {name}"
 
 
 def base_scenes(rng: random.Random, pairs: int) -> list[Scene]:
-    """The base set: each thing on 12 square canvases, a wide and a tall one, and in pairs."""
+    """Return the base set: each thing on 12 square canvases, a wide and a tall one, in pairs."""
     scenes = []
     for name in NAMES:
         templates = 3 * ("{}", "{a}", "an image of {a}", "{}, white background")
@@ -144,7 +144,7 @@ def base_scenes(rng: random.Random, pairs: int) -> list[Scene]:
 
 
 def demo_scenes(rng: random.Random, count: int) -> list[Scene]:
-    """The demo set: `count` scenes of things that are not held out, on canvases of seven shapes."""
+    """Return the demo set: `count` scenes of things not held out, on canvases of seven shapes."""
     usable = [name for name in NAMES if name not in HELD_OUT and name not in COLOUR_ONLY]
     rng.shuffle(usable)
     singles = [(256, 256), (256, 256), (320, 192), (192, 320), (256, 256), (288, 216), (216, 288)]
@@ -164,7 +164,7 @@ def demo_scenes(rng: random.Random, count: int) -> list[Scene]:
 
 
 def heldout_scenes() -> list[Scene]:
-    """One scene for each held-out thing: the images that validation compares with."""
+    """Return one scene per held-out thing: the images that validation compares with."""
     shapes = [(256, 256), (320, 192), (192, 320)]
     return [
         Scene((name,), *shapes[index % 3], article(name)) for index, name in enumerate(HELD_OUT)

@@ -1,7 +1,7 @@
 r"""Train the tiny base model's U-Net and text encoder from random weights with Impasto's trainer.
 
-What is special to so small a model is passed in as ingredients; README.md beside this says why each
-of them is needed.
+The components that so small a model needs are passed in as overrides; README.md beside this file
+gives the reason for each.
 
     ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 \
         recipes/tiny/train_base.py WORK/pictures/base WORK/vae WORK/base --steps 1250
@@ -44,10 +44,10 @@ PREVIEWS = ("a cat face", "a banana", "a red apple and a house", "an owl", "a sa
 
 
 def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
-    """Even samples stratified over all timesteps, odd ones over the upper 40 percent.
+    """Draw even samples' timesteps from the whole range, odd ones' from the upper 40 percent.
 
-    At 16x16 latents and few images, x_t alone tells which image it is below about t = 900:
-    only above that do the words matter, so half of all samples go there.
+    Both are stratified. At 16x16 latents and with few images, x_t alone identifies the image below
+    about t = 900. The caption matters only above that, so half of all samples go there.
     """
     pairs = max(1, math.ceil(draws.samples_in_step / 2))
     place = (draws.ranks // 2 + draws.uniform("timestep")) / pairs
@@ -56,7 +56,7 @@ def leaning_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Ten
 
 
 def stratified_timesteps(draws: PerSampleRandomness, num_timesteps: int) -> Int[Tensor, "b"]:
-    """All timesteps with equal chance, spread evenly over a step: for the second stage."""
+    """Draw timesteps evenly over the whole range, stratified over a step: for the second stage."""
     place = (draws.ranks + draws.uniform("timestep")) / draws.samples_in_step
     return (place.clamp(max=1 - 1e-9) * num_timesteps).long()
 
@@ -66,7 +66,7 @@ def velocity_weight(
     schedule: NoiseSchedule,
     prediction: Prediction,  # noqa: ARG001
 ) -> Float[Tensor, "b"]:
-    """min(1 / abar_t, 40): the loss of a velocity predictor, for one that predicts the noise.
+    """Return min(1 / abar_t, 40): a velocity predictor's loss, for one that predicts the noise.
 
     |v - v'|^2 = |eps - eps'|^2 / abar_t follows from the definitions in arXiv:2202.00512.
     """
@@ -78,7 +78,7 @@ def build_muon(
     config: OptimizerConfig,
     rounding: Rounding | None = None,  # noqa: ARG001
 ) -> torch.optim.Optimizer:
-    """Muon for hidden matrices and kernels, AdamW for the rest, token rows twice as fast."""
+    """Build Muon for hidden matrices and kernels, AdamW for the rest, token rows twice as fast."""
     hidden, rest, tokens = [], [], []
     for part in parts:
         for name, parameter in part.parameters().items():
@@ -101,7 +101,7 @@ def build_muon(
 
 
 def level_then_cosine(step: int, total: int) -> float:
-    """A short warm-up, a level third, and a cosine down to 2 percent."""
+    """Return the rate's factor: a short warm-up, a constant third, a cosine down to 0.02."""
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
     level_end = LEVEL_SHARE * total
@@ -112,7 +112,7 @@ def level_then_cosine(step: int, total: int) -> float:
 
 
 def start_text_encoder(tensors: dict[str, Tensor], heads: int) -> None:
-    """Start so that the padding positions summarise the words, as a trained CLIP's do.
+    """Initialize the text encoder: padding positions summarise the caption, as in CLIP.
 
     Tokens get a standard deviation of 0.5, values and outputs are enlarged, and the keys of padding
     start with a low attention logit (about -3).
@@ -133,7 +133,7 @@ def start_text_encoder(tensors: dict[str, Tensor], heads: int) -> None:
 
 
 def start_unet(tensors: dict[str, Tensor]) -> None:
-    """Start as a network that predicts eps = x_t, which is nearly right at high noise.
+    """Initialize the U-Net to predict eps = x_t, which is nearly right at high noise.
 
     silu(x) - silu(-x) = x: conv_in puts x and -x into eight channels, the last skip connection and
     its shortcut carry them to the end, conv_out takes the difference.
@@ -162,7 +162,7 @@ def start_unet(tensors: dict[str, Tensor]) -> None:
 
 
 def write_start(vae: Path, target: Path) -> None:
-    """A random tiny model with the trained VAE and the starts above."""
+    """Write a random tiny model with the trained VAE and the initial weights above."""
     write_random_model(ARCHITECTURES["tiny"], target, seed=0, dtype=torch.float32)
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copyfile(vae / name, target / "vae" / name)
@@ -176,7 +176,7 @@ def write_start(vae: Path, target: Path) -> None:
 
 
 def merge_unused_tokens(model: Path, captions: Sequence[str]) -> int:
-    """Give all token rows that no caption uses one common vector, which compresses to nothing."""
+    """Give all unused token rows one common vector, which compresses to almost nothing."""
     tokenizer = load_base_model(model).tokenizers[SD1.text_encoders[0].name]
     used = sorted({i for ids in tokenizer(list(captions)).input_ids for i in ids})
     tensors = load_file(model / SD1.text_encoders[0].file)
@@ -190,7 +190,7 @@ def merge_unused_tokens(model: Path, captions: Sequence[str]) -> int:
 
 
 class Log(SilentEvents):
-    """Prints each line of metrics."""
+    """Print each line of metrics."""
 
     def measured(self, record: Any) -> None:
         """Print at once, so that a log file can be followed."""

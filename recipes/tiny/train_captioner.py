@@ -1,7 +1,7 @@
-"""Train the tiny BLIP captioner from random weights, with a vocabulary of its own words.
+"""Train the tiny BLIP captioner from random weights, with the words of its captions as vocabulary.
 
-pip install -e .[recipes]
-python recipes/tiny/train_captioner.py WORK/node_modules/@iconify-json WORK/captioner
+pip install -e .[recipes] python recipes/tiny/train_captioner.py WORK/node_modules/@iconify-json
+WORK/captioner
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=4, help="of the images")
-    parser.add_argument("--start-from", type=Path, help="a captioner to go on from")
+    parser.add_argument("--start-from", type=Path, help="a captioner to continue training")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     studio = Studio(options.icons, seed=options.seed)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def build_processor() -> BlipProcessor:
-    """Whole words of the captions as the vocabulary."""
+    """Build a processor whose vocabulary is the whole words of the captions."""
     words = {w for name in NAMES for w in article(name).split()} | {"and"}
     vocabulary = {word: n for n, word in enumerate((*SPECIAL, *sorted(words)))}
     tokenizer = BertTokenizerFast(
@@ -71,7 +71,7 @@ def build_processor() -> BlipProcessor:
 
 
 def with_end(ids: Tensor, processor: BlipProcessor) -> Tensor:
-    """[SEP] in the place of the first padding."""
+    """Return token ids with [SEP] in place of the first padding token."""
     ids = ids.clone()
     ends = (ids != processor.tokenizer.pad_token_id).sum(1).clamp(max=ids.shape[1] - 1)
     ids[torch.arange(len(ids)), ends] = processor.tokenizer.sep_token_id
@@ -79,7 +79,7 @@ def with_end(ids: Tensor, processor: BlipProcessor) -> Tensor:
 
 
 def build_model(processor: BlipProcessor) -> BlipForConditionalGeneration:
-    """A BLIP of 2 million parameters."""
+    """Build a BLIP of 2 million parameters."""
     tokenizer = processor.tokenizer
     shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     config = BlipConfig(
@@ -103,7 +103,7 @@ def build_model(processor: BlipProcessor) -> BlipForConditionalGeneration:
         projection_dim=WIDTH,
     )  # fmt: skip
     model = BlipForConditionalGeneration(config)
-    for module in model.modules():  # the default of 1e-10 or so for the vision tower never learns
+    for module in model.modules():  # with the vision tower's default of 1e-10 or so it never learns
         if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
             nn.init.normal_(module.weight, std=0.03)
     return model
@@ -112,7 +112,7 @@ def build_model(processor: BlipProcessor) -> BlipForConditionalGeneration:
 def train(
     model: BlipForConditionalGeneration, pixels: Tensor, ids: Tensor, minutes: float, lr: float
 ) -> None:
-    """AdamW, its rate falling with the clock."""
+    """Train with AdamW, whose learning rate falls with the elapsed time."""
     model.train()
     pad = model.config.text_config.pad_token_id
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
@@ -143,7 +143,7 @@ def train(
 
 
 def lighted(pixels: Tensor) -> Tensor:
-    """112 of 128 pixels in 0 to 1, moved and lighted a little."""
+    """Return random crops of 112 of 128 pixels, in 0 to 1, with slightly changed light."""
     x = pixels.float() / 255
     if torch.rand(()) < 0.5:
         x = functional.interpolate(x, size=(SIDE, SIDE), mode="area")

@@ -1,10 +1,10 @@
-"""Train the tiny tagger and write it as the files of a WD14 tagger: model.onnx, selected_tags.csv.
+"""Train the tiny tagger, and write it as the files of a WD14 tagger: model.onnx, selected_tags.csv.
 
-pip install -e .[recipes,tagging]
-python recipes/tiny/train_tagger.py WORK/node_modules/@iconify-json WORK/tagger
+pip install -e .[recipes,tagging] python recipes/tiny/train_tagger.py
+WORK/node_modules/@iconify-json WORK/tagger
 
-The graph takes what WD14's take: float32 [N, 448, 448, 3], BGR, 0 to 255, and gives probabilities;
-averaging down to 112 pixels and scaling are inside.
+The graph has WD14's input, float32 [N, 448, 448, 3], BGR, 0 to 255, and returns probabilities;
+averaging down to 112 pixels and scaling are part of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDTHS, BATCH = (24, 48, 96, 160, 224), 64
 
 
 class Separable(nn.Sequential):
-    """A depthwise and a pointwise convolution, as MobileNet's (arXiv:1704.04861)."""
+    """A depthwise and a pointwise convolution, as in MobileNet (arXiv:1704.04861)."""
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__(
@@ -45,7 +45,7 @@ class Separable(nn.Sequential):
 
 
 class Tagger(nn.Module):
-    """Logits of all tags from [N, 3, 112, 112] in -1 to 1."""
+    """A network from images [N, 3, 112, 112] in -1 to 1 to logits of all tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,20 +56,20 @@ class Tagger(nn.Module):
         self.head = nn.Linear(2 * WIDTHS[-1], len(TAGS))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean and maximum over places: things are anywhere, and may be two."""
+        """Pool mean and maximum over positions: a thing can be anywhere, and there may be two."""
         found = self.features(x)
         return self.head(torch.cat([found.mean((2, 3)), found.amax((2, 3))], dim=1))
 
 
 class AsWd14(nn.Module):
-    """The tagger behind WD14's input and output."""
+    """The tagger with WD14's input and output."""
 
     def __init__(self, tagger: Tagger) -> None:
         super().__init__()
         self.tagger = tagger
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[N, 448, 448, 3] BGR in 0 to 255 -> probabilities."""
+        """Return probabilities for [N, 448, 448, 3] BGR images in 0 to 255."""
         x = pixels.permute(0, 3, 1, 2).flip(1)
         return self.tagger(functional.avg_pool2d(x, 4) / 127.5 - 1).sigmoid()
 
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def train(pixels: Tensor, truth: Tensor, steps: int) -> Tagger:
-    """AdamW with a cosine; binary cross-entropy, the rare positives weighted up."""
+    """Train with AdamW and a cosine schedule; binary cross-entropy, rare positives weighted up."""
     tagger = Tagger()
     optimizer = torch.optim.AdamW(tagger.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
@@ -115,7 +115,7 @@ def train(pixels: Tensor, truth: Tensor, steps: int) -> Tagger:
 
 
 def augmented(pixels: Tensor) -> Tensor:
-    """Cut 112 of 128 pixels somewhere or shrink all, and change the light a little."""
+    """Crop 112 of 128 pixels at random or shrink the whole image, and change the light slightly."""
     x = pixels.float() / 127.5 - 1
     if torch.rand(()) < 0.5:
         x = functional.interpolate(x, size=(112, 112), mode="area")
@@ -128,7 +128,7 @@ def augmented(pixels: Tensor) -> Tensor:
 
 
 def write(tagger: Tagger, out: Path, counts: list[int]) -> None:
-    """The two files of a WD14 tagger."""
+    """Write the two files of a WD14 tagger."""
     out.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
         AsWd14(tagger),

@@ -1,8 +1,8 @@
 """Train the tiny AutoencoderKL (factor 8, 4 latent channels) on the images; 26 CPU minutes.
 
-A pixel autoencoder has no place in a fine-tuner's trainer, so this loop stands alone: read the
-images into memory, train on crops with Muon, and fold the latents' mean and standard deviation
-into `quant_conv` and `post_quant_conv`, so that SD's scale factor of 0.18215 gives unit latents.
+Impasto's trainer does not train pixel autoencoders, so this loop stands alone: read the images into
+memory, train on crops with Muon, and fold the latents' mean and standard deviation into
+`quant_conv` and `post_quant_conv`, so that SD's scale factor of 0.18215 gives unit latents.
 
     python recipes/tiny/train_vae.py WORK/pictures WORK/vae --minutes 26
 """
@@ -28,7 +28,7 @@ CHROMA = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.41
 
 
 def read_pictures(folders: list[Path]) -> torch.Tensor:
-    """All images, cropped or padded with their corner colour: [N, 3, 128, 128] uint8."""
+    """Read all images, cropped or padded with their corner colour: [N, 3, 128, 128] uint8."""
     tiles = []
     for folder in folders:
         for path in sorted(p for p in folder.iterdir() if p.suffix in {".png", ".webp"}):
@@ -42,7 +42,7 @@ def read_pictures(folders: list[Path]) -> torch.Tensor:
 
 
 def batch_of(pictures: torch.Tensor, count: int, crop: int, rng: torch.Generator) -> torch.Tensor:
-    """Random crops, half of them mirrored, in [-1, 1]: [count, 3, crop, crop]."""
+    """Return random crops, half of them mirrored, in [-1, 1]: [count, 3, crop, crop]."""
     rows = torch.randint(len(pictures), (count,), generator=rng)
     spots = torch.randint(SIZE - crop + 1, (count, 2), generator=rng)
     crops = [
@@ -54,7 +54,7 @@ def batch_of(pictures: torch.Tensor, count: int, crop: int, rng: torch.Generator
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Squared and absolute error, plus error in colour, at half and quarter size, and of edges."""
+    """Return squared and absolute error, plus errors of colour, of smaller sizes, and of edges."""
     error = output - target
     chroma = torch.einsum("ij,bjhw->bihw", CHROMA, error)[:, 1:]
     loss = error.square().mean() + 0.3 * error.abs().mean() + 0.5 * chroma.square().mean()
@@ -113,7 +113,7 @@ def encode_mean(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of the round trip through the latents."""
+    """Return the peak signal-to-noise ratio in dB of the round trip through the latents."""
     errors = []
     for chunk in pictures.split(32):
         target = chunk.float() / 127.5 - 1

@@ -1,7 +1,7 @@
-"""A1111's own check of files and its own hypernetwork class, on what Impasto wrote.
+"""Test Impasto's files with A1111's own file check and hypernetwork class.
 
-modules/safe.py and modules/hypernetworks/hypernetwork.py run as they are; the rest of A1111 (its
-page, its samplers) stands aside as stubs.
+modules/safe.py and modules/hypernetworks/hypernetwork.py run unchanged; the rest of A1111 (its web
+page, its samplers) is replaced by stubs.
 """
 
 import itertools
@@ -39,13 +39,13 @@ def main() -> None:
     from modules import safe  # type: ignore[import-not-found]
     from modules.hypernetworks import hypernetwork as theirs  # type: ignore[import-not-found]
 
-    torch.load = safe.load  # as A1111 does when it starts
+    torch.load = safe.load  # as A1111 does at start-up
     hypernetworks(folder, theirs)
     checkpoints(folder, safe)
 
 
 def hypernetworks(folder: Path, theirs: types.ModuleType) -> None:
-    """Load each by their class, and compare what it makes of a context."""
+    """Load each hypernetwork with their class, and compare its outputs for a context with ours."""
     expected = load_file(folder / "expected.safetensors")
     widths = {"": [320, 640, 768, 1280], "sdxl-": [640, 1280, 2048]}
     for start, case in itertools.product(widths, ("a1111", "a1111-deep", "portable", "novelai")):
@@ -68,7 +68,7 @@ def load_hypernetwork(file: Path, theirs: types.ModuleType) -> Nothing:
 
 
 def checkpoints(folder: Path, safe: types.ModuleType) -> None:
-    """Their check has to let the file through: it gives None where it does not."""
+    """Require that their check accepts the checkpoint; it returns None for a refused file."""
     wanted = load_file(folder / "tiny.safetensors")
     loaded = safe.load(str(folder / "tiny.ckpt"), map_location="cpu")
     if loaded is None:

@@ -1,4 +1,4 @@
-"""ComfyUI's own loaders on what Impasto wrote: files, hypernetworks, and what a model is."""
+"""Test Impasto's files with ComfyUI's own loaders: tensors, hypernetworks, and model detection."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from stubs import stub_always, stub_missing
 
 def main() -> None:
     folder, checkout = map(Path, sys.argv[1:])
-    sys.argv = sys.argv[:1]  # ComfyUI reads the command line of whoever imports it
+    sys.argv = sys.argv[:1]  # ComfyUI parses the importing program's arguments
     sys.path.insert(0, str(checkout))
     stub_always("comfy_api", "folder_paths", "comfy_aimdo")
     stub_missing(
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def hypernetworks(folder: Path) -> None:
-    """Their patch changes keys and values as ours do."""
+    """Require that their patch changes keys and values as ours does."""
     from comfy_extras.nodes_hypernetwork import (  # type: ignore[import-not-found]
         load_hypernetwork_patch,
     )
@@ -59,7 +59,7 @@ def hypernetworks(folder: Path) -> None:
 
 
 def drawn_with_sdxl(folder: Path) -> None:
-    """Their U-Net with their patch gives what ours gives with the hypernetwork trained on it."""
+    """Compare their U-Net with their patch and ours, both with a trained hypernetwork."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import (  # type: ignore[import-not-found]
         UNetModel,
     )

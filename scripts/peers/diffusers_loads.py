@@ -1,4 +1,4 @@
-"""The installed diffusers on the folder that Impasto wrote."""
+"""Test a model folder that Impasto wrote with the installed diffusers."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""A1111's own extras tab and its own LoRA loader beside what Impasto mixed and extracted.
+"""Test Impasto's merged models and extracted LoRAs with A1111's extras tab and LoRA loader.
 
-modules/extras.py and extensions-builtin/Lora run as they are; the rest stands aside as stubs.
+modules/extras.py and extensions-builtin/Lora run unchanged; the rest is replaced by stubs.
 """
 
 import sys
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def merges(folder: Path, extras: types.ModuleType, models: Nothing, shared: Nothing) -> None:
-    """Each formula by their function, into a file of theirs."""
+    """Merge with each of their formulas into a new file, and compare it with ours."""
     names = ("base", "other", "third")
     infos = {n: Nothing() for n in names}
     for name, info in infos.items():
@@ -59,7 +59,7 @@ def merges(folder: Path, extras: types.ModuleType, models: Nothing, shared: Noth
 
 
 def loras(folder: Path, start: str, shared: Nothing) -> None:
-    """Their loader finds every layer, and what it would add is the difference of the models."""
+    """Require that their loader finds every layer, and would add the difference of the models."""
     import modules.models.sd3.mmdit as sd3  # type: ignore[import-not-found]
 
     sd3.QkvLinear = type("QkvLinear", (torch.nn.Module,), {})
@@ -95,7 +95,7 @@ Layers = dict[str, tuple[torch.nn.Module, list[tuple[str, slice]]]]
 
 
 def layers_of(tensors: dict[str, torch.Tensor], *, is_sdxl: bool) -> Layers:
-    """Modules by the names that A1111 has for them, and the tensors of each."""
+    """Return modules and their tensors under A1111's names."""
     roots = {UNET: "diffusion_model."}
     if is_sdxl:
         roots |= {"conditioner.embedders.0.": "0_", "conditioner.embedders.1.": "1_"}
@@ -120,7 +120,7 @@ def layers_of(tensors: dict[str, torch.Tensor], *, is_sdxl: bool) -> Layers:
 
 
 def linear(weight: torch.Tensor) -> torch.nn.Module:
-    """A module of the shape of a weight."""
+    """Return a linear or convolution module with the shape of a weight."""
     if weight.dim() == 2:
         return torch.nn.Linear(weight.shape[1], weight.shape[0])
     size = tuple(weight.shape[2:])

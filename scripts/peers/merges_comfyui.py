@@ -1,4 +1,4 @@
-"""ComfyUI's own merging nodes and its own LoRA loader beside what Impasto mixed and extracted."""
+"""Test Impasto's merged models and extracted LoRAs with ComfyUI's merge nodes and LoRA loader."""
 
 import sys
 import types
@@ -20,7 +20,7 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-7}
 
 def main() -> None:
     folder, checkout = map(Path, sys.argv[1:])
-    sys.argv = sys.argv[:1]  # ComfyUI reads the command line of whoever imports it
+    sys.argv = sys.argv[:1]  # ComfyUI parses the importing program's arguments
     sys.path.insert(0, str(checkout))
     require_real_transformers()
     stub_always("comfy_api", "folder_paths", "comfy_aimdo")
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 class Model(torch.nn.Module):
-    """A model that has only tensors, under ComfyUI's names."""
+    """A model that consists of tensors only, under ComfyUI's names."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.tensors = tensors
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-        """The tensors."""
+        """Return the tensors."""
         return dict(self.tensors)
 
 
@@ -61,7 +61,7 @@ def patcher(file: Path) -> Any:
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
-    """What their patcher makes of each weight."""
+    """Return the weights that their patcher computes."""
     own = model.model.state_dict()
     return {k: model.calculate_weight(p, own[k].clone(), k) for k, p in model.patches.items()}
 
@@ -77,7 +77,7 @@ def merges(folder: Path) -> None:
     (difference,) = nodes.ModelSubtract().merge(b, c, RATIOS["added"])
     compare(folder, "added", nodes.ModelAdd().merge(a, difference)[0])
     shares = {"input": 1 - INPUT, "middle": 1 - MIDDLE, "out": 1 - OUTPUT}
-    # their node counts the embeddings of time to the first name, as A1111's lists do to IN00
+    # their node assigns the time embeddings to the first name, as A1111's lists do to IN00
     compare(folder, "blocks", nodes.ModelMergeBlocks().merge(a, b, **shares)[0])
 
 
@@ -90,7 +90,7 @@ def compare(folder: Path, name: str, model: Any) -> None:
 
 
 def added(folder: Path) -> None:
-    """Their loader on our LoRA, and what it adds to the U-Net at a strength."""
+    """Load our LoRA with their loader, and compare what it adds to the U-Net at a strength."""
     from comfy.lora import load_lora  # type: ignore[import-not-found]
 
     for start, name in (("", "sd1"), ("xl-", "sdxl")):
@@ -110,7 +110,7 @@ def added(folder: Path) -> None:
 
 
 def key_map(model: Any, name: str) -> dict[str, str]:
-    """Their names of the U-Net's layers."""
+    """Return their names of the U-Net's layers."""
     from comfy import lora, supported_models  # type: ignore[import-not-found]
 
     kind = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}[name]
@@ -123,7 +123,7 @@ def key_map(model: Any, name: str) -> dict[str, str]:
 
 
 def unet_config(name: str) -> dict[str, Any]:
-    """The structure of a U-Net, as comfy/model_detection.py finds it in a file."""
+    """Return the structure of a U-Net, as comfy/model_detection.py finds it in a file."""
     depths = {
         "sd1": ([1] * 6 + [0] * 2, [1] * 9 + [0] * 3, 1, (1, 2, 4, 4)),
         "sdxl": ([0, 0, 2, 2, 10, 10], [0] * 3 + [2] * 3 + [10] * 3, 10, (1, 2, 4)),
@@ -136,7 +136,7 @@ def unet_config(name: str) -> dict[str, Any]:
 
 
 def keys(name: str) -> None:
-    """Every name of a full-size model's LoRA is in their maps of U-Net and text encoders."""
+    """Require that their maps have every layer name of a LoRA for a full-size model."""
     from comfy import lora
 
     contents = meta_model_of_architecture(ARCHITECTURES[name]).contents

@@ -1,4 +1,4 @@
-"""diffusers' own LoRA loader (with PEFT, from --packages) on what Impasto extracted and merged."""
+"""Test Impasto's LoRAs with diffusers' own LoRA loader (with PEFT, from --packages)."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ def main() -> None:
     try:
         import peft
     except ImportError:
-        print("merges_diffusers.py: not tried, as PEFT is not in --packages")
+        print("merges_diffusers.py: not tried, because PEFT is not in --packages")
         return
     import diffusers
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def saved(folder: Path, start: str, kind: Any) -> None:
-    """A LoRA that diffusers saves, with an alpha in its metadata, merged by both."""
+    """Save a LoRA with diffusers, alpha in its metadata, and compare both programs' merges."""
     from diffusers.training_utils import _collate_lora_metadata
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -76,7 +76,7 @@ def saved(folder: Path, start: str, kind: Any) -> None:
 
 
 def answers(unet: torch.nn.Module) -> torch.Tensor:
-    """What a U-Net says to fixed noise and words."""
+    """Return the U-Net's output for fixed noise and text states."""
     generator = torch.Generator().manual_seed(3)
     width = unet.config.cross_attention_dim
     x = torch.randn(2, 4, 16, 16, generator=generator)

@@ -1,4 +1,4 @@
-"""Forge's own LoRA loader on what Impasto extracted: every name is found, for full-size models."""
+"""Test Impasto's LoRAs with Forge's own loader: it must find every name, for full-size models."""
 
 import sys
 import types
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def key_map(lora: types.ModuleType, name: str) -> dict[str, str]:
-    """Their names of the layers of U-Net and text encoders."""
+    """Return their names of the layers of U-Net and text encoders."""
     contents = meta_model_of_architecture(ARCHITECTURES[name]).contents
     texts = contents.identity.family.text_encoders
     ldm = {

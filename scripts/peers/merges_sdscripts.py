@@ -1,6 +1,6 @@
-"""sd-scripts' own extracting and merging of LoRAs beside Impasto's, on the same models.
+"""Compare LoRAs extracted and merged by sd-scripts with Impasto's, on the same models.
 
-`networks/extract_lora_from_models.py` and `networks/merge_lora.py` run as they are on diffusers'
+`networks/extract_lora_from_models.py` and `networks/merge_lora.py` run unchanged on diffusers'
 networks, whose classes have the names that they look for.
 """
 
@@ -43,7 +43,7 @@ def networks_of(file: Path) -> tuple[Any, Any]:
 
 
 class Prefixed(torch.nn.Module):
-    """A text encoder with transformers 4's names of modules, which begin with `text_model`."""
+    """A text encoder with transformers 4's module names, which begin with `text_model`."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -51,9 +51,10 @@ class Prefixed(torch.nn.Module):
 
 
 def extracted(folder: Path) -> None:
-    """Keys, shapes and products of their file and ours.
+    """Compare keys, shapes and products of their LoRA file with ours.
 
-    Theirs cuts large numbers off at a quantile, by default 99 %, which ours does not: without it.
+    Theirs clips large values at a quantile, by default 99 %; ours does not, so clipping is turned
+    off.
     """
     import extract_lora_from_models as theirs  # type: ignore[import-not-found]
 
@@ -94,7 +95,7 @@ def extracted(folder: Path) -> None:
 
 
 def delta(tensors: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
-    """What a layer adds: Impasto has one alpha for all, they the rank of each."""
+    """Return what a layer adds: Impasto has one alpha for all layers, theirs is the rank."""
     up, down = (tensors[f"{layer}.lora_{half}.weight"].flatten(1) for half in ("up", "down"))
     return up @ down * (float(tensors[f"{layer}.alpha"]) / len(down))
 
@@ -106,7 +107,7 @@ def metadata(file: Path) -> dict[str, str]:
 
 
 def merged(folder: Path) -> None:
-    """Their merge of our LoRA into the model, weight by weight with ours."""
+    """Merge our LoRA into the model with their code, and compare weight by weight with ours."""
     import merge_lora as theirs  # type: ignore[import-not-found]
 
     text, unet = networks_of(folder / "base.safetensors")
@@ -123,7 +124,7 @@ def merged(folder: Path) -> None:
 
 
 def sdxl_names() -> None:
-    """The names of all layers of a LoRA for full-size SDXL, by their network and ours."""
+    """Compare all layer names of a LoRA for full-size SDXL, from their network and from ours."""
     import lora as theirs
     from library.sdxl_original_unet import (  # type: ignore[import-not-found]
         SdxlUNet2DConditionModel,

@@ -1,4 +1,4 @@
-"""supermerger's own train difference and blocks beside what Impasto mixed."""
+"""Compare supermerger's train difference and its block names with Impasto's."""
 
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def blocks(name: str, theirs: object) -> None:
-    """Each tensor of a full-size U-Net is in the block that theirs says."""
+    """Require that each tensor of a full-size U-Net is in the same block as in supermerger."""
     contents = meta_model_of_architecture(ARCHITECTURES[name]).contents
     component = contents.identity.family.unet
     part_map = component.naming.map_of_ours(contents.components[component.name].keys())

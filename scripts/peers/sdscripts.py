@@ -1,4 +1,4 @@
-"""sd-scripts' own loaders on what Impasto wrote: models, hypernetworks, datasets, latents, TOML."""
+"""Test Impasto's files with sd-scripts' loaders: models, hypernetworks, datasets, latents, TOML."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ def main() -> None:
     folder, checkout = map(Path, sys.argv[1:])
     sys.path.insert(0, str(checkout))
     require_real_transformers()
-    # pipelines for drawing, written for a transformers of another age
+    # pipelines for drawing, written for another transformers version
     stub_always("library.lpw_stable_diffusion", "library.sdxl_lpw_stable_diffusion")
     stub_missing("torchvision", "cv2", "xformers", "pillow_avif", "jxlpy", "pillow_jxl")
     hypernetwork(folder, checkout)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def require_real_transformers() -> None:
-    """Let transformers find out what is installed before anything stands in for it."""
+    """Let transformers detect the installed packages before any of them is replaced by a stub."""
     from transformers.utils import import_utils
 
     import_utils.is_torchvision_available()
@@ -49,7 +49,7 @@ def require_real_transformers() -> None:
 
 
 def hypernetwork(folder: Path, checkout: Path) -> None:
-    """finetune/hypernetwork_nai.py, the only reader of hypernetworks that sd-scripts has."""
+    """Load with finetune/hypernetwork_nai.py, sd-scripts' only reader of hypernetworks."""
     place = checkout / "finetune" / "hypernetwork_nai.py"
     spec = importlib.util.spec_from_file_location("hypernetwork_nai", place)
     assert spec is not None and spec.loader is not None  # noqa: PT018, S101
@@ -67,7 +67,7 @@ def hypernetwork(folder: Path, checkout: Path) -> None:
 
 
 def texts(folder: Path) -> None:
-    """Texts of SDXL by its caching strategy, and what that writes by Impasto."""
+    """Read SDXL's text files with its caching strategy, and a file that it writes with Impasto."""
     from library.strategy_sdxl import (  # type: ignore[import-not-found]
         SdxlTextEncoderOutputsCachingStrategy,
     )
@@ -102,7 +102,7 @@ def texts(folder: Path) -> None:
 
 
 def dataset(folder: Path, name: str) -> None:
-    """Sidecars and metadata by their dataset classes, latents by their caching strategy."""
+    """Read sidecars and metadata by their dataset classes, latents by their caching strategy."""
     from library import config_util  # type: ignore[import-not-found]
     from library.strategy_base import LatentsCachingStrategy  # type: ignore[import-not-found]
     from library.strategy_sd import SdSdxlLatentsCachingStrategy  # type: ignore[import-not-found]
@@ -126,7 +126,7 @@ def dataset(folder: Path, name: str) -> None:
 
 
 def latents(group: object, strategy: object) -> None:
-    """The .npz that lies beside each image is one that they would take, not make anew."""
+    """Require that they accept the .npz beside each image instead of encoding it again."""
     count = 0
     for data in group.datasets:  # type: ignore[attr-defined]
         data.make_buckets()
@@ -152,13 +152,13 @@ def blueprint_of(file: Path) -> object:
 
 
 def example(_: Path) -> None:
-    """The dataset configuration that comes with Impasto is one of theirs."""
+    """Parse the dataset configuration that ships with Impasto with their code."""
     blueprint_of(Path(__file__).parents[2] / "configs" / "dataset.toml")
     print("ok: configs/dataset.toml")
 
 
 def model(file: Path) -> None:
-    """Whole networks by the function that fine_tune.py loads with."""
+    """Load whole networks with the function that fine_tune.py uses."""
     from library import model_util  # type: ignore[import-not-found]
 
     text_encoder, vae, unet = model_util.load_models_from_stable_diffusion_checkpoint(

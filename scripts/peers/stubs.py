@@ -1,4 +1,4 @@
-"""Stands in for the modules that a program imports and its loaders do not use."""
+"""Stubs for modules that a program imports and its loaders do not use."""
 
 import importlib.abc
 import importlib.machinery
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stub(types.ModuleType):
-    """A module that has everything and does nothing."""
+    """A module that has every attribute, all of them inert."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -17,12 +17,12 @@ class Stub(types.ModuleType):
 
 
 class Nothing:
-    """A value of a stub: called, asked or inherited from, it is another."""
+    """A value of a stub: calling it, reading an attribute or inheriting from it gives another."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        """Another nothing."""
+        """Return another inert value."""
         return Nothing()
 
     def __getattr__(self, name: str) -> Any:
@@ -38,31 +38,31 @@ class Nothing:
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Makes stubs: of modules under `always`, and of the `missing` that nothing else finds."""
+    """Imports the named modules, and modules below them, as stubs, except those in `but`."""
 
     def __init__(self, *names: str, but: tuple[str, ...] = ()) -> None:
         self.names, self.but = names, but
 
     def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
-        """A stub for the modules that this finder is for."""
+        """Return a stub's spec for a module that this finder covers, or None."""
         covers = any(name == own or name.startswith(f"{own}.") for own in self.names)
         if not covers or name in self.but:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> Stub:
-        """The stub itself."""
+        """Return the stub."""
         return Stub(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing runs in a stub."""
+        """Run nothing: a stub has no code."""
 
 
 def stub_always(*names: str, but: tuple[str, ...] = ()) -> None:
-    """Modules that are stubs even where the real ones are there."""
+    """Import modules as stubs even if the real ones are installed."""
     sys.meta_path.insert(0, Finder(*names, but=but))
 
 
 def stub_missing(*names: str) -> None:
-    """Modules that are stubs where the real ones are not installed."""
+    """Import modules as stubs if the real ones are not installed."""
     sys.meta_path.append(Finder(*names))

@@ -1,4 +1,4 @@
-"""Writes one of everything that Impasto writes for other programs, by its own commands."""
+"""Write one file of each kind that Impasto writes for other programs, with its own commands."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from impasto.models.writing.architectures import ARCHITECTURES, write_random_mod
 
 DEMO = Path(impasto.__file__).parent / "demo"
 WIDTHS = {"": (320, 640, 768, 1280), "sdxl-": (640, 1280, 2048)}
-"""What stands before the names of files -> the widths of SD 1 and of SDXL."""
+"""Prefix of file names -> the hypernetwork's widths: those of SD 1 and of SDXL."""
 COUNT = 4
 SMALL_SDXL = {
     "unet": {
@@ -41,7 +41,7 @@ SMALL_SDXL = {
     "text_encoder_2": {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3,
                        "num_attention_heads": 2, "projection_dim": 24},
 }  # fmt: skip
-"""What a small model of SDXL's form has otherwise than SDXL."""
+"""The configuration values in which a small SDXL differs from SDXL."""
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def write_hypernetworks(folder: Path) -> None:
-    """Each dialect, and what goes in and has to come out of it."""
+    """Write a hypernetwork in each dialect, with an input and the expected outputs."""
     cases = {
         "a1111": Structure(),
         "a1111-deep": Structure((1, 2, 2, 1), "mish", layer_norm=True, dropout=(0, 0.1, 0.1, 0)),
@@ -92,7 +92,7 @@ def write_models(folder: Path, *, full: bool) -> None:
 
 
 def write_dataset(folder: Path) -> None:
-    """Images with sidecars, latents for sd-scripts beside them, and metadata of both."""
+    """Write images with sidecars, latents for sd-scripts beside them, and metadata of both."""
     pictures = folder / "pictures"
     pictures.mkdir()
     for picture in sorted((DEMO / "pictures").glob("*.webp"))[:COUNT]:
@@ -105,7 +105,7 @@ def write_dataset(folder: Path) -> None:
 
 
 def write_small_sdxl(folder: Path) -> None:
-    """A small SDXL, a hypernetwork trained on it, and what its U-Net makes of one input with it."""
+    """Write a small SDXL, a hypernetwork trained on it, and its U-Net's output with that."""
     full = ARCHITECTURES["sdxl"]
     small = replace(
         full, configs=tuple({**full.by_name[name], **own} for name, own in SMALL_SDXL.items())
@@ -154,7 +154,7 @@ def write_small_sdxl(folder: Path) -> None:
 
 
 def comfyui_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What ComfyUI's `UNetModel` is built with, of a U-Net's configuration in diffusers' words."""
+    """Return the arguments of ComfyUI's `UNetModel` for a diffusers configuration of a U-Net."""
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     (head_width,) = {n // h for n, h in zip(channels, config["attention_head_dim"], strict=True)}
     depths = [
@@ -184,7 +184,7 @@ def comfyui_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_texts(folder: Path) -> None:
-    """Texts of SDXL at its widths, and what has to be read of them."""
+    """Write SDXL's text encodings at its real widths, and the expected values."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"hidden_state1": (77, 768), "hidden_state2": (77, 1280), "pool2": (1280,)}
     made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Writes what `impasto merge` and `extract-lora` make of small models with real structure."""
+"""Write the results of `impasto merge` and `extract-lora` for small models with real structure."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ OF_LORAS = (
     "output_blocks.5.2.conv", "output_blocks.8.2.conv", "_proj.weight", "mlp.fc",
     "attn.in_proj_weight", "mlp.c_",
 )  # fmt: skip
-"""Marks of the layers that a LoRA has, by the names of single files."""
+"""Parts of tensor names that mark the layers of a LoRA, in the naming of single files."""
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     files = {}
     for name, seed in (("base", 0), ("other", 1), ("third", 2)):
         files[name] = model(small_sd1(), folder / name, seed)
-    # every third model is near the second, as one that it was trained from
+    # the third is near the second, as if trained from it
     near(files["other"], files["third"])
     merge(folder, "weighted", ["base", "other"])
     merge(folder, "added", ["base", "other", "third"], "--formula", "add-difference")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def small_sd1() -> Architecture:
-    """All blocks of Stable Diffusion 1, of small width."""
+    """Return an architecture with all blocks of Stable Diffusion 1, of small width."""
     unet, vae, text = ARCHITECTURES["sd1"].configs
     return replace(
         ARCHITECTURES["sd1"],
@@ -64,7 +64,7 @@ def small_sd1() -> Architecture:
 
 
 def small_sdxl() -> Architecture:
-    """All blocks of SDXL, of small width."""
+    """Return an architecture with all blocks of SDXL, of small width."""
     unet, vae, *texts = ARCHITECTURES["sdxl"].configs
     small = (
         {**text, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -98,7 +98,7 @@ def near(file: Path, target: Path) -> None:
 
 
 def moved(base: Path, target: Path) -> Path:
-    """The same model with every layer that a LoRA has changed, and no other."""
+    """Write the same model with every layer of a LoRA changed, and no other."""
     generator = torch.Generator().manual_seed(8)
     tensors = load_file(base)
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
-"""Record the golden losses anew: python tests/golden/record_losses.py RUN_DIRECTORY
+"""Record the golden losses again: python tests/golden/record_losses.py RUN_DIRECTORY
 
-RUN_DIRECTORY is what the failing test left behind (pytest prints its temporary folder).
+RUN_DIRECTORY is the folder left by the failing test (pytest prints its temporary folder).
 """
 
 import json

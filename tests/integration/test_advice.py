@@ -1,4 +1,4 @@
-"""What is unusual in the settings of a run, or makes a GPU wait, is said before it begins."""
+"""Unusual settings, and those that make a GPU wait, are reported before a run starts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Words by models and rules from the command line, and every change taken back."""
+"""Captions and tags by models and rules from the command line, and undoing every change."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ SCRIPTS = Path(__file__).parents[2] / "finetune"
 
 
 def impasto(*words):
-    """A command in this process, which loads the libraries of taggers once."""
+    """Run a command in this process, which imports the taggers' libraries once."""
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
@@ -52,7 +52,7 @@ def impasto(*words):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve images without words, one that is none, and words of somebody else."""
+    """Twelve images without captions, a file that is not an image, and a caption from elsewhere."""
     target = tmp_path / "pictures"
     target.mkdir()
     for path in sorted(PICTURES.glob("*.webp"))[:12]:
@@ -95,7 +95,7 @@ def test_tags_are_written_and_taken_back_byte_for_byte(folder):
 
 
 def test_words_are_appended_to_each_line_and_once(folder):
-    """Lines of a caption are alternatives, so each needs the new words."""
+    """The lines of a caption are alternatives, so each gets the new tags, once."""
     path = folder / "0000-sun.txt"
     path.write_text("mine\nmine, too\n", encoding="utf-8")
     for _ in range(2):
@@ -170,7 +170,8 @@ def test_files_that_training_would_not_read_are_not_written(folder, tmp_path):
 
 
 def test_the_small_tagger_knows_the_demos_pictures():
-    """Of the names in the captions of 112 images it has not seen, at its usual threshold."""
+    """Precision and recall on the captions of 112 unseen images, at the tagger's default
+    threshold."""
     from impasto.annotate.annotation import TagAnnotator
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
@@ -217,7 +218,7 @@ def test_the_small_captioner_knows_the_demos_pictures(folder):
 
 
 def test_a_run_goes_on_where_it_was_stopped(folder):
-    """A crash at the fifth image: the first four are not looked at again."""
+    """After a crash at the fifth image the first four are not examined again."""
     records = scan_folder(folder).records
     seen = []
 
@@ -261,7 +262,7 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
     assert (done.written, done.done_before) == (8, 4)
     assert undo(folders).restored == 12
     assert files_of(folder) == before
-    with Journal(folders, "other") as journal:  # another command begins anew
+    with Journal(folders, "other") as journal:  # another command starts from the first image
         assert journal.done == set()
 
 
@@ -276,7 +277,9 @@ def test_what_somebody_changed_since_is_left_alone(folder):
 
 
 def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_path):
-    """Words of another kind, a link out, a shared name, names of 242 bytes; then back."""
+    """A folder with another kind of caption, an outside link, twin names and names of 242 bytes is
+    undone.
+    """
     sources = sorted(folder.glob("*.webp"))
     long = folder / ("長" * 79 + ".webp")
     shutil.copy(sources[2], long)
@@ -291,7 +294,7 @@ def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_pat
     done = impasto("dataset", "tag", folder, "--model", TAGGER)
     assert done.returncode == 0, done.stderr
     assert not (folder / "0001-butterfly.txt").exists()
-    assert "Left unchanged  3" in done.stdout  # mine, the sentence, and what the link holds
+    assert "Left unchanged  3" in done.stdout  # own file, sentence, link's target
     assert "its text would be written to shared.txt, as would that of shared.png" in done.stdout
     assert long.with_suffix(".txt").is_file()
     forced = impasto("dataset", "tag", folder, "--model", TAGGER, "--existing", "overwrite")
@@ -322,7 +325,7 @@ def test_words_go_into_metadata(folder, tmp_path):
 
 
 def test_words_that_were_found_before_a_fault_are_in_the_metadata(folder, tmp_path):
-    """They are written in turns of two minutes; a fault, or Ctrl-C, must not cost that much."""
+    """Captions are written every two minutes, so that a fault or Ctrl-C loses no more than that."""
     file = tmp_path / "m.jsonl"
     target = MetadataTarget(
         file, "tags", "missing", lambda a, b: b, lambda r: r.name, folders_of(folder, file)
@@ -369,7 +372,7 @@ def test_metadata_words_know_what_is_there(folder, tmp_path):
     words = target()
     worded, record, *_ = scan_folder(folder).records
     assert words.needs_caption(record)
-    assert not words.needs_caption(worded)  # somebody's own words are beside it
+    assert not words.needs_caption(worded)  # a caption from elsewhere is beside it
     with Journal(folders, "x") as journal:
         words.write(journal, record, "a, b")
         words.close(journal)
@@ -393,7 +396,7 @@ def test_words_in_metadata_are_counted_and_not_cleaned_in_silence(folder):
 
 
 def test_metadata_is_matched_in_the_folder_of_images_alone_as_training_does(folder, tmp_path):
-    """A file of that name beside the metadata is another image."""
+    """A file of the same name beside the metadata is another image, as in training."""
     shutil.copy(folder / "0001-butterfly.webp", tmp_path / "other.webp")
     file = tmp_path / "meta.json"
     file.write_text('{"0001-butterfly.webp": {}, "other.webp": {}}', encoding="utf-8")
@@ -453,7 +456,8 @@ def script(name, *words, cwd=None):
 
 
 def test_the_scripts_of_sd_scripts_one_after_the_other(folder, tmp_path, nano_model):
-    """As its guide goes: captions, tags, merge both, clean, buckets and latents."""
+    """The scripts run in the order of sd-scripts' guide: captions, tags, merges, cleaning,
+    latents."""
     (folder / "zz.png").unlink()
     script(
         "make_captions", folder, "--caption_weights", CAPTIONER, "--beam_search", "--num_beams=3",
@@ -526,7 +530,7 @@ def test_tags_of_all_pictures_in_one_file(folder, tmp_path):
 
 
 def test_captions_by_git(folder, tmp_path):
-    """A tiny random GIT: it says something of each image, the same each time."""
+    """A tiny random GIT writes a caption for each image, the same in each run."""
     captioners.git(tmp_path / "git")
     words = ("make_captions_by_git", folder, "--model_id", tmp_path / "git", "--max_length=6")
     script(*words, "--remove_words", "--batch_size=4")

@@ -1,4 +1,4 @@
-"""A family that is a row of the table alone goes through everything that SD 1 goes through."""
+"""A family that consists of a table row alone passes all steps that SD 1 passes."""
 
 import json
 from dataclasses import replace
@@ -85,7 +85,8 @@ def test_without_its_row_it_is_refused_by_name(two_model, monkeypatch):
 
 
 def test_diffusers_reads_what_is_written_and_encodes_the_same(two_model):
-    """Penultimate states of both, without a norm, and the second's projection."""
+    """The states are those of both penultimate layers, without a norm, and the second's
+    projection."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(two_model)
     expected, _, pooled, _ = pipeline.encode_prompt(
         ["a red ball", "!"], device=torch.device("cpu"), do_classifier_free_guidance=False
@@ -181,7 +182,7 @@ def test_all_its_networks_learn_are_exported_and_resumed(two_config, two_model, 
     first = load_file(model / "text_encoder/model.safetensors")
     base = load_file(two_model / "text_encoder/model.safetensors")
     for name in ("text_model.final_layer_norm.weight", "text_model.encoder.layers.2.mlp.fc1.bias"):
-        assert torch.equal(first[name], base[name])  # nothing depends on these
+        assert torch.equal(first[name], base[name])  # no other result depends on these
     (sample,) = (run.samples / "step-00000003").glob("*.png")
     assert sample.stat().st_size > 0
     again = resume(killed_copy(run.path, tmp_path / "killed", after=2))
@@ -212,7 +213,7 @@ def test_remembered_text_changes_nothing(two_config, tmp_path):
 
 
 def test_sizes_reach_the_network(train_config, two_model, tmp_path):
-    """The same pixels said to be of another size give another loss, unless that is not told."""
+    """The same pixels with another stated size give another loss, unless sizes are not given."""
     losses = []
     for side, told in ((64, "original"), (256, "original"), (256, "target")):
         folder = draw_images(tmp_path / str(side), 4)
@@ -243,7 +244,8 @@ def test_the_memory_of_all_its_networks_is_foretold(two_config, two_model):
 
 
 def test_a_full_size_file_tells_its_configurations_by_shapes(monkeypatch):
-    """As SDXL's: 1,680 names of the U-Net, each as diffusers' own converter has it."""
+    """A file's configuration follows from its shapes, for SDXL's 1,680 U-Net names as in
+    diffusers."""
     row = replace(TWO, sizes=SizeConditioning(256))
     monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, row))
     text = {"vocab_size": 49408, "max_position_embeddings": 77}

@@ -1,4 +1,4 @@
-"""Damage, kills, signals and full disks in whole runs: named in words, and nothing lost."""
+"""Damage, kills, signals and full disks in whole runs are explained, and nothing is lost."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ EACH_STEP = {"state_every_steps": 1, "keep_states": 9}
 
 
 class Noted(SilentEvents):
-    """Remembers what was said."""
+    """Records notes."""
 
     def __init__(self):
         self.notes = []
@@ -54,19 +54,19 @@ def flip_a_bit(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kept_and_killed(shared_config):
-    """A run of four steps with a state after each, and what a kill in its last one leaves."""
+    """A run of four steps with a state after each, and its copy as if killed in the last step."""
     return trained_and_killed(shared_config(saving=EACH_STEP, **FOUR), step=4, saved=3)
 
 
 @pytest.fixture
 def whole(kept_and_killed):
-    """A run that nothing happened to. Read-only by agreement."""
+    """The uninterrupted run. Read-only by agreement."""
     return kept_and_killed[0]
 
 
 @pytest.fixture
 def killed(kept_and_killed, tmp_path):
-    """The same run, killed with the state of three steps as its newest."""
+    """The same run, killed when the state of step three was its newest."""
     return copied(kept_and_killed[1], tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_damaged_newest_states_are_named_and_the_one_before_is_taken(killed, who
         assert name in note
         assert f"step-{step:08d}-damaged" in note
         assert f"the earlier state step-{step - 1:08d}" in note
-        assert (run.states / f"step-{step:08d}-damaged" / name).is_file(), "nothing is deleted"
+        assert (run.states / f"step-{step:08d}-damaged" / name).is_file(), "no file is deleted"
     assert run.saved_steps() == [1, 2, 3, 4], "the same steps are saved again"
     assert exported(run) == exported(whole)
 
@@ -114,7 +114,7 @@ def test_a_state_without_hashes_is_read_and_this_is_said(killed, whole):
 def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
     train_config, monkeypatch
 ):
-    """As if the process had been killed between the state of step 2 and the model of step 2."""
+    """A model whose state exists but which was not written before a kill is written on resume."""
     from impasto.training.pauses import Pauses
 
     saving = {"model_every_steps": 2, "state_every_steps": 2, "format": "safetensors"}
@@ -137,7 +137,7 @@ def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
 
 
 def models_of(run):
-    """The models on the way, without their metadata, which has the date."""
+    """Return the checkpoints of a run without their metadata, which contains the date."""
     return {
         file.name: {name: tensor.tolist() for name, tensor in load_file(file).items()}
         for file in (run.path / "models").iterdir()
@@ -158,7 +158,9 @@ def resumed_by_command(run):
 
 
 def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config, tmp_path):
-    """Its states were moved away, and it is done again at another rate."""
+    """A new attempt at another rate, after its states were moved away, ignores the earlier one's
+    files.
+    """
     config = train_config(
         saving={**EACH_STEP, "format": "safetensors"},
         validation={
@@ -221,7 +223,7 @@ def test_a_run_that_goes_on_is_neither_resumed_nor_begun(train_config):
 
 
 def test_a_cache_that_is_deleted_while_training(train_config, whole):
-    """Shards that are open already stay readable, so those not yet opened are what is missed."""
+    """Shards that are already open stay readable; a shard not yet opened raises an error."""
     from impasto.data.sharding.mapped_shards import MappedShards
 
     class Deleting(SilentEvents):
@@ -248,7 +250,8 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
 
 
 def test_a_disk_of_models_that_goes_away_costs_no_step(train_config, tmp_path):
-    """The model on the way, and the average beside it, cannot be written; the state can."""
+    """If a checkpoint and its average cannot be written, the state still is, and no step is
+    lost."""
     folder = tmp_path / "models"
 
     class Unplugging(SilentEvents):
@@ -282,7 +285,7 @@ def test_a_state_that_cannot_be_written_names_the_one_before(train_config, monke
 
 
 def test_weights_that_are_found_broken_while_saving_hide_no_error(train_config, monkeypatch):
-    """What a person reads is the error that ended the run."""
+    """The reported error is the one that ended the run, not that of the broken weights."""
 
     class Unplugging(SilentEvents):
         def stepped(self, step):
@@ -307,7 +310,7 @@ def test_weights_that_are_found_broken_while_saving_hide_no_error(train_config, 
 
 def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch):
     class Full:
-        """A file of which the disk takes ten bytes more."""
+        """A file on a disk that accepts ten more bytes."""
 
         def __init__(self, file):
             self._file, self._room = file, 10
@@ -345,7 +348,7 @@ def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch):
             begin()
         monkeypatch.undo()
         text = (config.output_dir / name).read_text(encoding="utf-8")
-        assert text.endswith("\n"), "no half line stays"
+        assert text.endswith("\n"), "no partial line remains"
     assert resume(config.output_dir).exported_model() is not None
 
 
@@ -395,7 +398,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
         def stepped(self, step):
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
-                assert self.said.wait(60), "nothing is said before the step is over"
+                assert self.said.wait(60), "nothing is reported before the step is complete"
                 signal.raise_signal(signal.SIGINT)
 
     config, events = train_config(saving=EACH_STEP, **FOUR), Press()

@@ -1,4 +1,4 @@
-"""`python -m bench quality`: what its rows are trained with, and the whole way on two of them."""
+"""`python -m bench quality`: the settings of its rows, and a whole comparison of two rows."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_an_option_is_the_preset_with_its_own_changes_alone(row, tmp_path):
     if row.merges:
         assert found["saving.merge_ratio"] < preset["saving.merge_ratio"] == 1
         differing.remove("saving.merge_ratio")
-    if row.chooses:  # its run is validated for a best model, and keeps averages
+    if row.chooses:  # its run is validated for a best model, and stores averages
         differing -= {path for path in differing if path.startswith(("validation.", "saving."))}
         differing.remove("training.posthoc_ema")
     if row.prior_weight is not None:
@@ -86,7 +86,7 @@ def test_sd_scripts_has_its_own_defaults(tmp_path):
 
 @pytest.fixture
 def small_images(tmp_path, monkeypatch):
-    """Eight images to learn from, four held out, small drawings, and one draw of each loss."""
+    """Eight training images, four held out, small samples, and one draw per loss."""
     of_name = {"PICTURES": (8, quality_job, quality_rows), "HELD_OUT": (4, quality_job)}
     for name, (number, *modules) in of_name.items():
         folder = tmp_path / name.lower()
@@ -123,7 +123,7 @@ def put_numbers(place, name, seed, **numbers):
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path):
-    """The rows vary by 10 from seed to seed, and differ by 0.9 to 1.1: that is beyond noise."""
+    """Differences are paired by seed: rows vary by 10 between seeds, and differ by 0.9 to 1.1."""
     place = Place(tmp_path, Setup(seeds=(1, 2, 3)))
     for seed, (loss, change) in enumerate([(10.0, -0.9), (20.0, -1.0), (30.0, -1.1)], 1):
         put_numbers(place, REFERENCE, seed, validation_loss=loss)
@@ -140,7 +140,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
 
 
 def test_a_difference_that_three_seeds_do_not_show_has_no_sign(tmp_path):
-    """Three errors from zero are a chance of 10 % for Student's t of two degrees of freedom."""
+    """A t of 3 with two degrees of freedom has a probability of 10 %, so there is no sign."""
     place = Place(tmp_path, Setup(seeds=(1, 2, 3)))
     for seed, change in enumerate((-0.5, -1.0, -1.5), 1):
         put_numbers(place, REFERENCE, seed, validation_loss=10.0)
@@ -150,7 +150,7 @@ def test_a_difference_that_three_seeds_do_not_show_has_no_sign(tmp_path):
 
 
 def test_style_is_compared_where_as_much_is_kept(tmp_path):
-    """The reference keeps 0.7, which lies halfway between the mixtures at 0.5 and at 0.75."""
+    """The reference preserves 0.7, which is halfway between the mixtures at 0.5 and 0.75."""
     place = Place(tmp_path, Setup(seeds=(1,)))
     way = {BASE: (1.0, 10.0), MERGES[0.25]: (0.9, 8.0), MERGES[0.5]: (0.8, 6.0),
            MERGES[0.75]: (0.6, 3.0), MERGES[0.875]: (0.3, 2.0), UNMERGED: (0.2, 1.0)}  # fmt: skip

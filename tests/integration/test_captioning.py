@@ -1,4 +1,4 @@
-"""Captioners of several kinds through one path: tiny random ones, which say nonsense steadily."""
+"""Captioners of several kinds through one code path: tiny random ones, whose output is fixed."""
 
 import captioners
 import pytest

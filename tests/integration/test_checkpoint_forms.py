@@ -1,4 +1,6 @@
-"""Every form of a model in and out: equal to diffusers, bit for bit there and back."""
+"""Every form of a model, read and written: equal to diffusers, and bit-identical after a round
+trip.
+"""
 
 import json
 import shutil
@@ -61,7 +63,7 @@ def weights(model):
 
 
 def test_our_files_equal_diffusers_reading_of_them(either_model, ldm_file):
-    """Tensor by tensor, for all three parts, and so does our own reading."""
+    """Files that Impasto wrote have the same tensors when read by diffusers and by Impasto."""
     file = ldm_file(either_model)
     ours = load_base_model(file)
     theirs = StableDiffusionPipeline.from_single_file(
@@ -86,10 +88,10 @@ def test_diffusers_draws_the_same_from_our_file(either_model, ldm_file):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_there_and_back_is_bit_identical(either_model, ldm_file, tmp_path, dtype):
-    """LDM -> Diffusers -> LDM -> ckpt -> LDM; what no part uses comes along."""
+    """LDM -> Diffusers -> LDM -> ckpt -> LDM is bit-identical, including unused tensors."""
     first, source = tmp_path / "first.safetensors", ldm_file(either_model)
     tensors = {n: t.to(dtype) for n, t in read(source).items()}
-    for name in list(tensors):  # what would be filled in has values of its own here
+    for name in list(tensors):  # tensors with defaults get other values here
         if ".resblocks.3." in name or name.endswith("text_projection"):
             tensors[name] = torch.randn(tensors[name].shape).to(dtype)
     tensors["alphas_cumprod"] = torch.rand(1000)
@@ -102,7 +104,7 @@ def test_there_and_back_is_bit_identical(either_model, ldm_file, tmp_path, dtype
     convert(tmp_path / "third.ckpt", tmp_path / "fourth.safetensors")
     for name in ("second.safetensors", "third.ckpt", "fourth.safetensors"):
         assert_same(read(tmp_path / name), tensors)
-    StableDiffusionPipeline.from_pretrained(tmp_path / "folder")  # diffusers reads it, too
+    StableDiffusionPipeline.from_pretrained(tmp_path / "folder")  # diffusers reads it too
 
 
 def test_averaged_weights_are_chosen_and_never_written_again(
@@ -156,7 +158,7 @@ def as_legacy_ckpt(folder, target, tmp_path):
 
 
 def as_nested_ckpt(folder, target, tmp_path):
-    """The first SD 1 files: no `text_model.`, one dictionary more, parameters, counters."""
+    """Write the first form of SD 1 files: no `text_model.`, an outer dict, parameters, counters."""
     content = torch.load(as_ckpt(folder, target, tmp_path), weights_only=True)
     state = {
         name.replace("transformer.text_model.", "transformer."): torch.nn.Parameter(tensor)
@@ -174,7 +176,7 @@ def as_half_file(folder, target, tmp_path):
 
 
 def as_bin_folder(folder, target, tmp_path):
-    """Old Diffusers: `.bin`, the VAE's former attention names, `pytorch_model`."""
+    """Write an old Diffusers folder: `.bin`, the VAE's former attention names, `pytorch_model`."""
     shutil.copytree(folder, target)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for file in COMPONENT_FILES.values():
@@ -204,7 +206,7 @@ def as_fp16_variant(folder, target, tmp_path):
 
 
 def as_hub_id(folder, target, tmp_path):
-    """A downloaded copy in the Hub's own cache, found without a network."""
+    """Write a downloaded copy into the Hub's cache, where it is found without a network."""
     repository = tmp_path / "hub" / "models--someone--nano"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
@@ -223,7 +225,7 @@ FORMS = {
 
 @pytest.fixture(scope="session")
 def half_model(tmp_path_factory, nano_architecture):
-    """A model whose values float16 holds exactly, so that all forms hold the same."""
+    """A model whose values are exact in float16, so that all forms have the same values."""
     from impasto.models.writing.architectures import write_random_model
 
     folder = tmp_path_factory.mktemp("half")
@@ -234,7 +236,7 @@ def half_model(tmp_path_factory, nano_architecture):
 
 @pytest.fixture(scope="module")
 def expected(half_model):
-    """The model as it is, opened; not to be changed."""
+    """The opened model; not to be changed."""
     return load_base_model(half_model)
 
 
@@ -303,7 +305,7 @@ def test_a_run_writes_each_form_and_samples_come_from_it(form, train_config, tmp
     summary = json.loads(said["impasto.training"])
     assert (summary["steps"], summary["images"]) == (2, 13)
     assert summary["trained_parts"] == ["unet"]
-    assert str(tmp_path) not in json.dumps(dict(said)), "a path of this machine is published"
+    assert str(tmp_path) not in json.dumps(dict(said)), "a path of this machine would be published"
     source = read(nano_model / TEXT_ENCODER_FILE)
     for name, tensor in exported.components["text_encoder"].items():
         assert torch.equal(tensor.read(), source[f"text_model.{name}"])
@@ -346,7 +348,7 @@ def test_a_file_without_a_vae_takes_the_one_that_is_named(nano_model, ldm_file, 
 
 
 def test_the_main_file_of_a_folder_may_be_the_average(nano_model, tmp_path):
-    """As in SD 1.5's folder: `non_ema` beside the main file."""
+    """A folder's main file may contain the average, with `non_ema` beside it, as in SD 1.5's."""
     folder = shutil.copytree(nano_model, tmp_path / "model")
     plain = {name: tensor + 1 for name, tensor in load_file(folder / UNET_FILE).items()}
     save_file(plain, (folder / UNET_FILE).with_suffix(".non_ema.safetensors"))

@@ -1,4 +1,4 @@
-"""The real command line on real files: a whole job, kills, and everything a user gets wrong."""
+"""The real command line on real files: a whole workflow, kills, and users' mistakes."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ GOLDEN_LOSSES = Path(__file__).parents[1] / "golden" / "losses.json"
 def export_hash(run: Path) -> str:
     digest = hashlib.sha256()
     exported = (p for p in (run / "export").rglob("*") if p.is_file())
-    for file in sorted(p for p in exported if p.name != "impasto.json"):  # has the date
+    for file in sorted(p for p in exported if p.name != "impasto.json"):  # contains the date
         digest.update(file.relative_to(run).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
 
@@ -33,14 +33,14 @@ def call(*words: object) -> None:
 
 
 def refused(*words: object) -> int:
-    """Run what is refused; the exit code that the shell would see."""
+    """Run a command that is refused, and return the exit code."""
     with pytest.raises(SystemExit) as caught:
         call(*words)
     return int(caught.value.code)
 
 
 class Links(HTMLParser):
-    """Collects everything that a page would fetch."""
+    """Collects every address that a page would fetch."""
 
     def __init__(self):
         super().__init__()
@@ -54,10 +54,10 @@ class Links(HTMLParser):
 
 
 def test_the_whole_job(run_file, tmp_path, deeper_model, capsys):
-    """Train, look at the report, draw with the result; losses equal the recorded ones."""
+    """Training, report and sampling work from the command line; losses equal the recorded ones."""
     file = run_file(
         model={"path": str(deeper_model)},
-        validation={"split": 0.25, "copies": "bytes", "standard_error": 0},  # as ever
+        validation={"split": 0.25, "copies": "bytes", "standard_error": 0},  # as before
         previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
     )
     result = impasto("train", file, "--set", "training.max_steps=8")
@@ -90,7 +90,7 @@ def test_the_whole_job(run_file, tmp_path, deeper_model, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-KILLED_BEFORE = (2, 4, 7, 11, 18, 24)  # renames of each process; nothing is there without one
+KILLED_BEFORE = (2, 4, 7, 11, 18, 24)  # files appear only by renames of each process
 DYING_BEFORE_RENAME = """
 import os, signal, sys
 
@@ -114,7 +114,7 @@ main(sys.argv[1:])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
 def test_kill_9_before_any_write(run_file, tmp_path):
-    """Killed six times, while starting, caching, training or saving: the same bits in the end."""
+    """After six kills while starting, caching, training or saving, the result has the same bits."""
     changes = {"saving": {"state_every_steps": 1}, "training": {"max_steps": 6}}
     whole = impasto("train", run_file(output_dir=str(tmp_path / "whole"), **changes))
     assert whole.returncode == 0, whole.stderr
@@ -171,7 +171,7 @@ def test_dataset_verbs(pictures, nano_model, tmp_path, capsys):
     call("dataset", "plan", pictures, *geometry)
     planned = capsys.readouterr().out
     assert "64x96" in planned
-    assert "Cropped most" not in planned, "nothing is cropped: 0 % five times says little"
+    assert "Cropped most" not in planned, "nothing is cropped: five lines of 0 % are useless"
     call("dataset", "plan", pictures, *geometry, "--step", 64, "--min-side", 64,
          "--max-side", 128)  # fmt: skip
     assert "Cropped most   001.png (33 %)" in capsys.readouterr().out
@@ -247,5 +247,5 @@ def test_unusable_folders(run_file, tmp_path, kind, capsys):
 
 def test_a_plan_refuses_a_loss_for_the_other_kind_of_model(run_file, capsys):
     file = run_file(loss={"v_loss_as_noise_loss": True})
-    assert refused("train", file, "--plan") == 2, "training would not begin"
+    assert refused("train", file, "--plan") == 2, "training would not start"
     assert "is for velocity models" in capsys.readouterr().err.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What a run that trains tells in its files, and what it does when it is asked there."""
+"""The status that a training run writes, and the commands that it accepts."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ OFTEN = {
 
 
 class AskAt(SilentEvents):
-    """Puts commands into the run's directory after steps, and waits until they are heard.
+    """Puts commands into the run's directory after given steps, and waits until they are received.
 
     Args:
         folder: The run's directory.
@@ -43,7 +43,7 @@ class AskAt(SilentEvents):
             sent = [send_command(self.folder / "commands", name) for name in self.names[step]]
             until = time.monotonic() + 60
             while any(command.file.exists() for command in sent):
-                assert time.monotonic() < until, "nobody hears"
+                assert time.monotonic() < until, "no run receives the command"
                 time.sleep(0.01)
             time.sleep(0.05)
 
@@ -67,7 +67,7 @@ def answers(run):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, nano_model):
-    """A run that nobody asks anything of."""
+    """A run that receives no commands."""
     return run_in(tmp_path_factory.mktemp("whole"), nano_model, **OFTEN)
 
 
@@ -91,7 +91,7 @@ def test_a_run_tells_its_course_in_events(whole):
 
 
 def test_the_status_tells_how_far_a_run_is(train_config):
-    """And what was asked of it while nothing was running is not done."""
+    """The status reports the run's progress; commands sent while no process ran are dropped."""
     config = train_config(saving={"state_every_steps": 2})
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(5))
@@ -106,7 +106,7 @@ def test_the_status_tells_how_far_a_run_is(train_config):
 
 
 def test_what_is_asked_for_is_done_after_the_step(train_config, whole):
-    """And changes nothing of what is learnt, stopping included, which saves."""
+    """A command is executed after the step, and changes nothing that is learned, even by a stop."""
     config = train_config(**OFTEN, saving={"keep_states": 9})
     asked = {2: ("preview", "validate", "save"), 4: ("stop",)}
     with pytest.raises(Interrupted, match="4 of 6 steps"):
@@ -124,7 +124,7 @@ def test_what_is_asked_for_is_done_after_the_step(train_config, whole):
 
 
 def test_prompts_of_a_file_are_drawn_when_asked(train_config, tmp_path):
-    """Where no images are held out, that is said."""
+    """Prompts are read from the file on each request; missing held-out images are reported."""
     file = tmp_path / "prompts.txt"
     file.write_text("a red ball\n", encoding="utf-8")
     previews = {"prompt_file": str(file), "steps": 1, "width": 32, "height": 32}
@@ -136,7 +136,7 @@ def test_prompts_of_a_file_are_drawn_when_asked(train_config, tmp_path):
 
 
 def test_a_run_that_is_asked_to_stop_now_saves_nothing(train_config):
-    """Asked before for previews that it has not, it says so."""
+    """A run that stops at once saves nothing, and reports that it has no previews to draw."""
     config = train_config()
     asked = {2: ("preview",), 3: ("stop-now",)}
     with pytest.raises(Interrupted, match="No state was saved yet"):
@@ -157,7 +157,7 @@ def test_a_run_that_does_not_begin_leaves_nothing(train_config):
 
 
 class Processes:
-    """Two processes, of which the other one tells a number of its own."""
+    """Two processes, of which the second contributes another number."""
 
     num_processes, device = 2, "cpu"
 
@@ -169,7 +169,7 @@ class Processes:
 
 
 def test_several_processes_agree_where_metrics_are_due():
-    """The second process hears nothing, and does what the first is asked."""
+    """The second process receives no commands itself, and follows the first one's."""
     stop = StopRequest()
     second = Requests(stop, None, Processes(0b101), lambda done: done == 10, lambda _: "")
     assert second.asked(9) == set()
@@ -180,7 +180,7 @@ def test_several_processes_agree_where_metrics_are_due():
 
 
 def test_the_command_line_asks_and_hears_the_answer(run_file, tmp_path):
-    """`impasto ask` against a real run in a process of its own."""
+    """`impasto ask` sends a command to a real run in a separate process and prints the answer."""
     file = run_file(training={"max_steps": 100_000}, saving={"state_every_steps": 0})
     folder = tmp_path / "run"
     started = threading.Thread(target=impasto, args=("train", file), daemon=True)

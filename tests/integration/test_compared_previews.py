@@ -1,4 +1,4 @@
-"""Previews that are compared with real images: in the metrics, on the page, and after a crash."""
+"""Previews compared with real images: in the metrics, on the page, and after a crash."""
 
 import json
 
@@ -40,7 +40,7 @@ def numbers(line):
 
 
 def by_evaluate(run, step, real):
-    """What `impasto evaluate` measures of the same files."""
+    """Return the measures that `impasto evaluate` gives for the same files."""
     network = TaggerNetwork("demo", DEMO_TAGGER, SilentProgress())
     network.tells_tags = False
     looks = look_at(real, (network,), "real", SilentProgress())
@@ -59,7 +59,7 @@ def by_evaluate(run, step, real):
 def test_previews_are_compared_as_evaluate_does_and_alike_after_a_crash(
     train_config, tmp_path, pictures
 ):
-    """With the training images, as none are held out; and the model learns what it would."""
+    """The comparison uses training images, as none are held out, and does not affect training."""
     assert TAGGER == DEMO_TAGGER
     changes = {"saving": {"state_every_steps": 2}, "training": {"max_steps": 4}}
     folder = str(tmp_path / "whole")
@@ -78,7 +78,7 @@ def test_previews_are_compared_as_evaluate_does_and_alike_after_a_crash(
         assert "preview_kernel_distance_se" not in line  # four prompts are too few
     assert len({line["preview_kernel_distance"] for line in lines.values()}) > 1
 
-    # what was drawn in step 4 is there, as if before the crash, and is measured after it
+    # the previews of step 4 exist, as if from before the crash, and are measured after it
     crashed = killed_copy(whole.path, tmp_path / "crashed", after=2)
     metrics = crashed / "metrics.jsonl"
     kept = [

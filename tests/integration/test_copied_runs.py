@@ -1,4 +1,4 @@
-"""A copy of a run goes on as a run of its own; a renamed one stays what it is."""
+"""A copied run continues as a separate run; a renamed one stays the same run."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def of_copies(told):
 
 @pytest.fixture
 def begun(train_config, tmp_path):
-    """A run of two steps; `saving` says where its models are."""
+    """Train two steps; `saving` sets where the models are written."""
 
     def begin(folder, **saving):
         return train(
@@ -38,7 +38,8 @@ def begun(train_config, tmp_path):
 
 
 def longer(run, steps, **saving):
-    """The run's own settings with more steps, as `--resume` with other flags changes them."""
+    """Return the run's own settings with more steps, as `--resume` with other flags changes
+    them."""
     config = load_begun_config(run / "config.toml")
     return config.model_copy(
         update={
@@ -53,7 +54,8 @@ def names(folder):
 
 
 def test_models_in_a_copys_own_directory_keep_their_names(begun, tmp_path):
-    """Or those of the former name would stay beside the new ones for good."""
+    """A copy's own models keep their names, or those under the former name would remain for
+    ever."""
     run = begun("a")
     copy = shutil.copytree(run.path, tmp_path / "b")
     told = Noted()
@@ -99,7 +101,8 @@ def test_a_renamed_run_is_no_copy_of_the_one_in_its_old_place(begun, tmp_path):
 
 
 def test_a_copy_of_a_renamed_run_is_known_as_one(begun, tmp_path):
-    """Once that has gone on, its settings name the folder where it is."""
+    """A copy of a renamed run is recognised once that has continued: its settings name its
+    folder."""
     run = begun("a", model_dir=str(tmp_path / "models"))
     renamed = run.path.rename(tmp_path / "renamed")
     told = Noted()
@@ -117,7 +120,7 @@ def test_a_copy_of_a_renamed_run_is_known_as_one(begun, tmp_path):
 
 
 def test_a_copy_does_not_replace_the_models_of_the_other_run(begun, tmp_path):
-    """Their name is the run's own setting, so that both have it."""
+    """The model name is set in the run's settings, so both have it; the copy replaces nothing."""
     run = begun("a", model_dir=str(tmp_path / "models"), name="first")
     before = (tmp_path / "models" / "first.safetensors").read_bytes()
     copy = shutil.copytree(run.path, tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Runs that crash, are killed, stopped or hit by a full disk go on bit for bit."""
+"""Runs that crash, are killed, stopped or hit by a full disk continue bit for bit."""
 
 import errno
 import json
@@ -108,7 +108,7 @@ def last_state(run):
 
 @pytest.fixture(scope="module")
 def whole_and_killed(shared_config):
-    """A run that nothing happened to, and what a kill after two steps leaves of it."""
+    """An uninterrupted run, and its copy as if killed after two steps."""
     folder = shared_config().output_dir.with_name("whole")
     saving = {"state_every_steps": 1, "keep_states": 9}
     config = shared_config(output_dir=str(folder), saving=saving, **FOUR)
@@ -117,13 +117,13 @@ def whole_and_killed(shared_config):
 
 @pytest.fixture
 def whole(whole_and_killed):
-    """Read-only by agreement."""
+    """The uninterrupted run. Read-only by agreement."""
     return whole_and_killed[0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_killed_run_continues_bit_for_bit(train_config, variant):
-    """The state of step 2 of 4; a kill after 3 loses one, which is done again."""
+    """States are saved every two of four steps; after a kill in step 3 that step is repeated."""
     changes = {k: dict(v) for k, v in VARIANTS[variant].items()}
     changes["training"] = {**changes.get("training", {}), "max_steps": 4}
     config = train_config(**changes, saving={"state_every_steps": 2, "keep_states": 9})
@@ -139,7 +139,7 @@ def test_a_killed_run_continues_bit_for_bit(train_config, variant):
 
 
 def test_two_resumes_in_a_row(whole_and_killed, tmp_path):
-    """Killed after 2 and crashed after 3 of four steps; their numbers go on from the beginning."""
+    """Killed after step 2 and crashed after step 3 of four; sample counts continue."""
     whole, killed = whole_and_killed
     copy = copied(killed, tmp_path)
     assert copy.saved_steps() == [1]
@@ -168,7 +168,7 @@ def test_a_run_killed_before_its_export_only_exports(whole, tmp_path):
 
 
 def test_a_full_disk_while_saving_keeps_the_older_state(train_config, monkeypatch):
-    """The third state meets a full disk; the second stays, and nothing half-written."""
+    """The third state meets a full disk; the second stays, and nothing is left half-written."""
     from impasto.training.saving import state
 
     real, calls = state.write_safetensors, []
@@ -208,7 +208,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared_config, whole, tmp_path):
 
 
 def test_the_best_model_is_kept_also_over_a_resume(train_config, monkeypatch):
-    """By validation losses as given: the second is best, and after the resume none is better."""
+    """With fixed validation losses the second model is best, and after the resume none is
+    better."""
     from impasto.training.monitoring.validation import ValidationLoss, Validator
 
     losses = iter([9.0, 3.0, 1.0, 2.0, 1.5])

@@ -1,6 +1,6 @@
-"""Training with crops of one's own is training on images that were cut, and never on old latents.
+"""Training with own crops equals training on images that were cut, and never uses old latents.
 
-If it failed, the loss would be that of parts of images that nobody chose.
+If it failed, the loss would be computed from areas that were not selected.
 """
 
 import json
@@ -29,13 +29,13 @@ def cut_by_pillow(pictures, folder, box):
 
 
 def test_losses_are_those_of_images_that_were_cut(train_config, pictures, tmp_path):
-    """First of whole images, then of two rectangles, all with one latent cache."""
+    """Losses are those of whole images, then of two rectangles, all with one latent cache."""
 
     def first(size):
         return (3, 2, size[0] - 4, size[1] - 9)
 
     def second(size):
-        return (4, 2, size[0] - 3, size[1] - 9)  # as large, a pixel to the right
+        return (4, 2, size[0] - 3, size[1] - 9)  # the same size, one pixel to the right
 
     def run(name, folder):
         dataset = {"image_dir": str(folder), "flip_aug": True}

@@ -1,4 +1,4 @@
-"""Datasets as people have them: projects of sd-scripts, broken folders, several at once."""
+"""Datasets as users have them: sd-scripts projects, damaged folders, several at once."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def era_2026(folder, stem, width, height):
     np.savez(folder / name, **arrays(folder, stem, width, height, f"_{height // 8}x{width // 8}"))
 
 
-ERAS = {  # how latents were kept, how images were named, whether buckets were, which file
+ERAS = {  # form of latents, names of images, with or without buckets, file name
     "2022": (era_2022, lambda folder, stem: stem, True, "meta_lat.json"),
     "0.9.1": (era_2023, lambda folder, stem: str(folder / f"{stem}.png"), True, "meta_lat.json"),
     "2025": (era_2025, lambda folder, stem: f"{stem}.png", False, "meta.json"),
@@ -87,7 +87,8 @@ ERAS = {  # how latents were kept, how images were named, whether buckets were, 
 
 
 def make_project(tmp_path, era, count=3):
-    """A folder of images with metadata and latents, and the dataset that it is in sd-scripts."""
+    """Write a folder of images with metadata and latents; return its dataset in sd-scripts'
+    form."""
     write, key, with_buckets, name = ERAS[era]
     seed = list(ERAS).index(era)
     folder = draw_images(tmp_path / f"of-{era}", count, seed=seed, captions=False)
@@ -121,7 +122,7 @@ def run_of(run_values, dataset, **changes):
 
 
 def test_projects_of_sd_scripts_of_all_times_train_unchanged(run_values, tmp_path):
-    """Their latents are what is trained on: nothing is encoded."""
+    """Projects from all versions of sd-scripts train on their latents: nothing is encoded."""
     folders, datasets = zip(*(make_project(tmp_path, era) for era in ERAS), strict=True)
     file = project_file(tmp_path, *datasets)
     run = train(run_of(run_values, {"config": str(file)}, training={"max_steps": 4}))
@@ -175,7 +176,7 @@ def test_latents_that_do_not_fit_are_refused_and_made_anew(run_values, tmp_path)
     found = run.read_json("dataset.json")
     assert found["images"] == 6
     assert found["encoded_now"] == 5
-    refused = {item["path"] for item in found["refused_latents"]}  # the last is not even opened
+    refused = {item["path"] for item in found["refused_latents"]}  # the last one is not opened
     assert refused == {str(path) for path in (shape[0], size[0], nan[0], cut)}
 
 
@@ -190,7 +191,7 @@ def test_exported_latents_come_back_as_they_were(run_values, tmp_path, nano_mode
     with np.load(folder / files[1]) as archive:
         names = {"crop_ltrb", "latents", "latents_flipped", "original_size"}
         assert set(archive.files) == names | {f"{name}_8x12" for name in names}
-        for name in names:  # sd-scripts looks for one or the other, by its age
+        for name in names:  # sd-scripts' versions expect one name or the other
             np.testing.assert_array_equal(archive[name], archive[f"{name}_8x12"])
         assert archive["latents_8x12"].shape == (4, 8, 12)
         assert archive["latents_8x12"].dtype == np.float32
@@ -226,7 +227,8 @@ def two_sets(tmp_path):
 
 
 def test_several_data_sets_train_together_and_resume_exactly(run_values, tmp_path):
-    """And what they are in a file they are inline."""
+    """Datasets given in a file train exactly like the same datasets given inline, also on
+    resume."""
     content = two_sets(tmp_path)
     file = toml_file(tmp_path / "d.toml", content)
     native = {"bucket_selection": "native", "flip_safe": [], "latents_from_npz": False}
@@ -305,7 +307,7 @@ def trained_weights(run):
 
 
 def test_masks_weigh_the_loss(run_values, tmp_path, nano_model):
-    """With nothing to look at, nothing is learnt: by opacity, by files, by opacity of a crop."""
+    """With everything masked out nothing is learned: by opacity, by files, by a crop's opacity."""
     masks = tmp_path / "masks"
     masks.mkdir()
     ways = {
@@ -333,14 +335,14 @@ def test_masks_weigh_the_loss(run_values, tmp_path, nano_model):
     run = train(run_of(run_values, {"datasets": datasets}, **changes))
     records = [r for r in run.read_metrics() if "loss" in r]
     assert [r["loss"] for r in records] == [0.0, 0.0, 0.0]
-    assert records[-1]["samples_seen"] == 12  # each image once
+    assert records[-1]["samples_seen"] == 12  # each image is shown once
     base = load_file(nano_model / "unet" / "diffusion_pytorch_model.safetensors")
     weights = trained_weights(run)
     assert all(torch.equal(weights[f"unet.{name}"], tensor) for name, tensor in base.items())
 
 
 def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictures, monkeypatch):
-    """What `dataset captions` prints, against what the conditioner is given."""
+    """`dataset captions` prints the captions that the conditioner receives in training."""
     for number, path in enumerate(sorted(pictures.glob("*.txt"))):
         path.write_text(f"ball {number}, a, b, {{c|d}}, e", encoding="utf-8")
     options = {
@@ -371,7 +373,7 @@ def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictu
 
 
 def test_sixty_broken_and_odd_files(tmp_path, nano_model):
-    """None stops anything; each is accounted for, by name and reason."""
+    """None of the files stops the scan; each is reported by name and reason."""
     folder = tmp_path / "broken"
     expected = make_broken_images(folder)
     assert len(expected) >= 60
@@ -406,7 +408,7 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
         assert set(reasons) <= set(expected)
     usable = sum(reason == USABLE for reason in expected.values())
     assert health["images"] == usable
-    assert f"Encoded now    {usable}" in cached.stdout
+    assert f"Encoded now       {usable}" in cached.stdout
     assert len(health["rotated"]) == 7
     assert sorted(len(group) for group in health["same_stem"]) == [2, 2, 2, 3]
     text = page.read_text(encoding="utf-8")
@@ -414,7 +416,7 @@ def test_sixty_broken_and_odd_files(tmp_path, nano_model):
 
 
 def test_a_complete_store_opens_no_picture(run_values, pictures, tmp_path):
-    """The second start stats the images, and opens none of them and none of their words."""
+    """With a complete cache a second start checks file times, and opens no image and no caption."""
     dataset = {"image_dir": str(pictures), **BUCKETS, "flip_aug": True}
     train(run_of(run_values, dataset, training={"max_steps": 1}))
     opened = []
@@ -426,7 +428,7 @@ def test_a_complete_store_opens_no_picture(run_values, pictures, tmp_path):
     watching = [True]
     sys.addaudithook(watch)
     values = {**run_values, "output_dir": str(tmp_path / "second")}
-    train(run_of(values, dataset, training={"max_steps": 4}))  # an epoch
+    train(run_of(values, dataset, training={"max_steps": 4}))  # one epoch
     watching.clear()
     assert opened == []
 
@@ -455,7 +457,7 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     assert f"{shard}: its bytes have changed" in found.stdout.replace("\n", "")
     assert "--remove" in found.stderr
     aside = shard.rename(tmp_path / shard.name)
-    shard.symlink_to(shard)  # as on a disk that does not answer
+    shard.symlink_to(shard)  # as on a disk that does not respond
     unread = impasto("dataset", "cache", "verify", folder, "--remove")
     assert unread.returncode == 3
     assert "1 of 3 shards" in unread.stderr
@@ -469,7 +471,7 @@ def test_looking_after_the_cache(tmp_path, nano_model):
 
 @pytest.mark.parametrize("way", ["folder", "split"])
 def test_the_cache_of_a_run_holds_what_it_validates_on(run_file, tmp_path, nano_model, way):
-    """Images that are cropped anew each time have no latents, and held-out ones do."""
+    """Images cropped at random have no cached latents, but held-out ones do."""
     folder = draw_images(tmp_path / "others", 3, seed=9)
     chosen = {"image_dir": str(folder)} if way == "folder" else {"split": 0.2}
     run = run_file(validation={**chosen, "copies": "bytes"})
@@ -486,7 +488,8 @@ def test_the_cache_of_a_run_holds_what_it_validates_on(run_file, tmp_path, nano_
 
 
 def test_pruning_drops_nothing_while_an_image_cannot_be_read(tmp_path, nano_model):
-    """A network disk that is away for a while would otherwise cost all latents of its images."""
+    """Pruning stops while an image is unreadable: a network disk that is away would lose
+    latents."""
     folder = draw_images(tmp_path / "set", 2)
     away = draw_images(tmp_path / "away", 3)
     sizes = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
@@ -527,7 +530,7 @@ def test_verify_mends_text_encoder_outputs_too(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     found = impasto("dataset", "cache", "verify", folder)
     assert found.returncode == 3
-    assert f"{shard}: missing, cut off" in found.stdout.replace("\n", "")
+    assert f"{shard}: missing, truncated" in found.stdout.replace("\n", "")
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     assert not shard.exists()
     assert impasto("dataset", "cache", "verify", folder).returncode == 0
@@ -609,7 +612,7 @@ def test_each_data_set_holds_out_its_share(run_values, tmp_path):
 
 
 def test_each_data_set_has_its_validation_loss(run_values, tmp_path):
-    """The whole is their mean by images; one dataset has no loss of its own."""
+    """The total is the mean over all images; a single dataset has no separate loss."""
     content = two_sets(tmp_path)
     changes = {
         "training": {"max_steps": 1},
@@ -631,7 +634,7 @@ def test_a_subset_without_repeats_is_left_out(run_values, tmp_path):
 
 
 def test_nothing_is_written_beside_images_of_validation(run_values, run_file, tmp_path, nano_model):
-    """Training reads no latents there; they are in the cache all the same."""
+    """Nothing is written beside validation images, whose latents are in the cache all the same."""
     held, own = draw_images(tmp_path / "held", 2, seed=5), draw_images(tmp_path / "set", 3)
     dataset = {**run_values["dataset"], "image_dir": str(own)}
     file = run_file(dataset=dataset, validation={"image_dir": str(held)})

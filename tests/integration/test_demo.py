@@ -1,4 +1,4 @@
-"""The embedded default: its size, its words, and the demo from the command line."""
+"""The embedded default: its size, its captions, and the demo from the command line."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_no_picture_shows_a_held_out_thing():
 
 
 def test_the_base_model_draws_what_it_is_asked_for():
-    """The nearest of twelve training icons, seen as thumbnails, is the one that was named."""
+    """Of twelve training icons the nearest one, as thumbnails, is that of the prompt."""
     sampler = Sampler.of(load_base_model(BASE_MODEL))
     colours = {"a banana": (255, 210, 60), "a tulip": (225, 120, 190), "a frog": (120, 170, 50)}
     means = {}
@@ -84,7 +84,7 @@ def test_the_default_folder_is_never_taken(tmp_path):
 
 
 def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):
-    """With a quarter of the images in few steps; averages and warm-up are short, too."""
+    """With a quarter of the images and few steps, average and warm-up shortened."""
     run, images = tmp_path / "run", every_fourth(tmp_path / "images")
     result = impasto(
         "demo", "--out", run, *sets(
@@ -122,7 +122,7 @@ def _first_weights(model):
 
 
 def drawn(folder, colour):
-    """Twelve drawings of one colour."""
+    """Write twelve samples of one colour; return their folder."""
     folder.mkdir()
     for number in range(12):
         Image.new("RGB", (128, 128), colour).save(folder / f"{number:03d}.png")

@@ -1,4 +1,4 @@
-"""The worker behind the page "Draw": what it draws, how it ends, and what it answers to faults."""
+"""The worker behind the page "Draw": its samples, its end, and its responses to faults."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def hypernetwork(tmp_path):
     return tmp_path / "h.safetensors"
 
 
-# what it draws
+# samples
 
 
 def test_images_are_those_of_impasto_sample_bit_for_bit(
@@ -92,7 +92,7 @@ def test_images_are_those_of_impasto_sample_bit_for_bit(
 def test_a_model_is_loaded_once_and_replaced_by_another(
     worker, folder, settings, nano_sd2_model, hypernetwork
 ):
-    """Drawing with a hypernetwork leaves the model as it was."""
+    """Drawing with a hypernetwork leaves the model unchanged."""
     plain = [folder.ask(DrawRequest(settings)) for _ in range(2)]
     changed = folder.ask(DrawRequest(settings, hypernetworks=((str(hypernetwork), 1.0),)))
     worker.answer(plain[0])
@@ -124,10 +124,10 @@ def test_a_grid_has_each_image_at_its_place_and_loads_each_model_once(
     with Image.open(drawing.grid_file) as sheet, Image.open(alone.path / "0000-6.png") as image:
         corner = sheet.crop((sheet.width - 32, sheet.height - 32, sheet.width, sheet.height))
         assert corner.tobytes() == image.tobytes()
-        assert sheet.width > 2 * 32 + 4  # room for the labels of the rows
+        assert sheet.width > 2 * 32 + 4  # space for the labels of the rows
 
 
-# faults are answered
+# faults are reported
 
 
 BAD = (
@@ -138,7 +138,7 @@ BAD = (
     ('{"model": "/etc/passwd"}', "passwd"),
     ('{"model": "a\\u0000b"}', "model: "),
 )
-"""What requests may say, and words of the answer."""
+"""Invalid requests, and a part of the response to each."""
 
 
 def test_bad_requests_are_told_and_the_worker_goes_on(worker, folder, settings):
@@ -161,7 +161,7 @@ EXHAUSTED = (
 
 
 def test_out_of_memory_is_answered_with_advice(worker, folder, settings, monkeypatch):
-    """And the model is let go, so that the next request begins with free memory."""
+    """The model is freed after out of memory, so that the next request starts with free memory."""
     for error, words in EXHAUSTED:
         drawing = folder.ask(DrawRequest(settings))
         loaded = []
@@ -229,7 +229,7 @@ def test_an_idle_worker_reads_no_drawing_again_that_has_ended(
         looks.append(seconds)
         if len(looks) == 3:
             new = folder.ask(DrawRequest(settings))
-            new.cancel()  # it is seen, and not begun
+            new.cancel()  # it is found, but not started
         if len(looks) == 6:
             folder.stop_worker()
 
@@ -239,11 +239,11 @@ def test_an_idle_worker_reads_no_drawing_again_that_has_ended(
     new = folder.all()[-1]
     assert len(looks) == 6
     before = [read.count(drawing.status_file) for drawing in old]
-    assert before == [2] * 5  # at the start for those that were killed, and at the first look
+    assert before == [2] * 5  # at the start, for killed workers, and at the first check
     assert read.count(new.status_file) == 1
 
 
-# how it ends
+# the end of the worker
 
 
 def test_it_ends_when_the_folder_asks_and_leaves_what_waits(worker, folder, settings):
@@ -263,7 +263,7 @@ def test_it_ends_when_the_folder_asks_and_leaves_what_waits(worker, folder, sett
 
 
 def test_what_is_asked_while_it_ends_is_drawn(worker, folder, settings, monkeypatch):
-    """Whoever asked saw the lock and started no other worker."""
+    """A request made while the worker holds its lock starts no second one, and is still drawn."""
     leave = FolderLock.__exit__
     asked = []
 
@@ -280,7 +280,7 @@ def test_what_is_asked_while_it_ends_is_drawn(worker, folder, settings, monkeypa
 def test_a_full_disk_ends_it_with_what_was_asked_left_waiting(
     worker, folder, settings, monkeypatch
 ):
-    """And not in a loop that begins the same drawing again and again."""
+    """A full disk ends the worker instead of repeating the same drawing for ever."""
     folder.ask(DrawRequest(settings))
     write = files.write_json
 
@@ -304,7 +304,7 @@ def test_a_second_worker_is_refused(worker, folder):
 
 
 def test_a_killed_worker_leaves_requests_and_the_next_one_tells_the_truth(worker, folder, settings):
-    """By the real command line, killed in the middle of an image."""
+    """A worker started by the command line is killed in the middle of an image."""
     broken = folder.ask(DrawRequest(replace(settings, steps=900, sampler="ddim")))
     folder.ask(DrawRequest(settings))
     process = running.start("-m", "impasto", "draw-worker", folder.path, "--idle", "9")

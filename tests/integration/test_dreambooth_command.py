@@ -1,4 +1,4 @@
-"""sd-scripts' command for DreamBooth as its guide has it, on the nano model."""
+"""sd-scripts' DreamBooth command as in its guide, on the nano model."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ MODEL = "--pretrained_model_name_or_path="
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, nano_model):
-    """A checkpoint, four images of a thing and six of its class. Read-only by agreement."""
+    """A checkpoint, four images of a subject and six of its class. Read-only by agreement."""
     from impasto.models.reading.opening import OpenOptions
     from impasto.models.writing.conversion import convert_model, form_of
 
@@ -38,7 +38,7 @@ def project(tmp_path_factory, nano_model):
 
 
 def words_for(project, out, *, steps=4, stop=2):
-    """The command of the guide."""
+    """Return the guide's command line."""
     return [
         f"{MODEL}{project / 'model.safetensors'}",
         f"--train_data_dir={project / 'train'}",
@@ -62,7 +62,7 @@ def words_for(project, out, *, steps=4, stop=2):
 
 @pytest.fixture(scope="module")
 def guided(project, tmp_path_factory):
-    """What the command of the guide makes, as a program. Read-only by agreement: see `copied`."""
+    """Run the guide's command as a program. Read-only by agreement: see `copied`."""
     out = tmp_path_factory.mktemp("guided") / "out"
     done = running.run(SCRIPT, *words_for(project, out))
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,7 @@ def changed(before, after, prefix):
 
 
 def test_the_command_of_the_guide(guided, project):
-    """The text encoder learns for two steps; images of the class come as often, and count half."""
+    """The text encoder learns for two steps; class images are shown as often, and count half."""
     before, after = load_file(project / "model.safetensors"), load_file(guided / "mine.safetensors")
     assert before.keys() == after.keys()
     assert changed(before, after, "cond_stage_model.")
@@ -97,7 +97,7 @@ def test_a_text_encoder_that_is_stopped_at_once_stays_as_it_was(project, tmp_pat
 
 
 def test_a_run_goes_on_with_the_flags_that_are_given(guided, tmp_path):
-    """What is not given leaves the run's: the encoder that was stopped stays so."""
+    """Flags that are not given keep the run's values: a stopped text encoder stays stopped."""
     again = copied(RunDirectory(guided / "mine-run"), tmp_path / "out")
     drop_in.run(TRAIN_DB, [f"--resume={again.path}", "--max_train_steps=5"])
     before = load_file(guided / "mine.safetensors")
@@ -107,7 +107,8 @@ def test_a_run_goes_on_with_the_flags_that_are_given(guided, tmp_path):
 
 
 def test_the_stop_of_a_text_encoder_may_be_moved_while_it_lies_ahead(project, tmp_path):
-    """As by a longer run from the beginning; one that is behind cannot be made undone."""
+    """The stop may be moved while it lies ahead, as in a longer run; a past stop cannot be
+    undone."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     drop_in.run(TRAIN_DB, words_for(project, out, steps=2, stop=2))
     resumed, moved = f"--resume={out / 'mine-run'}", "--stop_text_encoder_training=3"

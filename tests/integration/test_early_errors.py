@@ -1,4 +1,4 @@
-"""What can be found wrong at once is said before PyTorch is imported, which takes seconds."""
+"""Errors that can be found at once are reported before PyTorch's import, which takes seconds."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory, nano_model):
-    """Exit code and errors of each case, of one interpreter that runs them all; what was there."""
+    """Return exit code, errors and files of each case, all run in one interpreter."""
     folder = tmp_path_factory.mktemp("early")
     values = short_run(folder, nano_model, draw_images(folder / "pictures", 2))
     file, taken = folder / "run.toml", folder / "taken"

@@ -1,4 +1,4 @@
-"""What runs of SDXL models export says how empty captions are read."""
+"""Exported SDXL models record how their runs encoded empty captions."""
 
 import json
 
@@ -17,7 +17,7 @@ from impasto.training.trainer import train
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_the_exported_model_says_what_it_was_trained_with(train_config, nano_sdxl_model, tmp_path):
-    """Where the settings say nothing, the base model's own word stays."""
+    """Without a setting, the base model's own value is kept."""
     base = nano_sdxl_model
     for number, (choice, form, zeroes) in enumerate(
         (

@@ -1,4 +1,4 @@
-"""What a run says after an early end: the terminal, `impasto show` and its report agree."""
+"""After an early end, the terminal, `impasto show` and the report give the same message."""
 
 import html
 import re
@@ -16,7 +16,7 @@ from impasto.training.trainer import resume, train
 
 
 class Press(SilentEvents):
-    """Presses Ctrl-C after a step, twice to stop at once; notes what the terminal is told."""
+    """Presses Ctrl-C after a step, twice to stop at once; records the terminal's messages."""
 
     def __init__(self, after, times=1):
         self.after, self.times, self.notes = after, times, []
@@ -38,7 +38,7 @@ class PressWhilePreparing(SilentEvents):
 
 
 def told_everywhere(run):
-    """The sentence of a run, after it was seen in `impasto show` and in the report."""
+    """Return the message of a run, after finding it in `impasto show` and in the report."""
     sentence = run.state().sentence(run.address)
     plain = re.sub(r"\s+", " ", sentence)
     shown = CliRunner().invoke(commands, ["show", str(run.path)])

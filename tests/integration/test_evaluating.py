@@ -1,4 +1,4 @@
-"""`impasto evaluate` as a command: models, a run with its base, what is kept and refused."""
+"""`impasto evaluate` as a command: models, a run with its base, reused files and refusals."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def other_model(tmp_path_factory, nano_architecture):
 
 
 def run_here(*words):
-    """The command in this process; what it raises is raised."""
+    """Run the command in this process; its exceptions are passed on."""
     found = CliRunner().invoke(commands, ["evaluate", *map(str, words)])
     if found.exception is not None:
         raise found.exception
@@ -57,7 +57,7 @@ def measure(model, name):
 
 
 def test_two_models_draw_the_same_prompts_with_the_same_seeds(tmp_path, nano_model, other_model):
-    """The whole command in a process of its own; then again, with nothing drawn twice."""
+    """The whole command in a separate process; a second run draws nothing again."""
     out = tmp_path / "out"
     pictures = draw_images(tmp_path / "pictures", 10)
     training = draw_images(tmp_path / "training", 12, seed=5)
@@ -105,7 +105,9 @@ def test_two_models_draw_the_same_prompts_with_the_same_seeds(tmp_path, nano_mod
 
 
 def assert_whole_page(out, values):
-    """It needs nothing else, shows every prompt, and tells no folder of this machine."""
+    """Require that a page needs no other file, shows every prompt, and names no folder of this
+    machine.
+    """
     page = (out / "evaluation.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count("a copy") == 0
@@ -126,7 +128,7 @@ def test_a_model_that_has_changed_or_draws_otherwise_is_drawn_anew(
     drawn = set((tmp_path / "out").rglob("*.png"))
     run_here(*words, "--steps", "2")
     assert values_in(tmp_path / "out")["models"][0]["measures"] != first["models"][0]["measures"]
-    assert drawn < set((tmp_path / "out").rglob("*.png"))  # what was there is there
+    assert drawn < set((tmp_path / "out").rglob("*.png"))  # existing files stay
     shutil.rmtree(model)
     shutil.copytree(other_model, model)
     run_here(*words)
@@ -139,7 +141,7 @@ def test_a_model_that_has_changed_or_draws_otherwise_is_drawn_anew(
 def test_a_run_that_was_trained_on_what_is_measured_by_is_named(
     tmp_path, nano_model, other_model, pictures
 ):
-    """Run b was trained on what run a held out, and its base model is opened as it says."""
+    """Run b was trained on images that run a held out; its base model is opened by b's settings."""
     held = draw_images(tmp_path / "held", 4, seed=3)
     runs = []
     for name, images, validation, said in (
@@ -185,7 +187,7 @@ def test_brackets_in_captions_are_drawn_as_they_are_trained(tmp_path, nano_model
         return {m["measure"] for m in values_in(tmp_path / "out")["models"][0]["measures"]}
 
     plain = drawn()
-    assert "prompt_tags" not in texts()  # the tag is banana, the word (((banana)))
+    assert "prompt_tags" not in texts()  # the tag is banana, the caption (((banana)))
     assert drawn("--emphasis", "off") == plain
     assert drawn("--emphasis", "mean") != plain
     assert "prompt_tags" in texts()
@@ -245,7 +247,7 @@ def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_
     assert (values["images"]["images"], values["training"]["images"]) == (5, 13)
     assert {row["name"] for row in values["references"]} == {"the real images", "other real images"}
     assert [pair["image"] for pair in values["pairs"]] == [f"{n:03d}.png" for n in range(5)]
-    assert not (tmp_path / "derived").exists()  # the dataset is looked at, and left as it was
+    assert not (tmp_path / "derived").exists()  # the dataset is read and not changed
     run_here(run.path, "--without-base", "--out", out, "--steps", "1", "--bootstrap", "50", "--vae",
              other_model / "vae")  # fmt: skip
     [model] = values_in(out)["models"]
@@ -255,11 +257,11 @@ def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_
 
 
 def test_a_copy_is_found_and_shown(tmp_path, nano_model, pictures, monkeypatch):
-    """A model that draws one of its training images again and again."""
+    """A model that draws one of its training images again and again is reported."""
     from impasto.sampling.sampler import Sampler
 
     training = draw_images(tmp_path / "training", 12, seed=5)
-    for number in range(12):  # shapes on white are all alike; these are not
+    for number in range(12):  # shapes on white are too similar to each other
         noise = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(number))
         plain = Image.fromarray(noise.to(torch.uint8).numpy())
         plain.resize((32, 32), Image.Resampling.NEAREST).save(training / f"{number:03d}.png")
@@ -276,7 +278,7 @@ def test_a_copy_is_found_and_shown(tmp_path, nano_model, pictures, monkeypatch):
 
 
 def test_prompts_of_a_file_need_no_captions(tmp_path, nano_model, nano_sd2_model):
-    """Models of two families, each at its own size; sizes and seeds as the file says."""
+    """Models of two families draw at their own sizes; the file's sizes and seeds are used."""
     bare = draw_images(tmp_path / "bare", 4, captions=False)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball --w 64 --h 64 --d 7\na blue ball\n", encoding="utf-8")
@@ -298,7 +300,7 @@ def test_prompts_of_a_file_need_no_captions(tmp_path, nano_model, nano_sd2_model
 
 
 def test_a_network_that_reads_measures_prompts_and_a_tagger_their_tags(tmp_path, nano_model):
-    """Words of strangers stand in the page as words."""
+    """A text network measures prompts and a tagger tags; foreign text is escaped on the page."""
     real = draw_images(tmp_path / "real", 4)
     (real / "000.txt").write_text("a banana <script>, \x1b[2J", encoding="utf-8")
     clip = tiny_clip(tmp_path / "tiny-clip", nano_model / "tokenizer")
@@ -351,7 +353,7 @@ def test_black_images_of_nan_are_named(tmp_path, nano_model, other_model, pictur
     assert values["models"][0]["of_one_colour"] == 1
     assert any("1 of its 4 images are of a single colour" in note for note in values["notes"])
     monkeypatch.setattr(Sampler, "draw", lambda *_: black)
-    for _ in range(2):  # also when they are there already
+    for _ in range(2):  # even if they exist already
         with pytest.raises(ModelError, match="only images of a single colour"):
             run_here(other_model, "--images", pictures, "--out", tmp_path / "out", *FEW)
 

@@ -1,4 +1,4 @@
-"""Runs that export a mixture of what was trained with its base model."""
+"""Runs that export a mixture of the trained model with its base model."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def mixture(shared_config):
 
 
 def test_models_are_exported_between_the_base_model_and_the_result(train_config, run_values):
-    """All of them, the average too; the state has what was trained."""
+    """All exported models are mixtures, the average too; the state contains the trained weights."""
     run = train(
         train_config(
             method={"train_text_encoder": True},
@@ -59,7 +59,7 @@ def test_models_are_exported_between_the_base_model_and_the_result(train_config,
 
 
 def test_a_mixture_is_measured_and_said_to_be_one(train_config, run_values):
-    """Its loss is that which merging and measuring afterwards find."""
+    """The mixture's loss equals that of merging and measuring afterwards."""
     run = train(
         train_config(
             saving=MIXED,
@@ -81,7 +81,7 @@ def test_a_mixture_is_measured_and_said_to_be_one(train_config, run_values):
 
 
 def test_a_run_is_finished_before_its_mixture_is_measured(train_config, monkeypatch):
-    """Whoever stops the measurement loses nothing, and what cannot be measured is not claimed."""
+    """Stopping the measurement loses nothing, and a loss that was not measured is not reported."""
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -109,7 +109,7 @@ def test_a_run_is_finished_before_its_mixture_is_measured(train_config, monkeypa
 
 
 def test_what_a_model_is_a_mixture_of_is_known_of_each(train_config):
-    """A run may be made longer with another ratio; models of before stay what they are."""
+    """A longer run may use another ratio; earlier models keep theirs in their metadata."""
     saving = {**MIXED, "model_every_steps": 1, "format": "safetensors"}
     run = train(train_config(saving=saving, training={"max_steps": 2}))
     (early,) = (run.path / "models").iterdir()
@@ -147,7 +147,7 @@ def test_a_base_model_that_is_kept_is_counted_once(train_config, monkeypatch):
 def test_nothing_happens_to_a_mixture_when_its_base_model_does(
     train_config, mixture, nano_model, tmp_path
 ):
-    """Replaced after it was read, and removed before the end."""
+    """The base model is replaced after it was read, and removed before the end."""
     base = shutil.copytree(nano_model, tmp_path / "base")
 
     class Replaced(SilentEvents):

@@ -1,4 +1,4 @@
-"""sd-scripts' command as its guide has it, on the nano model; prompt files; models on the way."""
+"""sd-scripts' command as in its guide, on the nano model; prompt files; checkpoints on the way."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).parents[2] / "fine_tune.py"
 
 @pytest.fixture
 def project(tmp_path, pictures, nano_model, ldm_file):
-    """A checkpoint, metadata, and a dataset configuration, as sd-scripts' guide has them."""
+    """A checkpoint, metadata, and a dataset configuration, as in sd-scripts' guide."""
     entries = {path.stem: {"caption": path.read_text()} for path in pictures.glob("*.txt")}
     (tmp_path / "meta.json").write_text(json.dumps(entries), encoding="utf-8")
     (tmp_path / "dataset.toml").write_text(
@@ -52,7 +52,7 @@ batch_size = 4
 
 
 def test_the_literal_command_of_the_guide(tmp_path, project):
-    """With the launcher, 8-bit Adam, xformers and fp16, which have to be told of on a processor."""
+    """Launcher, 8-bit Adam, xformers and fp16 are accepted; on a CPU their absence is reported."""
     accelerate = ("-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1")
     done = running.run(
         *accelerate,
@@ -90,7 +90,7 @@ def test_the_literal_command_of_the_guide(tmp_path, project):
     assert metadata["modelspec.title"] == "mine"
     assert metadata["modelspec.resolution"] == "80x80"
     status = json.loads((out / "mine-run" / "status.json").read_text())
-    assert status["model"] == "../mine.safetensors"  # from the run directory, to be moved together
+    assert status["model"] == "../mine.safetensors"  # relative to the run directory
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -216,7 +216,7 @@ def test_a_broken_prompt_file_is_found_before_anything_is_made(train_config, tmp
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_each_sampler_draws(train_config, tmp_path):
-    """One by the setting, and the others by what a prompt says."""
+    """One sampler is chosen by the setting, the others by a prompt's option."""
     named = ("lms", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsingle")
     plain = "a ball --w 32 --h 32 --s 3"
     lines = [plain, *(f"{plain} --d 1 --ss {sampler}" for sampler in named)]
@@ -239,7 +239,7 @@ def test_each_sampler_draws(train_config, tmp_path):
             low, high = opened.convert("L").getextrema()
             assert high - low > 10, image.name  # NaN would be one colour
             drawn.append(opened.tobytes())
-    assert len(drawn) == len(set(drawn)) == len(lines), "each draws otherwise"
+    assert len(drawn) == len(set(drawn)) == len(lines), "each gives another image"
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

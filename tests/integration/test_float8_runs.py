@@ -1,4 +1,4 @@
-"""Whole runs with float8 products, emulated on the CPU: numbers, files, resuming, other levers."""
+"""Whole runs with float8 products emulated on the CPU: losses, files, resuming, other options."""
 
 import functools
 
@@ -32,14 +32,14 @@ less."""
 
 
 def emulate(monkeypatch):
-    """Have any device compute products from rounded numbers, in float32."""
+    """Let any device compute products from rounded numbers, in float32."""
     monkeypatch.setattr(float8, "_require_card", lambda device: None)
     product = functools.partial(float8.torchao_product, emulated=True)
     monkeypatch.setattr(float8, "torchao_product", product)
 
 
 def emulated_everywhere(monkeypatch):
-    """Float8 on any device and for any size of layers; what is compiled runs as it is written."""
+    """Enable float8 on any device and for any size of layers; compiled code runs uncompiled."""
     emulate(monkeypatch)
     monkeypatch.setattr(float8, "SMALL_OUTPUT", 0)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
@@ -52,14 +52,14 @@ def emulated(monkeypatch):
 
 @pytest.fixture(scope="module")
 def on_one_size(tmp_path_factory, nano_architecture):
-    """Images of one size; the model has layers of 16 and more numbers."""
+    """A folder of images of one size, for a model with layers of 16 and more channels."""
     model = write_flat_model(nano_architecture, tmp_path_factory.mktemp("models") / "flat")
     return {"model": {"path": str(model)}, "dataset": {"enable_bucket": False}}
 
 
 @pytest.fixture
 def config(train_config, on_one_size, tmp_path):
-    """Settings of a run in a folder of its own."""
+    """Return a function that builds the settings of a run in a separate folder."""
 
     def build(name, training, **changes):
         folder = str(tmp_path / name)
@@ -77,7 +77,7 @@ WATCHED = {
 @pytest.fixture(scope="module")
 def both(shared_config, on_one_size):
     """A run without float8 and one with it. Read-only by agreement."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    AcceleratorState._reset_state(reset_partial_state=True)  # of earlier tests
     folder, runs = shared_config().output_dir, []
     with pytest.MonkeyPatch.context() as patch:
         emulated_everywhere(patch)
@@ -108,7 +108,7 @@ def test_losses_are_near_those_of_bf16_and_files_have_the_same_tensors(both):
 
 
 def test_validation_is_computed_without_float8(both, config):
-    """The learning rate is too small to change a weight, and so what is measured stays."""
+    """The learning rate is too small to change a weight, so the validation loss stays the same."""
     plain, _ = both
     still = {**WATCHED, "validation": {**WATCHED["validation"], "every_steps": 1}}
     found = train(config("still", {**FLOAT8, "max_steps": 1}, optimizer={"lr": 1e-30}, **still))
@@ -150,7 +150,7 @@ def test_it_goes_with_other_levers(others, config):
 
 
 def test_copies_of_weights_give_the_same_bits(both, config):
-    """Layers in float8 are left out: they round the weights themselves, not copies of them."""
+    """Copies leave out float8 layers, which round the weights themselves."""
     _, without = both
     copied = train(config("copied", {**FLOAT8, "weight_copies": True}, **WATCHED))
     assert losses(copied) == losses(without)
@@ -158,9 +158,9 @@ def test_copies_of_weights_give_the_same_bits(both, config):
 
 
 def test_compiled_layers_compute_the_same(config, monkeypatch):
-    """All but the last stage, which makes machine code: traced, cut apart, differentiated.
+    """All stages but machine code generation run: tracing, partitioning, differentiation.
 
-    Of each block one layer is in float8, the first of its feed-forward part.
+    One layer per block is in float8, the first of its feed-forward part.
     """
     monkeypatch.setattr(float8, "SMALL_OUTPUT", 16)
     training = {**FLOAT8, "max_steps": 2, "batch_size": 16, "weight_copies": True}

@@ -1,4 +1,4 @@
-"""Full-size models with random weights, there and back; minutes long and 13 GB of disk.
+"""Round trips of full-size models with random weights; minutes long and 13 GB of disk.
 
 Run with `pytest -m slow tests/integration/test_full_size.py`.
 """
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def random_file(recorded, file, metadata):
-    """A file with every key of the original layout, in float32."""
+    """Write a file with every key of the original layout, in float32."""
 
     def lazy(number, shape):
         def draw():
@@ -59,7 +59,7 @@ def test_there_and_back_is_bit_identical(golden, tmp_path, recorded, metadata, f
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("extra", [[], ["--full_bf16"]], ids=["guide", "weights in bf16"])
 def test_the_command_of_the_guide_on_a_full_size_model(tmp_path, pictures, extra):
-    """sd-scripts' command as it stands, but for fewer steps, smaller images and bf16."""
+    """sd-scripts' command, except for fewer steps, smaller images and bf16."""
     folder, file = tmp_path / "model", tmp_path / "model.safetensors"
     assert impasto("init", "sd1", folder, "--dtype", "fp16").returncode == 0
     assert impasto("convert", folder, file, timeout=600).returncode == 0

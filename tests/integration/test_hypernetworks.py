@@ -25,7 +25,7 @@ from impasto.training.trainer import resume, train
 
 
 class Noted(SilentEvents):
-    """Remembers what was said."""
+    """Records notes."""
 
     def __init__(self):
         self.notes = []
@@ -55,7 +55,7 @@ METADATA = {"title": "Blue", "author": "Ada", "license": "mit"}
 
 @pytest.fixture(scope="module")
 def trained(shared_config):
-    """A run of two steps with a model after the first, and what was said. To be read alone."""
+    """A run of two steps with a model after the first, and its notes. Read-only by agreement."""
     told = Noted()
     saving = {"model_every_steps": 1, "metadata": METADATA}
     config = of_a_hypernetwork(shared_config, saving=saving, training={"max_steps": 2})
@@ -108,7 +108,8 @@ def test_a_killed_run_continues_bit_for_bit(
 
 @pytest.mark.parametrize("model", ["nano_model", "nano_sd2_model"])
 def test_it_learns_beside_either_family(hypernetwork_config, request, model):
-    """The nano models draw noise, so there is little to learn."""
+    """A hypernetwork is trained on either family; the nano models draw noise, so it learns
+    little."""
     folder = request.getfixturevalue(model)
     validation = {"split": 0.25, "every_steps": 10, "standard_error": 0, "training_images": 0}
     run = train(
@@ -132,7 +133,7 @@ def test_it_learns_beside_either_family(hypernetwork_config, request, model):
 
 
 def test_it_carries_a_style(tmp_path):
-    """On images and the base model of the demo the held-out loss falls far."""
+    """On the demo's images and base model the held-out loss falls far."""
     config = demo_config(
         tmp_path / "run",
         [
@@ -178,7 +179,7 @@ def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
 
 
 def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, trained, tmp_path):
-    """At 0 the image is the base model's to the pixel, before and after training."""
+    """At strength 0 the image equals the base model's to the pixel, before and after training."""
     other = shutil.copy(trained[0].exported_model(), tmp_path / "other.pt")
     previews = {
         "prompts": ["a cat", "a cat <hypernet:model:0>", "a cat <hypernet:other:0.9>"],
@@ -215,7 +216,7 @@ def test_widths_that_the_model_does_not_have_are_named_as_the_setting(hypernetwo
 
 
 def test_one_for_another_family_is_refused(hypernetwork_config, trained, tmp_path):
-    """It has the widths of this model, and that of SD 2's captions."""
+    """A hypernetwork with this model's widths, but SD 2's text width, is refused."""
     tensors = torch.load(trained[0].exported_model(), weights_only=True)
     tensors[1024] = tuple(
         {
@@ -309,7 +310,7 @@ def test_what_it_says_of_itself_is_written_or_told(hypernetwork_config, trained)
 
 
 def test_the_command_line(run_file, nano_model, tmp_path, capsys):
-    """Train, interrupt nothing; inspect, convert to each form, and draw a sweep."""
+    """Training, inspection, conversion to each form, and drawing at several strengths work."""
     done = impasto(
         "train",
         run_file(**SHARED | {"saving": {"name": "style"}}),

@@ -1,4 +1,4 @@
-"""What a run keeps and writes down: states and models meanwhile, losses, full disks."""
+"""The files that a run keeps: states and checkpoints, tables of losses, full disks."""
 
 import csv
 import importlib.metadata
@@ -33,12 +33,12 @@ SEEN = {"timesteps": 1, "standard_error": 0, "training_images": 1}
 
 @pytest.fixture(scope="module")
 def whole(shared_config):
-    """Read-only by agreement."""
+    """The uninterrupted run. Read-only by agreement."""
     return run_of_four(shared_config)
 
 
 def test_training_goes_on_while_a_state_is_written(train_config, whole, monkeypatch):
-    """The writing of state 1 waits until step 3 is done; what it then writes is state 1."""
+    """Writing state 1 waits until step 3 is complete, and still writes the values of state 1."""
     reached, real = threading.Event(), saver.save_state
 
     def slow(run, state, **options):
@@ -96,7 +96,7 @@ def test_the_average_is_exported_as_asked(train_config, average):
 
 
 def test_a_run_that_is_finished_stays_so_when_it_is_stopped_then(train_config, monkeypatch):
-    """As while large states are removed."""
+    """A stop after the end, such as while large states are removed, changes nothing."""
 
     def stopped(self):
         raise KeyboardInterrupt
@@ -112,7 +112,7 @@ def test_a_run_that_is_finished_stays_so_when_it_is_stopped_then(train_config, m
     ("limit", "at_once"),
     [
         ({}, 4 + 2 + 1),
-        ({"keep_step_models": 1}, 2 + 2 + 1),  # one more than is kept, while it is written
+        ({"keep_step_models": 1}, 2 + 2 + 1),  # one more than are kept, while it is written
         ({"keep_epoch_models": 1}, 4 + 2 + 1),
         ({"keep_models": 1}, 2 + 2 + 1),
         ({"keep_models": 1, "keep_step_models": 3}, 4 + 2 + 1),
@@ -137,7 +137,8 @@ def test_states_may_be_left_out(train_config, tmp_path):
 
 
 def test_losses_are_told_apart_by_timesteps_and_by_pictures(train_config):
-    """The table's means, taken by hand, are the metrics'; over a crash each row comes once."""
+    """The table's means, computed by hand, are the metrics'; after a crash each row appears
+    once."""
     config = train_config(
         logging={"image_losses": True, "every_steps": 2},
         training={"gradient_accumulation_steps": 2, "max_steps": 4},
@@ -178,7 +179,7 @@ def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
 def test_models_in_a_folder_of_their_own_are_room_for_a_resumed_run(
     train_config, tmp_path, monkeypatch
 ):
-    """It needs as much as before it was stopped, and has that: what it wrote, it writes over."""
+    """A resumed run needs no further space for models that it wrote before: it overwrites them."""
     saving = {"model_every_steps": 1, "format": "safetensors", "model_dir": str(tmp_path / "m")}
     plans, real = [], disk.plan_disk
     monkeypatch.setattr(trainer, "plan_disk", lambda *args: plans.append(real(*args)) or plans[-1])
@@ -214,7 +215,7 @@ def test_models_in_a_folder_of_their_own_are_room_for_a_resumed_run(
     ids=["average, best", "bf16"],
 )
 def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
-    """What is there at the end is what was planned, less one state and the models in passing."""
+    """The final disk usage is the planned one, less one state and the temporary models."""
     plans = []
     real = output_room.require_room
     monkeypatch.setattr(
@@ -229,14 +230,14 @@ def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
     assert len(states) == plan.states - 1
     assert max(states) == pytest.approx(plan.state_bytes, rel=0.01)
     models = [*(run.path / "models").iterdir(), *run.export.iterdir()]
-    passing = 2 if "validation" in changes else 0  # the best model before, and its average
+    passing = 2 if "validation" in changes else 0  # the earlier best model, and its average
     assert len(models) == plan.models - passing
     for model in models:
         assert tensor_bytes(model) == pytest.approx(plan.model_bytes, rel=0.01)
 
 
 def test_the_state_that_a_stop_leaves_is_planned(train_config, monkeypatch):
-    """Beside the one at the end, where no other is due on the way."""
+    """A stop's state is planned beside the final one, unless a state is due on the way."""
     plans, real = [], disk.plan_disk
     monkeypatch.setattr(trainer, "plan_disk", lambda *args: plans.append(real(*args)) or plans[-1])
     config = train_config(
@@ -256,7 +257,7 @@ def test_the_state_that_a_stop_leaves_is_planned(train_config, monkeypatch):
 
 
 def tensor_bytes(path):
-    """Without headers, which are large beside models as small as these."""
+    """Count the bytes of tensors without headers, which are large beside such small models."""
     files = [path] if path.is_file() else path.rglob("*.safetensors")
     return sum(tensor.nbytes for file in files for tensor in load_file(file).values())
 
@@ -295,7 +296,7 @@ def test_each_model_says_the_step_that_it_is_of(train_config):
 
 
 def test_a_run_from_a_checkout_that_was_never_installed_is_exported(train_config, monkeypatch):
-    """As with the sources on `PYTHONPATH` alone: a run must not end without its model for that."""
+    """A run from sources on `PYTHONPATH`, without an installed package, exports its model too."""
 
     def lacking(name):
         raise importlib.metadata.PackageNotFoundError(name)

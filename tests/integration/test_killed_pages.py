@@ -1,8 +1,8 @@
-"""`kill -9` while the studio starts a run, tags, edits, takes a file, changes the queue.
+"""`kill -9` while the studio starts a run, tags, edits, receives a file, changes the queue.
 
-After each kill a new studio opens every page, and what they say is true. Each victim is killed at
-one moment in the normal run of tests; with `-m slow` also at ten, where commands are interpreters
-and no forks.
+After each kill a new studio opens every page, which must show the true state. Each process is
+killed at one moment by default; with `-m slow` also at ten, where commands are fresh interpreters
+instead of forks.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 MOMENTS = [0.2 + 0.7 * number for number in range(10)]
-"""Seconds after what is killed was asked to begin, with `-m slow`."""
+"""Seconds from the start of a command to its kill, with `-m slow`."""
 
 
 def slowly(moments):
@@ -44,14 +44,14 @@ def slowly(moments):
 
 @pytest.fixture
 def place(tmp_path):
-    """A studio's folders; what still works in them is ended with the test."""
+    """A studio's folders; processes still running in them are ended with the test."""
     made = Place.make(tmp_path)
     yield made
     kill_tasks(made)
 
 
 def kill_tasks(place):
-    """`kill -9` of every process that the studio has started, and of theirs; returns how many."""
+    """Kill every process that the studio has started, and their children; return how many."""
     killed = 0
     for task in place.tasks:
         process = task.process()
@@ -77,7 +77,7 @@ def kill(place, server, victims):
 
 
 def copies(place, name, number):
-    """A dataset of the demo's images; returns the folder and the words of its captions."""
+    """Copy the demo's images; return the dataset's folder and its captions."""
     folder = place.data / name
     folder.mkdir()
     for image in sorted(PICTURES.glob("*.webp"))[:number]:
@@ -93,7 +93,7 @@ def captions_in(folder):
 @pytest.mark.parametrize("victims", ["server", "command", "both"])
 @pytest.mark.parametrize("moment", [None, *slowly(MOMENTS)])
 def test_a_start_a_tagging_task_and_an_edit_are_killed(place, run_file, victims, moment):
-    """Each caption is the old one or the whole new one, and what was edited can be undone.
+    """Each caption is the old or the complete new one, and edits can be undone.
 
     Without a moment, they are killed in the middle of the edit.
     """
@@ -114,21 +114,21 @@ def test_a_start_a_tagging_task_and_an_edit_are_killed(place, run_file, victims,
         assert_whole(*tagged, lambda old, new: new.startswith(f"{old.strip()}, "))
         assert_whole(*edited, lambda old, new: new.strip() == f"{old.strip()}, in ink")
         if victims == "server":
-            assert captions_in(edited[0]).items().isdisjoint(edited[1].items()), "it went on"
+            assert captions_in(edited[0]).items().isdisjoint(edited[1].items()), "it continued"
             return
-        assert words_of_alive(place) == [], "what was killed is not said to work"
+        assert words_of_alive(place) == [], "a killed task is not shown as running"
         run = run_in(place, "new")
         assert not run.is_there() or run.state().state in ("killed", "failed")
         undo_all(client, place, *edited)
 
 
 def words_of_alive(place):
-    """The first word of each command that works."""
+    """Return the first argument of each running command."""
     return [task.description()["words"][0] for task in place.tasks if task.state().is_alive]
 
 
 def start_run(client, place, run_file):
-    """Start a run that is typed into the form."""
+    """Start a run through the form."""
     fields = fields_of(read_toml(run_file(training={"max_steps": 100_000})))
     fields["output_dir"] = str(place.runs / "new")
     draft = client.post("/new/blank").headers["location"]
@@ -153,7 +153,7 @@ def edit(client, place, folder):
 
 
 def undo_all(client, place, folder, before):
-    """Undo all edits of a dataset; afterwards its captions are those of before."""
+    """Undo all edits of a dataset; afterwards its captions must be the original ones."""
     here = f"{address_in(place, folder)}/captions"
     edits = re.findall(r'name="edit" value="(\d+)".*?name="at" value="([\d.]+)"',
                        client.get(f"{here}/edits").text, re.S)  # fmt: skip
@@ -165,9 +165,9 @@ def undo_all(client, place, folder, before):
 
 
 def assert_whole(folder, before, is_new):
-    """No caption is lost, half-written, or beside one of another name.
+    """Require that no caption is lost, half-written, or left under another name.
 
-    What was just being written has a hidden name of its own, which the next command removes.
+    A caption being written has a hidden temporary name, which the next command removes.
     """
     after = captions_in(folder)
     assert after.keys() == before.keys()
@@ -186,10 +186,10 @@ def a_large_png():
 
 @pytest.mark.parametrize("ninths", [6, *slowly(n for n in range(10) if n != 6)])
 def test_a_server_is_killed_while_the_queue_changes_in_the_middle_of_an_upload(place, ninths):
-    """After a part of the file, and some time later.
+    """The server is killed after a part of the file, and some time later.
 
-    Nothing half-named is left to see, and the next upload removes what there is. Every job is
-    there once, in an order that is one, and can be changed again.
+    No partial file is visible, and the next upload removes leftovers. Every job exists once, in a
+    valid order, and can be changed again.
     """
     folder = place.data / "cats"
     content = a_large_png()
@@ -200,7 +200,7 @@ def test_a_server_is_killed_while_the_queue_changes_in_the_middle_of_an_upload(p
     with opened(place) as (client, server):
         here = address_in(place, folder)
         connection = half_an_upload(client, here, content, ninths / 9)
-        with contextlib.suppress(AssertionError):  # little of a file need not be on the disk yet
+        with contextlib.suppress(AssertionError):  # a small part may not be on the disk yet
             eventually(lambda: left_of(folder), 3)
         with changing(client, numbers):
             time.sleep(0.05 * ninths)
@@ -209,7 +209,7 @@ def test_a_server_is_killed_while_the_queue_changes_in_the_middle_of_an_upload(p
         connection.close()
     named = seen(folder) - before
     assert named in (set(), {"new.png"})
-    if named:  # all of it had arrived
+    if named:  # the whole file had arrived
         assert (folder / "new.png").read_bytes() == content
     assert sorted(job.number for job in place.queue.jobs()) == sorted(numbers)
     assert {job.state for job in place.queue.jobs()} <= {"waiting", "paused"}
@@ -227,7 +227,7 @@ def test_a_server_is_killed_while_the_queue_changes_in_the_middle_of_an_upload(p
 
 @contextlib.contextmanager
 def changing(client, numbers):
-    """Move, pause and continue jobs by three threads, as long as the studio answers."""
+    """Move, pause and continue jobs in three threads, as long as the studio responds."""
     changes = ("down", "pause", "up", "continue")
 
     def change(first):
@@ -245,7 +245,7 @@ def changing(client, numbers):
 
 
 def test_ending_the_server_in_the_middle_of_an_upload_shows_no_traceback(place):
-    """And removes at once what had arrived; as Ctrl-C does, which a person uses to end it."""
+    """Ctrl-C during an upload removes the received part at once and prints no traceback."""
     folder = place.data / "cats"
     before = seen(folder)
     with open(place.path / "said.txt", "w+b") as said:  # noqa: PTH123
@@ -269,7 +269,7 @@ def eventually(holds, seconds=30.0):
 
 
 def half_an_upload(client, here, content, share):
-    """Send a part of a file called `new.png`; returns the connection, which is open still."""
+    """Send a part of a file called `new.png`; return the connection, which is still open."""
     head = '--edge\r\nContent-Disposition: form-data; name="files"; filename="new.png"\r\n\r\n'
     body = head.encode() + content + b"\r\n--edge--\r\n"
     connection = http.client.HTTPConnection(urlsplit(str(client.base_url)).netloc)
@@ -289,5 +289,5 @@ def seen(folder):
 
 
 def left_of(folder):
-    """What is left of uploads that did not end."""
+    """Return the leftovers of uploads that did not finish."""
     return [path for path in (folder / ".impasto").rglob("*") if "new.png" in path.name]

@@ -1,4 +1,4 @@
-"""The queue on real runs: whatever is killed, each is trained once, to the same bits."""
+"""The queue on real runs: after any kill, each run is trained once, to the same bits."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def eventually(holds, seconds=120.0):
 
 @pytest.fixture
 def started(tmp_path):
-    """Processes that are ended with the test."""
+    """Collects processes, which are ended with the test."""
     found = []
     yield found
     for process in found:
@@ -42,7 +42,7 @@ def started(tmp_path):
 def test_what_is_killed_is_continued_and_comes_to_the_same(
     run_file, train_config, tmp_path, started, every
 ):
-    """`kill -9` of runner and training, with a state or without one; then one command again."""
+    """`kill -9` of runner and training, with or without a state; then the same command again."""
     settings = {"training": {"max_steps": 30}, "saving": {"state_every_steps": every}}
     whole = train(train_config(output_dir=str(tmp_path / "whole"), **settings))
     folder, run = tmp_path / "queue", RunDirectory(tmp_path / "run")
@@ -52,15 +52,15 @@ def test_what_is_killed_is_continued_and_comes_to_the_same(
     runner = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=forks)
     started.append(runner)
     eventually(lambda: sum(1 for _ in run.read_metrics()) > 5)
-    os.kill(run.status()["pid"], signal.SIGSTOP)  # it stays in the middle of its steps
+    os.kill(run.status()["pid"], signal.SIGSTOP)  # it stays between its steps
     assert Queue(folder).find(1).state == "working"
     runner.kill()
     runner.wait()
-    assert Queue(folder).find(1).state == "working", "its training lives on"
+    assert Queue(folder).find(1).state == "working", "its training continues"
     os.kill(run.status()["pid"], signal.SIGKILL)
     eventually(lambda: Queue(folder).find(1).state == "waiting")
     assert bool(run.saved_steps()) == bool(every)
-    assert run.exported_model() is None, "it was killed in the middle"
+    assert run.exported_model() is None, "it was killed between its steps"
     again = subprocess.run(
         words, stdout=subprocess.PIPE, text=True, timeout=300, check=False, env=forks
     )

@@ -1,4 +1,4 @@
-"""`kill -9` of the studio, of the training, and of both, at many moments: pages tell the truth."""
+"""`kill -9` of the studio, of the training, and of both, at many moments: pages stay correct."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ from impasto.training.trainer import train
 nano_model = one_level_model
 
 MOMENTS = tuple(0.4 + 0.8 * number for number in range(10))
-"""Seconds after a run was asked to go on: it starts, loads, encodes, trains, saves."""
+"""Seconds after a request to resume: the run starts, loads, encodes, trains, saves."""
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -28,20 +28,20 @@ pytestmark = [
 
 
 def trainers_of(run):
-    """The processes that were started to train a run, and the one that trains it."""
+    """Return the processes started to train a run, and the one that trains it."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if "resume" in words and str(run.path) in words:
             found.append(process)
-    if run.state().is_alive:  # a fork has no words of its own
+    if run.state().is_alive:  # a fork shows its parent's arguments
         with contextlib.suppress(psutil.NoSuchProcess):
             found.append(psutil.Process(run.status()["pid"]))
     return found
 
 
 def wait_for_end(process):
-    """Until a process is over; its parent may not have asked for its end yet."""
+    """Wait until a process has ended; its parent may not have reaped it yet."""
     until = time.monotonic() + 60
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until
@@ -60,7 +60,7 @@ def kill(victims, server, run):
         server.wait()
     if victims != "server":
         for process in trainers_of(run):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has already ended
                 process.kill()
                 wait_for_end(process)
 
@@ -78,7 +78,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def crashed(shared_config):
-    """A run that has crashed after twelve steps: read-only by agreement."""
+    """A run that has crashed after twelve steps. Read-only by agreement."""
     config = shared_config(**SETTINGS)
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(12))
@@ -87,7 +87,7 @@ def crashed(shared_config):
 
 @pytest.fixture
 def run(crashed, place):
-    """A copy of it among the runs of the studio."""
+    """A copy of the crashed run among the studio's runs."""
     found = RunDirectory(place.runs / "resumed")
     shutil.copytree(crashed.path, found.path)
     text = found.config_file.read_text(encoding="utf-8")
@@ -97,9 +97,9 @@ def run(crashed, place):
 
 
 def resume_and_kill(place, run, victims, moment):
-    """Resume a run by the studio, kill some of its processes, and look at every page.
+    """Resume a run through the studio, kill some of its processes, and check every page.
 
-    `moment` is in seconds; None stands for when it trains, in a process that is a fork.
+    `moment` is in seconds; None means during training, in a forked process.
     """
     saved = run.saved_steps()[-1]
     name = address_of([place.runs], run.path)
@@ -117,7 +117,7 @@ def resume_and_kill(place, run, victims, moment):
     with opened(place) as (client, _):
         check_every_page(client, place)
     if victims != "server":
-        assert run.state().state in ("killed", "failed", "finished"), "not training for ever"
+        assert run.state().state in ("killed", "failed", "finished"), "a killed run still trains"
     assert run.saved_steps()[-1] >= saved, "a state was lost"
 
 
@@ -132,7 +132,7 @@ def test_every_page_tells_the_truth_of_a_resumed_run_that_was_killed(place, run,
 @pytest.mark.slow
 @VICTIMS
 def test_whatever_is_killed_nothing_is_lost(place, run, shared_config, victims):
-    """At ten moments; afterwards the run ends with the bits of one that nobody disturbed."""
+    """After kills at ten moments, the run ends with the bits of an undisturbed one."""
     whole = train(shared_config(output_dir=str(place.path / "whole"), **SETTINGS))
     name = address_of([place.runs], run.path)
     for moment in MOMENTS:

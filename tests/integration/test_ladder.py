@@ -1,4 +1,4 @@
-"""What the ladder of settings chooses for little memory can be built."""
+"""The settings that the memory ladder chooses can be built."""
 
 import itertools
 
@@ -21,7 +21,7 @@ OF_EACH_SORT = ("adamw", "paged_adamw8bit", "lion", "adafactor", "prodigy", "ada
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, nano_architecture):
-    """A model, and images that are encoded once for all that is built."""
+    """A model, and images that are encoded once for all builds."""
     folder = tmp_path_factory.mktemp("sources")
     images = draw_images(folder / "images", 5)
     return {
@@ -31,12 +31,12 @@ def sources(tmp_path_factory, nano_architecture):
 
 
 def built_here(rung):
-    """Whether a processor can build what a rung sets."""
+    """Return whether a CPU can build a rung's settings."""
     return not any(word in rung.text() for word in ("offload_optimizer", "stream_w", "fp16"))
 
 
 def chosen_settings(config):
-    """What the ladder comes to for each device and strategy, without what is for GPUs alone."""
+    """Return the ladder's settings for each device and strategy, without those for GPUs only."""
     starts = [facts for facts in FACTS.values() if goes_together(config, facts)]
     chosen = [
         with_rungs(config, [rung for rung in rungs_taken(config, facts) if built_here(rung)])
@@ -56,7 +56,7 @@ def chosen_settings(config):
 def test_what_the_ladder_chooses_is_built(
     train_config, run_values, sources, tmp_path, kind, method, fresh_accelerate
 ):
-    """By one process, all that differs of what is chosen for a CPU, a GPU, several, or shards."""
+    """One process builds all distinct settings for a CPU, a GPU, several GPUs, and shards."""
     for section, values in sources.items():
         run_values[section] |= values
     found = chosen_settings(begun(train_config, kind, method))

@@ -1,4 +1,4 @@
-"""Runs with options of what is learned: that each reaches the step, and is resumed exactly."""
+"""Runs with learning options: each reaches the step, and is resumed exactly."""
 
 import csv
 import itertools
@@ -30,7 +30,7 @@ def same(ours, theirs):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images, those that keep beside them, and what is encoded of both."""
+    """Training images, prior images, and the encodings of both."""
     folder = tmp_path_factory.mktemp("shared")
     draw_images(folder / "pictures", 13)
     draw_images(folder / "kept", 6, seed=9)
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder, nano_model):
-    """A run of some steps, with images that keep beside those that are trained on."""
+    """Settings of a run of some steps, with prior images beside the training images."""
     usual = short_run(folder, nano_model, folder / "pictures")
     dataset = {k: v for k, v in usual["dataset"].items() if k != "image_dir"}
 
@@ -62,7 +62,7 @@ def settings(folder, nano_model):
 
 
 def first_loss(config):
-    """The loss before anything is learned."""
+    """Return the loss before anything is learned."""
     return next(m["loss"] for m in train(config).read_metrics() if "loss" in m)
 
 
@@ -84,7 +84,7 @@ OPTIONS = {
 def test_each_option_changes_what_is_learned_and_all_are_resumed_exactly(
     settings, options, tmp_path, fresh_accelerate
 ):
-    """One is added to the others each time; a run with all of them is killed and goes on."""
+    """Each time one more option is added; a run with all of them is killed and resumed."""
     added = OPTIONS[options]
     so_far = {"kept": True} if "kept" in added[0] else {}
     found = [weights_of(train(settings(tmp_path / "plain", **so_far)))]
@@ -99,7 +99,7 @@ def test_each_option_changes_what_is_learned_and_all_are_resumed_exactly(
 
 
 def test_the_table_of_losses_is_without_what_images_are_for(settings, tmp_path, fresh_accelerate):
-    """With Diff-Tuning both kinds of images keep the losses that they have at their noise."""
+    """With Diff-Tuning both kinds of images have their unweighted losses in the table."""
     logging = {"image_losses": True, "every_steps": 1}
 
     def first_rows(name, **loss):
@@ -116,7 +116,9 @@ def test_the_table_of_losses_is_without_what_images_are_for(settings, tmp_path, 
 
 
 def test_an_image_that_counts_nothing_has_no_row(tmp_path):
-    """Such as one that could not be read any more: its loss of 0 would be the lowest."""
+    """An image with weight 0, such as an unreadable one, has no row: its 0 would be the lowest
+    loss.
+    """
     one = SimpleNamespace(is_main_process=True, num_processes=1)
     run = SimpleNamespace(image_losses_file=tmp_path / "image_losses.csv")
     losses = ImageLosses(one, run)
@@ -128,9 +130,9 @@ def test_an_image_that_counts_nothing_has_no_row(tmp_path):
 
 
 def test_weights_of_masks_and_subsets_reach_the_step(settings, folder, tmp_path, fresh_accelerate):
-    """The losses before anything is learned, which the weight of their only subset multiplies.
+    """The initial losses are multiplied by the weight of their only subset.
 
-    With a weight of 1 outside, masks weigh nothing; by area, they weigh more than plainly.
+    With a weight of 1 outside, masks have no effect; by area, masked losses are higher.
     """
     masks = draw_half_masks(folder / "pictures", tmp_path / "masks")
 

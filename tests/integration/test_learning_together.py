@@ -1,4 +1,4 @@
-"""Options of what is learned, many at once: two processes learn what one does."""
+"""Many learning options at once: two processes learn what one does."""
 
 import json
 
@@ -39,7 +39,7 @@ WEIGHED = {"diff_tuning": 1.0, "mask_by_area": True, "outside_mask": 0.1}
 
 
 def settings_in(folder, model):
-    """Writes the settings of a run: images with masks, others to keep, and changes by section."""
+    """Return a function that writes settings: images with masks, prior images, and changes."""
     pictures = draw_images(folder / "pictures", 13)
     masks = draw_half_masks(pictures, folder / "masks")
     kept = draw_images(folder / "kept", 5, seed=9)
@@ -66,7 +66,7 @@ def settings_in(folder, model):
 
 
 def measured(run, key):
-    """The lines of metrics that have a number, without what is of the clock."""
+    """Return the metrics lines that contain a number, without times."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     of_the_clock = {"time", "images_per_s", "data_wait", "memory_mib"}
     return [
@@ -77,7 +77,7 @@ def measured(run, key):
 
 
 def values_in(content):
-    """All values of nested lists and mappings, in an order that depends on names alone."""
+    """Return all values of nested lists and dicts, in an order that depends on names only."""
     if isinstance(content, dict):
         return [value for name in sorted(content) for value in (name, *values_in(content[name]))]
     if isinstance(content, list):
@@ -94,7 +94,7 @@ def assert_measured_alike(one, other, key, *, count, rel):
 
 
 def made_of_weights(run):
-    """Models, averages, and the last state, tensor by tensor: `file: name` -> tensor."""
+    """Return models, averages and the last state, tensor by tensor: `file: name` -> tensor."""
     places = ("export", "models", "averages", "states/step-00000004")
     files = [file for place in places for file in sorted((run / place).glob("*.safetensors"))]
     return {
@@ -105,21 +105,21 @@ def made_of_weights(run):
 
 
 def assert_alike(one, other, *, files, atol=1e-5, rtol=1e-3):
-    """What two runs have come to, up to the order in which sums are taken."""
+    """Require that two runs have the same results, up to the order of summation."""
     first, second = made_of_weights(one), made_of_weights(other)
     assert first.keys() == second.keys()
     assert len({name.partition(": ")[0] for name in first}) == files
     for name, tensor in first.items():
         assert torch.allclose(second[name], tensor, atol=atol, rtol=rtol), name
     moved = [float(t.abs().max()) for name, t in first.items() if "/step-00000004.s" in name]
-    assert max(moved) > 1e-3  # averages are stored less what the run began with
+    assert max(moved) > 1e-3  # averages are stored as differences from the start
     assert_measured_alike(one, other, "loss", count=4, rel=1e-4)
     assert_measured_alike(one, other, "validation_loss", count=3, rel=1e-4)
     assert_measured_alike(one, other, "preview_features", count=3, rel=0.05)
 
 
 def test_two_processes_learn_what_one_does(nano_model, tmp_path):
-    """Noises are assigned within each process's batch, as within each of accumulation."""
+    """Noise is assigned within each process's batch, as within each accumulated micro-batch."""
     changes = {
         "loss": {**WEIGHED, "soft_min_snr_gamma": 4.0},
         "optimizer": {"kind": "SGD", "lr": 0.1, "start_decay": 2.0},

@@ -1,4 +1,4 @@
-"""What makes a run faster or smaller: that it changes nothing else, and what it refuses."""
+"""Options that make a run faster or smaller: their results are the same, and their refusals."""
 
 import functools
 import itertools
@@ -36,7 +36,7 @@ SEEN = {"split": 0.25, "timesteps": 1, "standard_error": 0, "training_images": 1
 
 
 class Notes(SilentEvents):
-    """Collects what a person would read."""
+    """Collects messages for the user."""
 
     def __init__(self):
         self.lines = []
@@ -94,7 +94,7 @@ def flat(tmp_path_factory, nano_architecture):
 
 @pytest.fixture
 def of_one_level(run_values, flat):
-    """Steps of fewer operations, since each is foretold by one on tensors without values."""
+    """Use a model with fewer operations, since each run is predicted by a step without values."""
     run_values["model"]["path"] = str(flat)
 
 
@@ -114,7 +114,7 @@ def alike(flat):
 
 
 def compiled(train_config, flat, folder, **training):
-    """A run that compiles, and what a person read of it."""
+    """A run that compiles, and its messages."""
     config = train_config(output_dir=folder, training={**TO_COMPILE, **training}, **alike(flat))
     notes = Notes()
     return train(config, notes), notes
@@ -144,9 +144,9 @@ COPIES = {"mixed_precision": "bf16", "weight_copies": True}
 def test_a_compiled_network_is_the_same_network(
     kind, others, train_config, flat, tmp_path, monkeypatch
 ):
-    """All but the last stage, which makes machine code: traced, cut apart, differentiated.
+    """All stages but machine code generation run: tracing, partitioning, differentiation.
 
-    The whole is traced once, with the copies as they are: they do not stand elsewhere in a step.
+    The whole network is traced once, with the copies, whose addresses do not change in a step.
     """
     compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
@@ -172,9 +172,9 @@ def test_compiled_code_computes_the_same_to_rounding(kind, train_config, flat, t
 def test_what_is_not_used_waits_in_a_file(
     to_disk, stored, train_config, nano_model, tmp_path, monkeypatch
 ):
-    """VAE and text encoder: previews and the export bring them back, and are the same.
+    """VAE and text encoder wait in a file; previews and the export load them unchanged.
 
-    They wait there in the type that they are stored in, and need the model's files no more.
+    They are stored there in their original dtype, and no longer need the model's files.
     """
     from impasto.training.assembly import build, encoded_model
     from impasto.training.builders import model
@@ -222,9 +222,9 @@ def test_what_is_not_used_waits_in_a_file(
 
 @fewer_operations
 def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, monkeypatch):
-    """A second run with the same images: neither the VAE nor the text encoder has values.
+    """With complete caches of the same images, neither VAE nor text encoder is given values.
 
-    Nor does the check beforehand give them any, or change what is learned.
+    The check beforehand gives them none either, and changes nothing that is learned.
     """
     from impasto.models.networks import offload
 
@@ -251,8 +251,8 @@ def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, mon
 
 @pytest.fixture(scope="module")
 def plain(shared_config):
-    """Three steps without any lever. Read-only by agreement."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    """Three steps without any of these options. Read-only by agreement."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of earlier tests
     return train(shared_config(training={**CLIPPED, "max_steps": 3}))
 
 
@@ -282,7 +282,7 @@ FROZEN_AHEAD = {
 def test_another_order_goes_with_frozen_layers_ahead_of_norms(
     run_file, train_config, tmp_path, method
 ):
-    """In a process of its own: what PyTorch's group norm does there ends the process."""
+    """Run in a separate process: PyTorch's group norm with this layout crashes the process."""
     other = tmp_path / "other"
     training = {"max_steps": 2, "channels_last": True}
     done = impasto("train", run_file(output_dir=str(other), method=method, training=training))
@@ -337,7 +337,7 @@ MIB = 1 << 20
 @fewer_operations
 @pytest.mark.parametrize("memory", [{}, {"memory": 6}, {"memory": "auto"}])
 def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch, memory):
-    """Nor where `training.memory` allows more than there is."""
+    """A run that does not fit is refused, even if `training.memory` allows more than there is."""
     config = train_config(training={"fit_check": True, **memory})
     monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"Use a smaller dataset\.resolution") as fault:
@@ -354,10 +354,10 @@ def test_the_check_can_be_left_out(train_config, monkeypatch):
 
 @fewer_operations
 def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch):
-    """For what is free, also where `training.memory` allows more, as all of a card."""
+    """Settings are chosen for the free memory, even if `training.memory` allows the whole card."""
 
     def settings(memory):
-        # so that the fullest moment is a step, and not the encoding of images
+        # so that the peak is in a step, not in the encoding of images
         training = {"memory": memory, "batch_size": 8, "max_steps": 1}
         return train_config(training=training, dataset={"vae_batch_size": 1})
 
@@ -428,7 +428,7 @@ def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_co
 @fewer_operations
 @pytest.mark.parametrize("with_odd_one", [True, False])
 def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, with_odd_one):
-    """Of small images more go into a batch, and there are enough to fill it."""
+    """Small images get larger batches, and there are enough of them to fill these."""
     for n in range(24):
         Image.new("RGB", (96, 64), (n * 9, 5, 5)).save(tmp_path / f"{n}.png")
         (tmp_path / f"{n}.txt").write_text("words", encoding="utf-8")
@@ -450,7 +450,7 @@ def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, 
 
 @fewer_operations
 def test_the_plan_tells_memory_by_parts_and_time_and_what_would_make_it_fit(run_file):
-    # so that the fullest moment is a step, and not the encoding of images
+    # so that the peak is in a step, not in the encoding of images
     settings = {"training": {"batch_size": 8, "memory": 6}, "dataset": {"vae_batch_size": 1}}
     shown = impasto("train", run_file(**settings), "--plan")
     assert shown.returncode == 0, shown.stderr

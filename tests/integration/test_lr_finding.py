@@ -1,4 +1,4 @@
-"""`impasto find-lr` on a small model: what it measures, and that it leaves nothing behind."""
+"""`impasto find-lr` on a small model: its measurements, and that it leaves no files behind."""
 
 import re
 
@@ -23,7 +23,7 @@ PROBE = Probe(images=2, timesteps=2)
 
 
 def test_the_same_losses_each_time_and_no_trace(train_config, fresh_accelerate, tmp_path):
-    """With an average, a text encoder that waits and previews, which play no part in it."""
+    """Average, offloaded text encoder and previews of the settings are ignored."""
     config = train_config(
         method={"train_text_encoder": True, "text_encoder_from_step": 2},
         training={"max_epochs": 2, "max_steps": None, "ema_decay": 0.9, "posthoc_ema": True},
@@ -50,9 +50,9 @@ def test_the_same_losses_each_time_and_no_trace(train_config, fresh_accelerate, 
 
 
 def test_its_steps_are_those_of_the_run(train_config, fresh_accelerate):
-    """Five steps at rates that hardly rise are five steps of a run at that rate.
+    """Five steps at nearly constant rates equal five steps of a run at that rate.
 
-    What is measured is the validation loss there: nothing is encoded ahead to train on.
+    The validation loss is measured there: nothing is encoded ahead for training.
     """
     values = {
         "dataset": {"random_crop": True},
@@ -96,7 +96,8 @@ def test_an_optimizer_that_finds_its_rate_is_refused(train_config):
 def test_a_plan_says_what_would_be_done_and_does_nothing(
     run_file, tmp_path, fresh_accelerate, monkeypatch, changes, images
 ):
-    """What the test then measures is what the plan said; where all is cropped, on held-out ones."""
+    """The measurement matches the plan; if all training images are cropped, it uses held-out
+    ones."""
     file = run_file(**changes)
     find = [
         *("find-lr", str(file), "--steps", "10", "--from", "1e-6", "--to", "1e-2"),

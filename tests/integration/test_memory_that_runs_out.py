@@ -1,4 +1,4 @@
-"""Memory that runs out in a run: it is explained, and nothing that was learned is lost."""
+"""Out of memory during a run is explained, and nothing that was learned is lost."""
 
 import threading
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("encoded_once")
 
 @pytest.fixture(scope="module")
 def whole(shared_config):
-    """Read-only by agreement."""
+    """The uninterrupted run. Read-only by agreement."""
     return run_of_four(shared_config)
 
 
@@ -33,7 +33,7 @@ OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def fail_at(monkeypatch, owner, name, number, error):
-    """Have a function fail the n-th time."""
+    """Make a function fail at its n-th call."""
     real, calls = getattr(owner, name), []
 
     def failing(*args, **options):
@@ -97,7 +97,7 @@ def test_memory_that_runs_out_in_the_first_step_ties_the_run_to_no_settings(
 def test_memory_that_runs_out_while_a_batch_is_fetched_is_explained_and_nothing_lost(
     name, error, train_config, whole, monkeypatch
 ):
-    """Where it is encoded or copied, and in the thread that reads it ahead."""
+    """Memory runs out while encoding, while copying, and in the prefetching thread."""
     config = train_config(**FOUR)
     with monkeypatch.context() as patched:
         fail_at(patched, TrainingData, name, 4, error)
@@ -124,7 +124,7 @@ def test_memory_that_runs_out_in_the_optimizer_leaves_no_half_state(train_config
 def test_memory_that_runs_out_in_the_optimizer_names_what_goes_with_the_state_there_is(
     resumes, train_config, monkeypatch
 ):
-    """That of step 2, which is being written just then; or one from before a resume."""
+    """The newest state is that of step 2, still being written, or one from before a resume."""
     config = train_config(saving={"state_every_steps": 2, "keep_states": 1}, **FOUR)
     if resumes:
         with pytest.raises(ZeroDivisionError):
@@ -168,7 +168,7 @@ UNCERTAIN = {"loss": {"uncertainty": True}, "training": {"max_steps": 2}}
 
 @pytest.fixture(scope="module")
 def uncertain(shared_config):
-    """A run with loss weights that are learned. Read-only by agreement."""
+    """A run with learned loss weights. Read-only by agreement."""
     folder = str(shared_config().output_dir.with_name("uncertain"))
     return train(shared_config(output_dir=folder, **UNCERTAIN))
 
@@ -177,7 +177,7 @@ def uncertain(shared_config):
 def test_memory_that_runs_out_after_the_optimizer_leaves_no_weights_of_another_step(
     owner, name, train_config, uncertain, monkeypatch
 ):
-    """The weights have moved by then, and the step does not count yet."""
+    """The weights have changed by then, but the step does not count yet."""
     config = train_config(**UNCERTAIN)
     with monkeypatch.context() as patched:
         fail_at(patched, owner, name, 1, OUT)

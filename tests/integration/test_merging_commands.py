@@ -1,4 +1,4 @@
-"""`impasto merge` and `extract-lora` as commands: whole ones, runs, and refused options."""
+"""`impasto merge` and `extract-lora` as commands: complete jobs, runs, and refused options."""
 
 import json
 
@@ -22,9 +22,10 @@ from impasto.training.analysis.along import walk
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, nano_model):
-    """A run of four steps whose text encoder learns too, with a model after each second one.
+    """A run of four steps that also trains the text encoder, with a model every two steps.
 
-    Its words are read in its own way: another layer, joined as kohya does, up to 150 tokens.
+    Its captions are encoded in an unusual way: another layer, joined as in kohya's, up to 150
+    tokens.
     """
     folder = tmp_path_factory.mktemp("merging")
     prompts = folder / "prompts.txt"
@@ -43,7 +44,7 @@ def run(tmp_path_factory, nano_model):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
-    """Ratio 0 is the base model's validation loss, 1 the result's; the run is left as it is."""
+    """Ratio 0 gives the base model's validation loss, 1 the result's; the run is not changed."""
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [r["validation_loss"] for r in map(json.loads, lines) if "validation_loss" in r]
     before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
@@ -61,15 +62,16 @@ def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def best(run, tmp_path_factory):
-    """The best of the base model and of a quarter of the way. To be read alone."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    """The best of the base model and a quarter of the way. Read-only by agreement."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of earlier tests
     file = tmp_path_factory.mktemp("best") / "best.safetensors"
     call("merge", run.path, "--along", "0,0.25", "--out", file)
     return file
 
 
 def test_a_run_is_averaged_and_walked_by_commands(run, best, tmp_path):
-    """The average has the plain model of each step once; the best on the way says what was seen."""
+    """The average contains each step's plain model once; the best ratio reports its
+    measurements."""
     soup = tmp_path / "soup.safetensors"
     call("merge", run.path, "--formula", "average", "--out", soup)
     record = json.loads(open_tensor_file(soup).metadata["impasto.merge"])
@@ -88,7 +90,8 @@ def test_a_run_is_averaged_and_walked_by_commands(run, best, tmp_path):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_what_a_run_has_learned_to_be_drawn_with_stays(run, best, tmp_path):
-    """All of the result is the result, to the pixel, and half of the way says what was measured."""
+    """At ratio 1 the result is drawn to the pixel, and halfway the metadata has the
+    measurements."""
     result, base = run.exported_model(), load_begun_config(run.config_file).model.path
     whole = tmp_path / "whole.safetensors"
     call("merge", base, result, "--ratio", "1", "--out", whole)
@@ -168,7 +171,7 @@ def test_a_difference_goes_into_a_file_and_back(nano_model, ldm_file, tmp_path, 
     ],
 )
 def test_options_that_do_not_go_together(words, message, tmp_path, monkeypatch):
-    """Each is named before a model is opened; A and B are not there."""
+    """Each is reported before a model is opened; the models A and B do not exist."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ImpastoError, match=message):
         call(*words)
@@ -183,7 +186,7 @@ def test_a_run_with_one_model_has_no_average(train_config, tmp_path):
 
 
 def test_a_lora_is_drawn_with_as_if_it_were_merged(nano_model, tmp_path, capsys):
-    """To the pixel, two of them with their strengths; the model's own file is left as it is."""
+    """Two LoRAs with their strengths give the same pixels; the model's own file is not changed."""
     base = as_file(nano_model, tmp_path / "base.safetensors")
     given = []
     for number, strength in ((1, 0.7), (2, -0.4)):

@@ -1,4 +1,4 @@
-"""Reading and writing Diffusers folders: strict in, faithful out, understood by diffusers."""
+"""Reading and writing Diffusers folders: strict in, faithful out, read by diffusers."""
 
 import json
 import shutil
@@ -127,7 +127,8 @@ def test_an_export_keeps_frozen_parts_bit_for_bit(nano_model, tmp_path):
 
 
 def test_an_export_between_base_and_result_is_what_merging_the_two_gives(nano_model, tmp_path):
-    """By `impasto merge`; what did not change stays bit for bit, in float32 too."""
+    """An export between base and result equals `impasto merge`; unchanged tensors stay
+    identical."""
     model = load_base_model(nano_model)
     base = model.unet.state_dict()
     moved = next(iter(base))
@@ -153,13 +154,13 @@ def test_an_export_between_base_and_result_is_what_merging_the_two_gives(nano_mo
 
 @pytest.fixture(scope="module")
 def drawer(nano_model):
-    """Draws with the nano model, which it leaves as it is."""
+    """Return a function that draws with the nano model without changing it."""
     return Sampler.of(load_base_model(nano_model))
 
 
 @pytest.mark.parametrize(("sampler", "scale"), [("ddim", 5.0), ("euler", 1.0), ("dpmpp_2m", 3.0)])
 def test_samples_equal_diffusers_pipeline(nano_model, drawer, sampler, scale):
-    """Our loop against diffusers' own, from the same initial noise."""
+    """Impasto's sampling loop against diffusers' own, from the same initial noise."""
     import diffusers
 
     prompt = Prompt("a red ball", "blue", 3, 64, 32, 5, scale, sampler)

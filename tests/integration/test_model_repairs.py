@@ -1,4 +1,4 @@
-"""What is wrong, missing or odd in a model's files: every verb acts on it, and says so."""
+"""Wrong, missing or unusual parts of a model's files: every verb handles them and reports it."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 
 @pytest.fixture(scope="module")
 def source(nano_model, tmp_path_factory):
-    """The nano model as one file, in float32 as it is. Read-only by agreement."""
+    """The nano model as one float32 file. Read-only by agreement."""
     file = tmp_path_factory.mktemp("models") / "model.safetensors"
     convert(nano_model, file)
     return file
@@ -33,7 +33,7 @@ def source(nano_model, tmp_path_factory):
 
 @pytest.fixture
 def changed(source, tmp_path):
-    """Write the nano model as a file with other tensors or texts in it."""
+    """Write the nano model as a file with other tensors or metadata."""
 
     def write(change, **texts):
         tensors = load_file(source)
@@ -53,7 +53,7 @@ def convert(source, target, dtypes=None, **options):
 
 
 def impasto(*words):
-    """A command in this process."""
+    """Run a command in this process."""
     return CliRunner().invoke(commands, [str(word) for word in words])
 
 
@@ -180,7 +180,7 @@ def test_marks_in_a_file_are_used(changed):
 
 
 def with_schedule(schedule, dtype=torch.float32):
-    """Adds a noise schedule to a file's tensors, as LDM's own programs leave it there."""
+    """Add a noise schedule to a file's tensors, as LDM's own programs do."""
     return lambda tensors: tensors.update(alphas_cumprod=schedule.alphas_cumprod.to(dtype))
 
 

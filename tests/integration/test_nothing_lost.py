@@ -1,4 +1,4 @@
-"""Images, models and settings of earlier runs stay; dry runs write nothing."""
+"""Images, models and settings of earlier runs are kept; dry runs write nothing."""
 
 import json
 from importlib import resources
@@ -29,7 +29,7 @@ def contents(folder):
 
 
 def impasto(*words):
-    """A command in this process."""
+    """Run a command in this process."""
     return CliRunner().invoke(commands, [str(word) for word in words])
 
 
@@ -87,7 +87,7 @@ def test_keep_models_counts_own_models_only(train_config, tmp_path):
 
 
 def test_models_of_an_attempt_that_was_given_up_are_none_of_the_next(train_config, tmp_path):
-    """Its states and one of its models were moved away; those of the next are kept all the same."""
+    """An abandoned attempt's states and one model were moved away; the new models are kept."""
     folder = tmp_path / "models"
     saving = {"name": "my", "format": "safetensors", "model_dir": str(folder), "keep_models": 2}
     config = train_config(saving={**saving, "model_every_steps": 1, "state_every_steps": 1})
@@ -135,7 +135,7 @@ def test_models_are_replaced_where_that_is_asked(train_config, tmp_path):
 
 @pytest.mark.parametrize("form", ["safetensors", "diffusers"])
 def test_a_model_that_another_program_has_open_ends_no_run(train_config, monkeypatch, form):
-    """As on Windows: it is said once, and the model is removed as soon as that is possible."""
+    """A model open in another program, as on Windows: reported once, and removed later."""
     held, notes = "my-step00000001", []
     unlink, replace = Path.unlink, Path.replace
 
@@ -146,7 +146,7 @@ def test_a_model_that_another_program_has_open_ends_no_run(train_config, monkeyp
     def refusing(real):
         def act(path, *args, **options):
             newest = path.with_name(path.name.replace("00000001", "00000003"))
-            if path.stem == held and not newest.exists():  # it is closed when that is written
+            if path.stem == held and not newest.exists():  # closed when that is written
                 raise PermissionError(13, "being used by another process", str(path))
             return real(path, *args, **options)
 

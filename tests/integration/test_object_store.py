@@ -1,4 +1,4 @@
-"""Images, words and metadata in an object store: as on a disk, and each fault by its name."""
+"""Images, captions and metadata in an object store: as on a disk, with clear errors."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def picture(path, size=(8, 8), colour=(10, 20, 30)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images with words, in sub-folders, with much that is to be mentioned or skipped."""
+    """Images with captions in sub-folders, with many files to report or skip."""
     top = tmp_path / "pictures"
     for number, name in enumerate(("a.png", "B.JPG", "sub/c.webp", "sub/deep/d.tiff", "e.png")):
         picture(top / name, (8 + number, 9))
@@ -58,7 +58,7 @@ def folder(tmp_path):
 
 
 def told(scan, top):
-    """What a scan says, with names below its folder."""
+    """Return the messages of a scan, with names relative to its folder."""
     return (
         [
             (
@@ -105,7 +105,7 @@ def test_a_second_scan_opens_only_what_has_changed(folder, bucket, s3, tmp_path)
     scan_folder(place, index=tmp_path / "scan.json")
     assert [r for r in s3.requests if "/data/" in r and "crop.json" not in r] == []
 
-    picture(folder / "a.png", (8, 9), (99, 0, 0))  # as many pixels, other bytes
+    picture(folder / "a.png", (8, 9), (99, 0, 0))  # the same pixels, other bytes
     objects.upload(folder / "a.png", place / "a.png")
     s3.requests.clear()
     scan_folder(place, index=tmp_path / "scan.json")
@@ -125,7 +125,7 @@ def test_headers_are_read_and_not_whole_images(bucket, s3, tmp_path):
 
 
 def test_a_header_behind_the_beginning_is_found(place, tmp_path):
-    Image.effect_noise((600, 600), 90).save(tmp_path / "large.tiff")  # its header is at the end
+    Image.effect_noise((600, 600), 90).save(tmp_path / "large.tiff")  # the header is at the end
     content = (tmp_path / "large.tiff").read_bytes()
     objects.upload(tmp_path / "large.tiff", place / "large.tiff")
     assert [r.size.wh for r in scan_folder(place).records] == [(600, 600)]
@@ -150,7 +150,7 @@ def test_keys_that_no_path_can_name_are_mentioned(bucket, s3, tmp_path):
 
 
 class FoldedPath(type(Path())):
-    """A path as Windows compares it."""
+    """A path that compares as on Windows."""
 
     def __eq__(self, other):
         return str(self).lower() == str(other).lower()
@@ -262,7 +262,7 @@ def test_an_image_in_an_archive_is_skipped_and_the_others_are_not(folder, bucket
 
 
 class GoogleStore:
-    """What gcsfs does: listings say nothing of buckets, and a 403 is a plain OSError."""
+    """Behaves like gcsfs: listings do not report buckets, and a 403 is a plain OSError."""
 
     def __init__(self, bucket_fault):
         self._fault = bucket_fault
@@ -437,7 +437,7 @@ def test_lines_of_an_object_are_read_as_of_a_file(in_memory):
 
 
 def test_an_image_that_looks_like_lines_is_read_as_from_a_disk(in_memory):
-    """Pillow's reader of IM files asks for a line where one of the first 100 bytes ends one."""
+    """Pillow's IM reader reads a line if one of the first 100 bytes is a line end."""
     content = (PICTURES / "0006-trophy.webp").read_bytes()
     assert b"\n" in content[:100]
     claims.write(in_memory / "pictures" / "trophy.webp", content)

@@ -30,12 +30,12 @@ SLOW = NativePrecision("no", "this CPU has no bf16")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """Images. Read-only by agreement."""
+    """A folder of images. Read-only by agreement."""
     return draw_images(tmp_path_factory.mktemp("project"), 13)
 
 
 def words_for(project, model, out):
-    """A command that trains two steps."""
+    """Return the flags of a command that trains two steps."""
     return [
         f"--pretrained_model_name_or_path={model}",
         f"--train_data_dir={project}",
@@ -59,7 +59,7 @@ def words(project, nano_model, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained_once(project, nano_model, tmp_path_factory):
-    """What `words` makes. Read-only by agreement."""
+    """The run of `words_for`. Read-only by agreement."""
     out = tmp_path_factory.mktemp("trained") / "out"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(program, "_machine", slow_machine)
@@ -69,7 +69,7 @@ def trained_once(project, nano_model, tmp_path_factory):
 
 @pytest.fixture
 def trained(trained_once, tmp_path):
-    """A run of `words` in a folder of this test."""
+    """A copy of that run in a folder of this test."""
     return copied(RunDirectory(trained_once / "mine-run"), tmp_path / "out").path
 
 
@@ -131,7 +131,7 @@ def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, trained):
 
 
 def test_a_resume_that_would_be_shorter_leaves_the_run(words, trained):
-    """Refused once the state is restored, so later than what changes numbers."""
+    """A shorter run is refused after the state is loaded, later than changed results are."""
     before = (trained / "config.toml").read_bytes()
     with pytest.raises(RunError, match="can be made longer, not shorter"):
         program.run(FINE_TUNE, with_flags(words, "--max_train_steps=1", f"--resume={trained}"))
@@ -229,7 +229,7 @@ def test_paths_of_windows_stay_whole(path, end):
 
 
 def test_what_a_shell_escapes_is_read_as_it_is_there():
-    """As completion writes names with spaces, in a command without a path of Windows."""
+    """Shell completion escapes spaces in names, in commands without a Windows path."""
     line = r"""fine_tune.py --train_data_dir my\ images\ \(1\) --name it\'s --x "a \"b\" c" """
     assert _tokens(line) == shlex.split(line)
 

@@ -1,4 +1,4 @@
-"""The trainer on a real GPU: every way of training, what it waits for, faults, memory.
+"""The trainer on a real GPU: every way of training, its waits, faults, memory.
 
 `pytest -m gpu`. The same cases as on the pretended GPU; here kernels and their numbers are real.
 """
@@ -40,12 +40,12 @@ pytestmark = [
 ]
 
 LIBRARIES = {"stand_ins.EightBits": "adamw8bit"}
-"""What stands for an optimizer on the pretended GPU -> the optimizer."""
+"""Stand-in on the pretended GPU -> the real optimizer."""
 
 
 @pytest.fixture(autouse=True)
 def no_graphs_of_tests_before():
-    """torch.compile counts graphs by the code they are made of, those of earlier runs too."""
+    """Reset torch.compile, which counts the graphs of earlier runs of the same code."""
     torch._dynamo.reset()
 
 
@@ -54,7 +54,7 @@ def losses(run):
 
 
 def states(run):
-    """Step -> weights, of the states that a run left."""
+    """Return step -> weights, from a run's states."""
     folders = sorted(run.states.glob("step-*"))
     return {int(f.name[5:]): load_file(f / "weights.safetensors") for f in folders}
 
@@ -72,7 +72,7 @@ def settings_of(name):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_xformers_attends_as_pytorch_does(train_config, tmp_path, precision):
-    """Up to the order of sums; `pip install xformers` beside the same PyTorch."""
+    """xformers gives the same up to the order of summation; install it with the same PyTorch."""
     pytest.importorskip("xformers.ops", reason="xformers is not installed here")
     found = {}
     for kernel in ("sdpa", "xformers"):
@@ -84,7 +84,7 @@ def test_xformers_attends_as_pytorch_does(train_config, tmp_path, precision):
 
 
 class Waits:
-    """Has PyTorch say of each wait for the GPU, from a step on."""
+    """Makes PyTorch report each wait for the GPU, from a step on."""
 
     def __init__(self, monkeypatch, mode, first=1):
         real = loop.TrainingLoop.step
@@ -121,7 +121,7 @@ PRECISIONS = {
 
 
 def test_losses_are_those_of_the_cpu(train_config, tmp_path):
-    """The same settings in float32 in a process that sees no GPU."""
+    """The same settings in float32 give the same losses in a process that sees no GPU."""
     values = train_config(output_dir=str(tmp_path / "cpu")).model_dump(
         mode="json", exclude_unset=True, exclude_none=True
     )
@@ -217,7 +217,7 @@ FLOAT8 = {
 
 @pytest.fixture
 def float8_config(train_config, deeper_model, monkeypatch):
-    """Settings of a run whose layers, of 16 and more numbers, compute in float8."""
+    """Return the settings of a run whose layers of 16 and more channels compute in float8."""
     if not HAS_FLOAT8:
         pytest.skip("float8 products need compute capability 8.9 (Ada, Hopper, Blackwell)")
     pytest.importorskip("torchao", reason="torchao, of the extra float8, is not installed")
@@ -238,7 +238,7 @@ def float8_config(train_config, deeper_model, monkeypatch):
 
 @pytest.mark.parametrize("name", FLOAT8)
 def test_losses_in_float8_are_near_those_of_bf16(name, float8_config, tmp_path):
-    """A number in e4m3 is off by 2.6 % on average, and a loss by less; bf16 has a share, too."""
+    """An e4m3 number is off by 2.6 % on average, a loss by less; bf16 contributes too."""
     plain = train(float8_config(tmp_path / "plain", **FLOAT8[name]))
     torch._dynamo.reset()
     found = train(float8_config(tmp_path / "float8", **FLOAT8[name], float8=True))
@@ -275,7 +275,7 @@ FLOAT8_SIZES = {
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", FLOAT8_SIZES)
 def test_real_float8_products_are_those_that_are_emulated(name, compiled, float8_config):
-    """The kernels against float32 products of the same rounded numbers, at full size.
+    """The kernels equal float32 products of the same rounded numbers, at full size.
 
     Outputs are rounded to bf16, by 2^-9 at most, and fast accumulation keeps 14 bits of a sum.
     """
@@ -314,7 +314,7 @@ def test_a_deterministic_run_gives_the_same_bits_when_it_is_resumed(train_config
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
-    """The fault is in step 2, and found with the line of metrics after step 3."""
+    """The fault is in step 2, and is detected with the metrics line after step 3."""
     monkeypatch.setattr(
         micro_steps, "training_step", broken_step(fault_of(name), micro_steps.training_step)
     )
@@ -323,7 +323,7 @@ def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
             micro_steps, "step_inputs", broken_inputs(fault_of(name), micro_steps.step_inputs)
         )
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
-    if name == "fp16, gradient":  # the scale's doing, and skipped
+    if name == "fp16, gradient":  # caused by the loss scale, and skipped
         run = train(config)
     else:
         with pytest.raises(NonFiniteLossError, match=r"in step 2\."):
@@ -355,7 +355,7 @@ GRAPHED = {
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """What is recorded as CUDA graphs."""
+    """Collects recordings of CUDA graphs."""
     works, real = [], CudaGraphRecorder.record
 
     def record(recorder, work):
@@ -368,7 +368,7 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize("name", GRAPHED)
 def test_steps_as_graphs_compute_the_same(name, train_config, tmp_path, recorded):
-    """13 images in 3 buckets, 4 at a time, which leaves short batches."""
+    """13 images in 3 buckets with a batch size of 4 leave short batches."""
     training, rel = GRAPHED[name]
     training = {"max_steps": 14, **training}
     plain = train(train_config(training=training))
@@ -407,7 +407,7 @@ SAME_BITS = {
 
 @pytest.mark.parametrize("name", SAME_BITS)
 def test_steps_as_graphs_give_the_same_bits(name, train_config, tmp_path, recorded):
-    """One image at a time, so that nothing is filled up, and a rate that float32 has exactly."""
+    """One image per batch, so that nothing is padded, and a rate that is exact in float32."""
     settings = {"optimizer": {"lr": 2.0**-10}}
     training = {"deterministic": True, "batch_size": 1, "max_steps": 10, **SAME_BITS[name]}
     plain = train(train_config(training=training, **settings))
@@ -440,7 +440,7 @@ def test_steps_as_graphs_give_the_same_bits_when_they_are_resumed(train_config, 
 
 @pytest.mark.parametrize("training", [{}, COPIES], ids=["float32", "copies of weights"])
 def test_steps_as_graphs_wait_for_nothing(training, train_config, monkeypatch, recorded):
-    """The first steps run as they are written, and the third is recorded, which waits."""
+    """The first steps run eagerly, and the third is recorded, which waits."""
     Waits(monkeypatch, "error", first=4)
     train(
         train_config(
@@ -469,7 +469,7 @@ def test_what_is_not_finite_in_a_graph_reaches_no_weight(what, train_config, mon
 
 
 class AsksForNumbers:
-    """A weight of the loss that the host looks at."""
+    """A loss weight that the host reads."""
 
     def __call__(self, t, schedule, prediction):
         return torch.ones(len(t), device=t.device) * float(t.sum() > -1)
@@ -565,7 +565,7 @@ def merged(settings, changes):
 def test_memory_of_a_full_size_model_is_as_predicted(
     architecture, name, train_config, tmp_path_factory, record_property
 ):
-    """SD 1 at 512 px, SDXL at 1024; the prediction leaves some room, and is never a tenth low."""
+    """SD 1 at 512 px and SDXL at 1024; predictions leave some room, and are never 10 % too low."""
     of_one = (
         merged(SD1, FULL_SIZE[name]) if architecture == "sd1" else merged(SDXL, SDXL_SIZE[name])
     )

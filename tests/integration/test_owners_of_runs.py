@@ -1,4 +1,4 @@
-"""Who may write a run in an object store, and how it comes to another machine."""
+"""Ownership of a run in an object store, and its move to another machine."""
 
 import json
 import shutil
@@ -115,7 +115,7 @@ def test_a_run_comes_to_another_machine_with_its_newest_whole_state(
     assert "metrics.jsonl" in fetched
     assert "samples/step-00000002/00.png" in fetched
     assert not [key for key in fetched if key.startswith("models/")]
-    assert content(place) == everything, "what was not fetched was removed"
+    assert content(place) == everything, "an object that was not fetched was removed"
 
 
 def test_older_states_go_once_the_other_machine_has_sent_a_newer_one(
@@ -225,7 +225,7 @@ def test_what_was_deleted_here_while_no_process_had_the_run_stays_in_the_store(r
         shutil.rmtree(run / name)
     send_again(place, SilentProgress())
     assert content(place) == before
-    assert RunDirectory(run).saved_steps() == [2], "a run goes on from the state in the store"
+    assert RunDirectory(run).saved_steps() == [2], "a run continues from the state in the store"
 
 
 def test_of_a_folder_that_could_not_be_removed_wholly_nothing_is_believed(run, place, monkeypatch):
@@ -319,7 +319,7 @@ def test_a_model_is_fetched_whole_and_again_when_it_has_changed(in_memory):
 
 
 def test_the_working_folder_of_a_run_leads_to_its_url(run, place):
-    assert location_of(run) is None  # nothing was remembered yet
+    assert location_of(run) is None  # nothing was stored yet
     SentRecord(place).write()
     assert location_of(run) == place
     assert location_of(place) == place

@@ -38,7 +38,7 @@ def test_plans_are_those_of_files(pictures, tmp_path):
 
 
 def test_training_reads_them_and_encodes_nothing_twice(pictures, run_values, run_file, tmp_path):
-    """Of tars and tables, and then of the same images as files."""
+    """Images in tars and tables, and then the same images as files, share their encodings."""
     subsets = []
     for kind, pack, numbers in (("tars", pack_tars, "00?"), ("tables", pack_parquet, "01?")):
         (tmp_path / "parts" / kind).mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_words_are_changed_in_a_metadata_file(pictures, tmp_path):
 
 def test_a_list_and_a_report_name_what_is_inside(pictures, tmp_path):
     few = draw_images(tmp_path / "few", 3)
-    Image.new("RGB", (110, 64)).save(few / "002.png")  # which is cropped, and so shown
+    Image.new("RGB", (110, 64)).save(few / "002.png")  # cropped, and therefore listed
     place = pack_tars(few, tmp_path / "t")
     out = tmp_path / "list.jsonl"
     result = impasto("dataset", "list", place, *BUCKETS, "--out", out)
@@ -168,7 +168,7 @@ def test_what_needs_files_says_so_before_a_model_is_loaded(pictures, tmp_path):
 
 
 def test_metadata_of_packed_images_among_files_writes_nothing_beside_them(pictures, tmp_path):
-    """The folder has images as files too, so only the scan finds out where those named are."""
+    """The folder has images as files too, so only a scan finds the ones that metadata names."""
     tars, meta = pack_tars(draw_images(tmp_path / "few", 2), tmp_path / "t"), tmp_path / "t.json"
     assert run("dataset", "merge", tars, meta).exit_code == 0
     tagger = ("--model", DEMO / "tagger", "--existing", "overwrite")

@@ -1,8 +1,8 @@
 """The trainer against a plain loop over diffusers and transformers, step by step.
 
-The loop below shares nothing with the trainer but the random numbers and the order of the data,
-which it asks for: images are read by Pillow, encoded by diffusers' VAE, noised by its scheduler,
-and the captions go through transformers' tokenizer and encoder.
+The loop shares only the random numbers and the order of the data with the trainer: images are read
+by Pillow, encoded by diffusers' VAE and noised by its scheduler, and captions are encoded by
+transformers' tokenizer and text encoder.
 """
 
 import functools
@@ -26,7 +26,7 @@ STEPS = 4
 
 
 def moments(vae, path):
-    """Mean and log variance in the half precision in which they are kept."""
+    """Return mean and log variance in the half precision of the cache."""
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
     with torch.no_grad():
         found = vae.encode(pixels.float() / 127.5 - 1).latent_dist
@@ -95,7 +95,7 @@ def plain_losses(config, model, prediction_type, words_of=words_of, weight_of=la
 
 
 def trained_losses(run_values, accumulation, **changes):
-    """The settings of a short run, and its losses."""
+    """Train with settings; return them and the losses."""
     training = {
         "max_steps": STEPS, "batch_size": 4, "gradient_accumulation_steps": accumulation,
     }  # fmt: skip
@@ -117,10 +117,10 @@ def test_losses_equal_a_plain_loop_step_by_step(run_values, nano_model):
 def test_velocities_and_regularisation_images_count_as_the_plain_loop_weighs_them(
     run_values, nano_model, pictures, tmp_path
 ):
-    """As in train_db.py: each loss times its weight, then the mean over all images of the step.
+    """As in train_db.py, each loss is weighted, and then averaged over all images of the step.
 
-    Seven batches are an epoch: its steps are of three, three and one. Regularisation images have no
-    caption files: what the loop reads is the name of their class.
+    Seven batches are an epoch: its steps have three, three and one. Regularisation images have no
+    caption files: their caption is the name of their class.
     """
     regularisation = draw_images(tmp_path / "balls", 5, seed=3, captions=False)
     subsets = [

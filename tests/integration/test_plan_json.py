@@ -1,4 +1,4 @@
-"""`impasto train --plan --json`, and that the settings that `impasto new` makes can be planned."""
+"""`impasto train --plan --json`, also of settings written by `impasto new`."""
 
 import json
 import shutil
@@ -21,9 +21,9 @@ nano_model = one_level_model
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, nano_architecture):
-    """A model of few operations: each plan looks at steps of it."""
+    """A model of few operations: each plan simulates its steps."""
     folder = write_bare_model(nano_architecture, tmp_path_factory.mktemp("models") / "bare")
-    (folder / "impasto.json").unlink()  # whose weights are random has one warning, and no others
+    (folder / "impasto.json").unlink()  # random weights cause one warning, and no others
     return folder
 
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory, model):
 
 
 def test_a_plan_is_one_json_object(made):
-    """With the numbers that the text has; and nothing is written."""
+    """The JSON has the numbers of the text, and nothing is written."""
     changes = ("optimizer.lr=1", "training.gradient_accumulation_steps=40")
     sets = [word for change in changes for word in ("--set", change)]
     done = impasto("train", made / "it.toml", "--plan", "--json", *sets)
@@ -58,14 +58,14 @@ def test_a_plan_is_one_json_object(made):
 
 
 def make_settings(goal, data, model, file):
-    """What `impasto new` does, in this process."""
+    """Run `impasto new` in this process."""
     words = ["--goal", goal, "--data", data, "--model", model, "--out", file,
              "--output-dir", file.parent / "run"]  # fmt: skip
     assert CliRunner().invoke(new, [str(word) for word in words]).exit_code == 0
 
 
 def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path, model):
-    """The file for a goal uses them; without its line, the plan says that they are not used."""
+    """The settings for a goal use the masks; without that line, the plan reports them as unused."""
     data, masks = tmp_path / "cats", tmp_path / "cats-masks"
     for folder in (data, masks):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Runs with `training.posthoc_ema`: what they store, resuming, and `impasto ema`."""
+"""Runs with `training.posthoc_ema`: stored files, resuming, and `impasto ema`."""
 
 import json
 
@@ -24,7 +24,7 @@ nano_model = one_level_model
 
 
 class Told(SilentEvents):
-    """Keeps what is noted."""
+    """Records notes."""
 
     def __init__(self):
         self.notes = []
@@ -48,7 +48,7 @@ USUAL = {
     },
 }  # fmt: skip
 ONE_MORE = (0.05, 0.10, 0.15)
-"""The lengths that a run keeps, and one beside them, to compare with."""
+"""The lengths that a run stores, and another one, for comparison."""
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def averaged(train_config):
 
 @pytest.fixture(scope="module")
 def whole_and_killed(shared_config):
-    """A run with averages, and what a kill after seven of its ten steps leaves of it."""
+    """A run with averages, and its copy as if killed after seven of ten steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session_parts, "TRACKED", ONE_MORE)
         newest = "averages/step-00000006.safetensors"
@@ -67,18 +67,18 @@ def whole_and_killed(shared_config):
 
 @pytest.fixture
 def whole(whole_and_killed):
-    """Read-only by agreement."""
+    """The uninterrupted run. Read-only by agreement."""
     return whole_and_killed[0]
 
 
 @pytest.fixture
 def killed(whole_and_killed, tmp_path):
-    """A run with averages of steps 2, 4 and 6, and the state of step 5."""
+    """A killed run with averages of steps 2, 4 and 6, and the state of step 5."""
     return copied(whole_and_killed[1], tmp_path)
 
 
 def changed(run, *replacements):
-    """Settings in the run's own file, each as it was and as it is."""
+    """Replace settings in the run's own file: each old value by a new one."""
     text = run.config_file.read_text(encoding="utf-8")
     for before, after in replacements:
         assert before in text
@@ -112,7 +112,7 @@ def test_an_average_that_was_not_kept_is_made_of_those_that_were(whole):
 
 
 def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_accelerate):
-    """At a low rate, where weights move by less than fp16 tells of their size."""
+    """At a low rate, weights move by less than fp16 resolves at their size."""
     made, start = [], {}
     for dtype in ("fp16", "fp32"):
         config = averaged(
@@ -140,7 +140,8 @@ def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_a
 
 
 def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(killed, fresh_accelerate):
-    """A resumed run writes it before it reads its state; what is begun anew writes it again."""
+    """A resumed run writes the base weights before it reads its state; a new run writes them
+    again."""
     file = killed.averages / "start.safetensors"
     before = file.read_bytes()
     file.unlink()
@@ -153,7 +154,7 @@ def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(killed, fres
 
 
 def test_averages_of_an_abandoned_attempt_are_not_mixed_in(killed, tmp_path, fresh_accelerate):
-    """Its states were moved away, and it is done again at another rate, with other times."""
+    """A new attempt with another rate and other times ignores the averages of an abandoned one."""
     killed.states.rename(tmp_path / "moved")
     changed(
         killed,
@@ -170,7 +171,7 @@ def test_averages_of_an_abandoned_attempt_are_not_mixed_in(killed, tmp_path, fre
 
 
 def test_averages_of_steps_that_were_lost_are_not_kept(killed, fresh_accelerate):
-    """The state is of step 5, and from there on they are stored at other times."""
+    """The state is of step 5; averages of later steps are discarded, and stored at other times."""
     changed(
         killed,
         ("max_steps = 10", "max_steps = 7"),
@@ -247,7 +248,7 @@ def test_what_cannot_be_made_is_named(killed, train_config, fresh_accelerate):
 
 
 def test_an_average_is_of_the_last_step_that_it_took_in(averaged, fresh_accelerate):
-    """Of 3 steps every second is taken in: what is stored at the end is of the second."""
+    """With every second of 3 steps averaged, the final average is that of step 2."""
     training = {"max_steps": 3, "posthoc_ema": True, "ema_every": 2}
     run = train(averaged(training=training, validation={}, saving={"format": "safetensors"}))
     assert stored_steps(run) == [2]

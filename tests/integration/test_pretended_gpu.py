@@ -1,9 +1,9 @@
 """The trainer on a pretended GPU: devices, streams, waits, and faults in every place.
 
-`tests/support/pretend_cuda` makes tensors that say `cuda:0`. What this shows: nothing mixes
-devices, no stream touches memory that another may still be using, no step waits for the device
-but where that is listed here, and nothing is lost when memory runs out or numbers are not finite.
-What it does not: kernels themselves, and how fast they are.
+`tests/support/pretend_cuda` makes tensors with device `cuda:0`. This shows that nothing mixes
+devices, that no stream touches memory which another may still use, that no step waits for the
+device except where listed here, and that nothing is lost when memory runs out or numbers are not
+finite. It does not test the kernels and their speed.
 """
 
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(1800)  # the first test runs all cases, on a bu
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory, nano_architecture):
-    """Makes an order of a name and changed settings."""
+    """Return a case with a name and changed settings."""
     root = tmp_path_factory.mktemp("pretended")
     pictures = draw_images(root / "pictures", 9)
     model = write_bare_model(nano_architecture, root / "model")
@@ -70,15 +70,15 @@ def orders(tmp_path_factory, nano_architecture):
 
 
 WHOLE = {"": "fp32", "graphs' ": "steps as graphs"}
-"""The whole runs that others are compared with, which save a state after each step."""
+"""The complete runs that others are compared with, which save a state after each step."""
 
 
 LEFT_OUT = (EIGHT_BITS, STREAM)
-"""bitsandbytes has no library for a pretended GPU, and no tensor of one can become one of RAM."""
+"""bitsandbytes has no library for the pretended GPU, whose tensors cannot be paged."""
 
 
 def ladder_orders(order):
-    """A step with the settings that each ladder for GPUs ends with."""
+    """Return cases of one step with the final settings of each GPU ladder."""
 
     def build(settings):
         return build_run_config(order("plan", settings)["settings"], source="test")
@@ -107,7 +107,7 @@ def all_orders(order):
 
 @pytest.fixture(scope="module")
 def answers(request, orders, tmp_path_factory):
-    """What came of all cases, by name."""
+    """The findings of all cases, by name."""
     reason = build.reason_against()
     if reason is not None:
         pytest.skip(reason)
@@ -136,7 +136,7 @@ def answers(request, orders, tmp_path_factory):
 
 
 def states(answer):
-    """Step -> weights, of the states that a run left."""
+    """Return step -> weights, from a run's states."""
     folders = sorted((Path(answer["folder"]) / "states").glob("step-*"))
     return {int(f.name[5:]): load_file(f / "weights.safetensors") for f in folders}
 
@@ -155,7 +155,7 @@ def test_a_run_mixes_no_devices_and_waits_only_where_it_says(name, answers):
 
 
 def test_what_the_ladder_chooses_for_a_gpu_trains(orders, answers):
-    """Offloaded optimizer states and fp16 are for GPUs alone."""
+    """Offloaded optimizer states and fp16 are for GPUs only."""
     listed = ladder_orders(orders)
     told = json.dumps(listed)
     for word in ('"offload_optimizer": true', '"fp16"', '"exact"', '"last_norm"'):
@@ -166,7 +166,7 @@ def test_what_the_ladder_chooses_for_a_gpu_trains(orders, answers):
 
 def test_memory_is_touched_and_freed_in_order(answers):
     for name, found in answers.items():
-        assert not found.get("races"), name  # of all places of a run with its last one
+        assert not found.get("races"), name  # the last run covers all places
         assert not found.get("frees"), name
 
 
@@ -193,11 +193,11 @@ def test_a_run_that_ran_out_of_memory_is_resumed_to_the_same_weights(answers):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_not_finite_reaches_no_weight(name, answers):
-    """The fault is in step 2, and found with the line of metrics after step 3."""
+    """The fault is in step 2, and is detected with the metrics line after step 3."""
     found = answers[name]
     left = states(found)
     assert all(torch.isfinite(t).all() for weights in left.values() for t in weights.values())
-    if name == "fp16, gradient":  # the scale's doing, and skipped
+    if name == "fp16, gradient":  # caused by the loss scale, and skipped
         assert found["error"] is None
         return
     assert found["error"].startswith("NonFiniteLossError")

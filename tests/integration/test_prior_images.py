@@ -15,7 +15,7 @@ SIZE = ["--width", "32", "--height", "48", "--steps", "2"]
 
 @pytest.fixture
 def draw(nano_model, tmp_path):
-    """Draw into a folder; its files by name come back."""
+    """Draw into a folder; return its files by name."""
 
     def run(name, *words, **options):
         folder = tmp_path / name
@@ -38,8 +38,8 @@ def test_what_was_stopped_is_finished_to_the_same_bits(draw, tmp_path):
     with Image.open(tmp_path / "reg" / "00001.png") as image:
         assert image.size == (32, 48)
         assert "Seed: 6," in image.text["parameters"]
-        assert image.text["parameters"].endswith(", Emphasis: None")  # brackets are words
-    (tmp_path / "reg" / "00001.png").unlink()  # as if it was stopped there
+        assert image.text["parameters"].endswith(", Emphasis: None")  # they are text
+    (tmp_path / "reg" / "00001.png").unlink()  # as if the command had been stopped there
     more = draw("reg", *words, "--count", "4")
     assert {name: more[name] for name in whole} == whole
     assert len([name for name in more if name.endswith(".png")]) == 4
@@ -66,7 +66,7 @@ def test_a_folder_of_other_settings_is_left_alone(draw, tmp_path):
 
 
 def test_captions_are_drawn_once_each_and_a_run_takes_them(draw, pictures, tmp_path):
-    """Thirteen images have three captions; what is drawn balances a dataset with no remarks."""
+    """Thirteen images have three captions; the drawn images balance a dataset without warnings."""
     found = draw("reg", "--captions-of", str(pictures), "--count", "4")
     texts = [found[f"0000{n}.txt"].decode() for n in range(4)]
     assert texts == ["a red ball\n", "a green ball\n", "a blue ball\n", "a red ball\n"]

@@ -1,4 +1,4 @@
-"""Several processes on one machine (gloo): they do what one does with the joint batch."""
+"""Several processes on one machine (gloo) compute what one does with the joint batch."""
 
 import contextlib
 import csv
@@ -29,7 +29,7 @@ WHOLE = {"ACCELERATE_USE_CPU": "true"}
 
 
 def free_port() -> int:
-    """A port below those that systems give to connections, so that none takes it meanwhile."""
+    """Return a port below the ephemeral range, so that no connection takes it meanwhile."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with contextlib.suppress(OSError), socket.socket() as free:
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def launch(program, processes: int, **variables: str):
-    """Run PyTorch's launcher; the rank `IMPASTO_WARM_FRESH` is an interpreter of its own."""
+    """Run PyTorch's launcher; the rank `IMPASTO_WARM_FRESH` is a fresh interpreter."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or WHOLE)}
     words = [
         "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
@@ -48,7 +48,7 @@ def launch(program, processes: int, **variables: str):
 
 
 def launch_without_launcher(program, processes: int) -> list[tuple[int, str]]:
-    """Exit code and errors of each process; nobody ends the others when one dies."""
+    """Return exit code and errors of each process, started without a launcher to end the others."""
     shared = {
         **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), **WHOLE,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
@@ -68,7 +68,7 @@ def train_on(file, processes: int, **variables: str) -> None:
 
 @pytest.fixture
 def both(run_values, pictures, tmp_path):
-    """Settings of a run in one process and of one in three, with images of a class."""
+    """Settings of a run in one process and of one in three, with class images."""
     balls = draw_images(tmp_path / "balls", 4, seed=3, captions=False)
     subsets = [
         {"image_dir": str(pictures)},
@@ -83,7 +83,7 @@ def both(run_values, pictures, tmp_path):
             "dataset": {**dataset, "datasets": [{"prior_loss_weight": 0.2, "subsets": subsets}]},
             "method": {"train_text_encoder": True},
             "logging": {"every_steps": 1, "image_losses": True},
-            "optimizer": {"kind": "SGD", "lr": 0.1},  # weights as far apart as gradients are
+            "optimizer": {"kind": "SGD", "lr": 0.1},  # weights differ as much as gradients do
             "validation": {"split": 0.2, "every_steps": 2, "standard_error": 0.3},
         }
         values["model"] = {**run_values["model"], "clip_skip": 2}
@@ -97,10 +97,9 @@ def both(run_values, pictures, tmp_path):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_processes_equal_accumulation(both, tmp_path, nano_model):
-    """Weights, losses, those of images, and what is held out; some steps leave one without images.
+    """Weights, losses, per-image losses and validation agree; some steps leave a process idle.
 
-    Weights of images of a class stay with them, however they are dealt; reported losses are
-    without.
+    Class images keep their weights in any distribution; reported losses are unweighted.
     """
     alone, together = tmp_path / "alone", tmp_path / "together"
     train(load_run_config(both["alone"]))
@@ -119,7 +118,7 @@ def test_processes_equal_accumulation(both, tmp_path, nano_model):
         assert one == other
         assert second_loss == pytest.approx(first_loss, rel=1e-3, abs=1e-5)
     shown = Counter(step for (step, _, _), _ in rows[1])
-    assert min(shown.values()) <= 4 < max(shown.values())  # a batch for one process alone
+    assert min(shown.values()) <= 4 < max(shown.values())  # a batch for one process only
     first = [(image, loss) for (step, image, _), loss in rows[1] if step == "1"]
     weighted = [loss * (0.2 if "balls" in image else 1.0) for image, loss in first]
     assert 0 < sum("balls" in image for image, _ in first) < len(first)
@@ -138,7 +137,9 @@ def assert_same_losses(alone, together, *, steps):
 
 
 def assert_validated_alike(one, other):
-    """The losses of all held-out images, at the base model and after, and that of the mixture."""
+    """Require equal losses of held-out images, of the base model, after training, and of the
+    mixture.
+    """
     alone, shares = (validations(run) for run in (one, other))
     assert [record["step"] for record in shares] == [0, 2, 4]
     assert shares[0]["validation_images"] == pytest.approx(alone[0]["validation_images"], rel=1e-6)
@@ -151,7 +152,7 @@ def assert_validated_alike(one, other):
 
 
 def go_on_alone(run):
-    """What three processes began one continues, with accumulation: the same data in order."""
+    """Continue a run of three processes in one with accumulation: the same data in order."""
     file = run / "config.toml"
     text = file.read_text(encoding="utf-8").replace("max_steps = 4", "max_steps = 5")
     text = text.replace("gradient_accumulation_steps = 1", "gradient_accumulation_steps = 3")
@@ -161,9 +162,9 @@ def go_on_alone(run):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_processes_train_one_hypernetwork(train_config, run_file, tmp_path):
-    """Images are left over; each batch of a step has a mask of dropout, whoever computes it.
+    """Some images are left over; each batch has its dropout mask, in whichever process.
 
-    Captions are few enough for one batch: one process encodes them, the other finds them.
+    Captions fit one batch: one process encodes them, the other reads them.
     """
     shared = {
         "method": {"kind": "hypernetwork", "layers": [1, 2, 2, 1], "dropout": [0, 0.5, 0.5, 0]},
@@ -207,7 +208,7 @@ main(["train", sys.argv[1]])
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_process_that_dies_ends_the_run_with_a_message(train_config, run_file, tmp_path):
-    """The others do not wait for it; the run continues from the state before."""
+    """The other processes do not hang; the run is resumed from the previous state."""
     training, optimizer = {"max_steps": 4}, {"kind": "SGD", "lr": 0.1}
     changes = {"saving": {"state_every_steps": 2}, "optimizer": optimizer}
     program = tmp_path / "dying.py"
@@ -225,11 +226,11 @@ def test_a_process_that_dies_ends_the_run_with_a_message(train_config, run_file,
     training["gradient_accumulation_steps"] = 3
     train(train_config(output_dir=str(tmp_path / "whole"), training=training, optimizer=optimizer))
     whole = recorded_losses(tmp_path / "whole")
-    assert recorded_losses(run) == pytest.approx(whole, rel=1e-5)  # sums come in any order
+    assert recorded_losses(run) == pytest.approx(whole, rel=1e-5)  # sums have any order
 
 
 def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
-    """The second one runs out of it in the middle of a step: a message, no hang."""
+    """The second process runs out of memory in a step: a message, and no hang."""
     program = tmp_path / "full.py"
     fault = "raise MemoryError"
     program.write_text(DYING.replace("os.kill(os.getpid(), signal.SIGKILL)", fault), "utf-8")
@@ -272,9 +273,9 @@ main(["resume", sys.argv[1]])
 
 
 def test_the_first_process_dies_while_it_prepares(run_file, tmp_path):
-    """The other, which waits for the latents, ends with words; the run can be begun again.
+    """The other process, which waits for latents, ends with a message; the run can be restarted.
 
-    And then finishes, though its mixture cannot be measured.
+    It then finishes, although its mixture cannot be measured.
     """
     program = tmp_path / "dying.py"
     program.write_text(PREPARING, encoding="utf-8")
@@ -301,7 +302,7 @@ def test_the_first_process_dies_while_it_prepares(run_file, tmp_path):
 
 
 def test_a_state_that_the_first_process_cannot_use_ends_all_with_its_words(train_config, tmp_path):
-    """It alone looks, since others may not have the run: here its state is of one process."""
+    """Only the first process checks, since others may lack the run; its state is of one process."""
     run = tmp_path / "of-one"
     train(train_config(output_dir=str(run), training={"max_steps": 1}))
     config = run / "config.toml"
@@ -318,7 +319,7 @@ def test_a_state_that_the_first_process_cannot_use_ends_all_with_its_words(train
 
 
 def image_losses(run) -> list[tuple[tuple[str, str, str], float]]:
-    """Rows of the table: what was shown when, and its loss."""
+    """Return rows of the table: image, step and loss."""
     with (run / "image_losses.csv").open(encoding="utf-8", newline="") as file:
         rows = sorted(csv.reader(file), reverse=True)[1:]
     return [((step, image, t), float(loss)) for step, image, t, loss in rows]
@@ -335,7 +336,7 @@ def validations(run):
 
 
 def test_processes_of_a_machine_share_a_run_in_a_store(run_file, bucket, tmp_path, monkeypatch):
-    """The first one fetches and sends; the others read what it has fetched."""
+    """The first process downloads and uploads; the others read its local copies."""
     place, url = bucket / "run", f"s3://{bucket.name}/run"
     saving = {"state_every_steps": 2}
     train_on(run_file(output_dir=url, training={"max_steps": 2}, saving=saving), 2)

@@ -1,4 +1,4 @@
-"""Models onto the Hub and from it: the card tells what it may, and nothing goes before `--yes`."""
+"""The Hub: private data stays out of the model card, and nothing is sent before `--yes`."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def publish(hub, tmp_path, *words, token=TOKEN):
 
 @pytest.fixture
 def published(hub, tmp_path, monkeypatch, capsys):
-    """Publish in this process, as far as nothing is sent; gives what the shell would see."""
+    """Publish in this process up to the upload; return the exit code and output."""
     take_for_the_hub(hub, tmp_path / "hf", monkeypatch)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_the_card_says_what_a_reader_needs(run):
 
 
 def test_the_curves_are_a_drawing_that_needs_nothing_else(run):
-    """With its colours in it, by day and by night; the Hub shows it as an image."""
+    """The curves are an image without external files, with colours for light and dark mode."""
     drawn = make_card(run.exported_model(), run, RAIL).images["curves/loss.svg"]
     root = ElementTree.fromstring(drawn)
     svg = "{http://www.w3.org/2000/svg}"
@@ -139,7 +139,7 @@ def test_the_curves_are_a_drawing_that_needs_nothing_else(run):
         ("models/style-best.safetensors", "This is the model after 3 steps"),
         ("models/style-step00000006.safetensors", "which is within the noise"),
         ("models/style-step00000009.safetensors", "It does worse on held-out images"),
-        ("models/style-step00000003.safetensors", ""),  # its average was measured
+        ("models/style-step00000003.safetensors", ""),  # the average was measured
         ("models/other.safetensors", ""),
     ],
 )
@@ -364,7 +364,7 @@ def test_a_card_of_ones_own_is_taken(run, hub, tmp_path, published):
     assert said.returncode == 0, said.stderr
     repo = hub.repos["ada/style"]
     assert repo["curves/loss.svg"] == b"<svg/>"  # the one beside the card
-    assert "samples/001.png" not in repo  # which this card does not show
+    assert "samples/001.png" not in repo  # not shown in this card
     card.write_text("Mine.", encoding="utf-8")
     refused = published(*words)
     assert refused.returncode == 2
@@ -393,7 +393,7 @@ def test_a_new_card_takes_the_images_of_the_former_one_away(run, tmp_path, publi
         (samples / name).write_bytes(b"x")
     words = (run.path, "ada/style", "--out", "card")
     published(*words)
-    assert (samples / "005.png").is_file()  # no card was written here: it is somebody's
+    assert (samples / "005.png").is_file()  # the card is not from Impasto
     published(*words)
     assert {path.name for path in samples.iterdir()} == {"001.png", "mine.png"}
 
@@ -464,7 +464,7 @@ def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path, monkeypa
 
 
 def test_downloads_of_different_models_do_not_meet(tmp_path, monkeypatch):
-    """What was left of one is nothing of another, and two of the same do not write together."""
+    """Leftovers of one model are not used for another, and equal downloads do not collide."""
     names = {
         _partial_name("sd", hub_id, wanted)
         for hub_id in ("a/sd", "b/sd", "a/sd@v2")

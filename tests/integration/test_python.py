@@ -1,4 +1,4 @@
-"""What `import impasto` offers: the list, the examples of the guide, and parts given in code."""
+"""The contents of `import impasto`: the names, the examples of the guide, and custom parts."""
 
 import math
 import re
@@ -52,7 +52,7 @@ def flat_model(tmp_path_factory, nano_architecture):
 
 @pytest.fixture
 def desk(tmp_path, run_values, flat_model, pictures, monkeypatch):
-    """A folder with what the examples name: my.toml, base, pictures."""
+    """A folder with the names used in the examples: my.toml, base, pictures."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(flat_model, "base")
     values = {**run_values, "output_dir": "runs/mine", "model": {"path": str(flat_model)}}
@@ -67,7 +67,7 @@ SIZES = "resolution=80, min_bucket_reso=32, max_bucket_reso=96, bucket_reso_step
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_examples_of_the_guide_run(number, desk):
-    """On a processor, at the nano model's sizes; nothing else is changed."""
+    """The examples run unchanged on a CPU, with the nano model's sizes."""
     text = EXAMPLES[number].replace('"cuda"', '"cpu"').replace("resolution=512", SIZES)
     text = text.replace("steps(100)", "steps(3)").replace("seed=3", "seed=3, width=32, height=32")
     exec(compile(text, f"example {number}", "exec"), {"__name__": "example"})
@@ -83,7 +83,9 @@ def test_examples_of_the_guide_run(number, desk):
 
 
 def require_resumed_as_the_page_says():
-    """Finished at first; refused when there is more to train, in the words that are shown."""
+    """Require that a finished run resumes, and one with steps left is refused with the shown
+    message.
+    """
     told, shown = re.search(
         r"Here the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S
     ).groups()
@@ -117,7 +119,7 @@ def _lines(code):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_loop_of_ones_own_has_the_losses_of_a_run(desk, run_values, flat_model, pictures):
-    """Under the condition that the page names."""
+    """A custom loop has the losses of a run, under the condition that the page names."""
     [unclipped] = re.findall(r"where `train`\s+does not clip \(`(.+?)`", GUIDE.read_text("utf-8"))
     config = impasto.load_run_config(
         "my.toml", ["optimizer.kind=sgd", unclipped, "training.max_steps=5"]
@@ -201,13 +203,13 @@ def test_a_run_with_parts_in_code_is_not_measured_without_them(fresh_accelerate,
     with pytest.raises(ConfigError, match=said):
         walk(run, [0.0, 1.0], SilentProgress())
     (run.path / "changed-settings.json").write_text('{"paths": []}', encoding="utf-8")
-    with pytest.raises(ConfigError, match=said):  # as an earlier version left it
+    with pytest.raises(ConfigError, match=said):  # as written by an earlier version
         measure(run, [], SilentProgress())
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_batches_are_made_as_a_run_makes_them(nano_model, pictures, monkeypatch):
-    """The file's own layer of the text encoder, the VAE's precision and tiles, from anywhere."""
+    """Batches use the file's text encoder layer, the VAE's precision and tiles, in any folder."""
     monkeypatch.chdir("/")
     model = impasto.load_base_model(nano_model)
     whole = impasto.save_model(model, pictures.parent / "layer2.safetensors", clip_skip=2)
@@ -252,7 +254,7 @@ def test_a_network_that_something_is_attached_to_is_not_saved(nano_model, tmp_pa
 
 
 def test_there_is_no_layer_0(nano_model, tmp_path):
-    """1 is the last; 0 was taken for what the file says."""
+    """Layer 1 is the last; 0 once meant the file's default."""
     model = impasto.load_base_model(nano_model)
     with pytest.raises(ConfigError, match="clip_skip is 0, but this text encoder has"):
         impasto.Sampler.of(model, clip_skip=0)
@@ -317,7 +319,7 @@ def attention_alone(config, model):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_each_part_given_in_code_is_used_and_belongs_to_the_run(desk, deeper_model):
-    """On a model of more layers, whose loss its words change by more than rounding does."""
+    """Each part changes the loss of a deeper model, by more than rounding."""
     one_step = (
         "training.max_steps=1", "training.cache_text_to_disk=false", f"model.path={deeper_model}"
     )  # fmt: skip
@@ -465,7 +467,7 @@ class Notes(impasto.SilentEvents):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monkeypatch):
-    """Earlier versions accepted them."""
+    """Earlier versions accepted settings without effect, so resuming reports and accepts them."""
     overrides = impasto.Overrides(error=tripled, build_optimizer=sgd)
     settings = ("loss.kind=l1", "optimizer.eps=0.5", "training.max_steps=1")
     with monkeypatch.context() as earlier:
@@ -566,7 +568,7 @@ def test_what_a_part_returns_is_checked_and_named(desk, part, given, said):
 
 
 def test_a_loop_of_ones_own_is_told_of_a_wrong_shape(nano_model, pictures):
-    """It would be broadcast: [B, 1] times [B] are [B, B] losses."""
+    """A wrong shape would be broadcast: [B, 1] times [B] gives [B, B] losses."""
     model = impasto.load_base_model(nano_model)
     batches = impasto.prepare(pictures, model, resolution=64, min_bucket_reso=64, batch_size=4)
     recipe = impasto.StepRecipe.of(model, loss_weight=lambda t, *_: torch.ones(len(t), 1))

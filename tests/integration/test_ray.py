@@ -1,4 +1,4 @@
-"""Ray Data prepares as this machine alone does: the same keys and bytes, whatever ends."""
+"""Ray Data prepares what this machine alone does: the same keys and bytes, whatever dies."""
 
 import hashlib
 from pathlib import Path
@@ -45,7 +45,7 @@ class Notes(SilentProgress):
 
 @pytest.fixture(scope="module")
 def ray_here(tmp_path_factory):
-    """One Ray for all tests of this file, ended with them."""
+    """One Ray cluster for all tests of this file, shut down after them."""
     folder = tmp_path_factory.mktemp("shared")
     notes = Notes()
     engine = RayEngine(None, [folder], folder, notes.note)
@@ -67,7 +67,7 @@ def test_results_come_in_the_order_of_the_items(ray_here):
 
 
 def test_workers_get_their_next_tasks_soon(ray_here):
-    """This version of Ray has the values inside of it that are set."""
+    """The internal values that are set exist in this version of Ray."""
     from ray.data._internal.execution import resource_manager, streaming_executor_state
 
     assert streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S == LOOKS_EVERY_S
@@ -76,7 +76,7 @@ def test_workers_get_their_next_tasks_soon(ray_here):
 
 @pytest.mark.slow
 def test_what_ends_a_worker_costs_itself_or_nothing(ray_here, tmp_path):
-    """13 ends every worker that takes it, 21 the first actor."""
+    """13 ends every worker that gets it, 21 the first actor."""
     halves = ray_here.actors.run(Halve(tmp_path / "opened"), chunks(range(10, 24), 3))
     outcomes = dict(pair for batch in halves for pair in batch)
     assert "ended the process" in outcomes.pop(13).reason
@@ -86,7 +86,7 @@ def test_what_ends_a_worker_costs_itself_or_nothing(ray_here, tmp_path):
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The files of a cache, with hashes of their bytes."""
+    """Return the files of a cache, with hashes of their bytes."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("shard-*")
@@ -94,7 +94,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def prepared(subset: Subset, derived: Path, encoder, engine=LOCAL):
-    """All stages of a preparation; what they found, and the cache."""
+    """Run all preparation stages; return their results and the cache."""
     more, folder = {"engine": engine}, subset.root
     scan = scan_folder(folder, index=derived / "scan.json", subset=subset, **more)
     scan = decode_all(scan, memory=derived / "decoded.json", **more)
@@ -144,7 +144,7 @@ def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path, mo
 
 
 def test_lost_results_are_an_error(ray_here):
-    """Also where the program around it lets Ray drop what fails."""
+    """Lost results are an error, even if Ray is configured to drop failures."""
     context = import_ray().data.DataContext.get_current()
     before, context.max_errored_blocks = context.max_errored_blocks, -1
     try:
@@ -196,7 +196,7 @@ def test_a_run_that_is_left_early_ends(ray_here):
 
 
 def words_for(folder: Path, annotator, engine=LOCAL) -> list[tuple[str, str]]:
-    """What an annotator says of the images of a folder, in order; nothing is written."""
+    """Return an annotator's captions for a folder, in order; nothing is written."""
     said: list[tuple[str, str]] = []
     target = Sidecars(
         ".txt", "overwrite", lambda _, new: new, DatasetFolders((folder,), folder / "notes")

@@ -1,4 +1,4 @@
-"""Ray as people meet it: a cluster that loses a machine, the command line, two at once."""
+"""Ray in practice: a cluster that loses a machine, the command line, two runs at once."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Two machines, as processes that know each other by an address only."""
+    """Two machines, as processes that know each other only by an address."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     import_ray()
     from ray.cluster_utils import Cluster
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_ray_too(nano_model, tmp_path):
         assert time.monotonic() - began < 120
         time.sleep(0.1)
     time.sleep(3)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
@@ -154,7 +154,7 @@ def test_ctrl_c_ends_ray_too(nano_model, tmp_path):
 
 
 def processes() -> list[str]:
-    """`pid session command` of what runs."""
+    """Return `pid session command` of running processes."""
     found = subprocess.run(
         ["ps", "-eo", "pid,sess,comm"], capture_output=True, text=True, check=True
     )
@@ -162,7 +162,7 @@ def processes() -> list[str]:
 
 
 def test_a_run_learns_the_same(run_values, tmp_path):
-    """Training prepares with Ray, and its losses are those of the other executor."""
+    """A run that prepares with Ray has the same losses as with the local executor."""
     import tomli_w
 
     losses = {}

@@ -1,7 +1,7 @@
-"""Runs with regularisation images: what they count, whether they resume, what is shown of them.
+"""Runs with regularisation images: counts, exact resuming, and reports.
 
-If this failed, a run would be trained on other numbers than its plan and its reports show, or go on
-after a break as another run.
+If this failed, a run would be trained on other numbers of images than its plan and reports show, or
+would continue differently after a break.
 """
 
 import csv
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 @pytest.fixture
 def settings(run_values, tmp_path, pictures):
-    """Settings of a run on thirteen images and so many of their class."""
+    """Settings of a run on thirteen images and a number of class images."""
 
     def build(count=5, subset=(), general=(), **changes):
         balls = draw_images(tmp_path / "balls", count, seed=3, captions=False)
@@ -62,7 +62,7 @@ def losses_of(run):
 
 
 def test_with_a_weight_of_1_they_are_images_like_others(settings, tmp_path):
-    """As many as are trained on, so none is repeated or left out: the same run, bit for bit."""
+    """With as many class images as training images, weight 1 gives the same run, bit for bit."""
     flagged = train(run_of(settings(13)))
     plain = train(run_of(settings(13, {"is_reg": False}, output_dir=str(tmp_path / "plain"))))
     assert exported(flagged) == exported(plain)
@@ -84,7 +84,7 @@ def test_losses_are_weighted_in_the_step_and_not_in_the_table(settings, tmp_path
         for weight in (1.0, 0.25)
     ]
     first, second = ([row for row in rows_of(run) if row["step"] == "1"] for run in runs)
-    assert first == second  # before the first change of the weights nothing differs
+    assert first == second  # losses are equal before the first weight update
     assert {"balls" in row["image"] for row in first} == {True, False}
     for run, weight in zip(runs, (1.0, 0.25), strict=True):
         weighted = [
@@ -95,7 +95,7 @@ def test_losses_are_weighted_in_the_step_and_not_in_the_table(settings, tmp_path
 
 
 def test_a_broken_off_run_goes_on_as_if_nothing_had_been(settings, tmp_path):
-    """Over the end of an epoch, with the same images as often as before."""
+    """The run is resumed across the end of an epoch, with unchanged repeats."""
     values = settings(
         general={"prior_loss_weight": 0.5, "num_repeats": 2},
         training={"max_steps": 18},
@@ -134,7 +134,7 @@ def test_a_run_is_not_continued_with_other_ones(settings):
 
 
 def test_damaged_images_do_not_count_and_the_plan_says_the_same(settings, pictures, tmp_path):
-    """They are found while encoding, or before; either way the same images come equally often."""
+    """Damaged images are found while encoding, or before; both kinds stay balanced."""
     values = settings(6)
     for path in (pictures / "003.png", pictures / "004.png", tmp_path / "balls" / "001.png"):
         content = path.read_bytes()
@@ -152,7 +152,7 @@ def test_damaged_images_do_not_count_and_the_plan_says_the_same(settings, pictur
 
 @pytest.fixture
 def folders(tmp_path):
-    """A project as train_db.py takes it: folders that say repeats and class."""
+    """A project for train_db.py: folders named by repeats and class."""
     draw_images(tmp_path / "train" / "4_sks ball", 5, captions=False)
     draw_images(tmp_path / "reg" / "1_ball", 8, seed=5, captions=False)
     return tmp_path / "train", tmp_path / "reg"
@@ -202,7 +202,7 @@ def test_verbs_count_and_show_them(folder_run, tmp_path):
 
 
 def test_all_verbs_count_after_images_are_held_out(folder_run, tmp_path):
-    """4 of the 5 images are trained on: 16 showings, and as many of the class."""
+    """4 of 5 images are trained on: 16 showings, and as many of the class."""
     values = read_toml(folder_run)
     values["validation"] = {"split": 0.2}
     folder_run.write_text(tomli_w.dumps(values), encoding="utf-8")
@@ -220,13 +220,13 @@ def test_all_verbs_count_after_images_are_held_out(folder_run, tmp_path):
     output("dataset", "report", folder_run, "--out", page)
     health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert health["balance"] == {"images": 8, "used": 8, "showings": 16, "trained": 16}
-    assert health["images"] == 13  # all are examined
+    assert health["images"] == 13  # all images are examined
     shown = json.loads(output("dataset", "captions", folder_run, "--json", "--images", "0"))[
         "images"
     ]
     words = [one["caption"] for showings in shown.values() for one in showings]
     assert words.count("ball") == 16
-    assert len(shown) == 13  # the one that is held out, too
+    assert len(shown) == 13  # including the held-out one
 
 
 def test_metadata_does_not_hold_class_tokens(folders, tmp_path):

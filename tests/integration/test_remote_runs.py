@@ -1,4 +1,4 @@
-"""A run in an object store: what a listing shows at every moment, and what faults cost."""
+"""A run in an object store: its listing at every moment, and the cost of faults."""
 
 import errno
 import json
@@ -72,12 +72,12 @@ def test_at_no_moment_a_listing_shows_half_of_a_state_or_model(s3, bucket):
             assert {f"states/step-{step:08d}/{name}" for name in STATE} <= keys
             assert "metrics.jsonl" in keys
             had_state = True
-        assert not had_state or whole_states(keys), "a state went before the next was whole"
+        assert not had_state or whole_states(keys), "a state was removed too early"
         if "models/cat/model_index.json" in keys:
             assert "models/cat/unet/config.json" in keys
             assert len([key for key in keys if key.startswith("models/cat/vae/")]) == 1
         else:
-            assert "models.json" not in keys, "the record names a model that is not there"
+            assert "models.json" not in keys, "the record names a missing model"
     assert content(place) == files_of(folder)
 
 
@@ -89,7 +89,7 @@ def test_what_was_sent_is_not_sent_again(s3, bucket):
     sent(folder, place)
     s3.requests.clear()
     write(folder, "status.json", "{}")
-    sent(folder, place)  # as another process would, by what is remembered on the disk
+    sent(folder, place)  # as in another process, from the record on the disk
     assert [r.split(" ")[1] for r in s3.requests if r.startswith("PUT")] == [
         f"/{bucket.name}/run/status.json"
     ]
@@ -194,10 +194,10 @@ def test_states_that_a_run_drops_at_its_end_go_from_the_store_too(run, place):
     sent(run, place)
     shutil.rmtree(run / "states")
     sent(run, place)
-    assert whole_states(list_run(place)) == [2], "it is not known to have ended"
+    assert whole_states(list_run(place)) == [2], "the run must not count as finished"
     write(run, "status.json", json.dumps({"phase": "finished"}))
     sent(run, place)
-    assert whole_states(list_run(place)) == [2], "its settings keep them: somebody deleted them"
+    assert whole_states(list_run(place)) == [2], "its settings keep them, so somebody deleted them"
     write(run, "config.toml", "[saving]\nkeep_final_state = false\n")
     sent(run, place)
     assert not [key for key in list_run(place) if key.startswith("states/")]
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(run, place, monke
 
 
 class Told:
-    """Notes, and an event for each time that one comes."""
+    """Records notes, and sets an event for each one."""
 
     def __init__(self):
         self.notes, self.came = [], threading.Event()
@@ -264,7 +264,7 @@ def test_a_store_that_fails_for_a_while_is_told_of_once_and_ends_nothing(s3, buc
     with s3.failing(fault):
         mirror.start()
         assert told.came.wait(300)
-        for _ in range(14):  # s3fs asks up to six times for one put: two more were tried
+        for _ in range(14):  # s3fs tries a put up to six times: two more were tried
             assert refusals.acquire(timeout=300)
         told.came.clear()
     assert told.came.wait(300)

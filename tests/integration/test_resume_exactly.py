@@ -1,4 +1,4 @@
-"""A resumed run is the same run: what changes its numbers is named, and nothing else stops it."""
+"""A resumed run is the same run: settings that change results are reported, and only those."""
 
 import json
 import re
@@ -99,7 +99,7 @@ def test_a_changed_base_model_is_named(begun):
 
 
 def changed(run, **changes):
-    """Settings changed in the run's config.toml."""
+    """Change settings in the run's config.toml."""
     tree = read_toml(run / "config.toml")
     for section, values in changes.items():
         tree.setdefault(section, {}).update(values)
@@ -146,7 +146,7 @@ def test_what_changes_no_number_may_change(begun):
 
 
 def test_what_only_takes_less_memory_may_change_and_is_told(train_config):
-    """What is advised where memory runs out; on this processor, without another rounding."""
+    """Memory options that out-of-memory advice names may change, and are reported."""
     config = train_config(
         saving={"state_every_steps": 2, "keep_states": 9},
         training={"max_steps": 4, "ema_decay": 0.9},
@@ -164,7 +164,7 @@ def test_what_only_takes_less_memory_may_change_and_is_told(train_config):
 
 
 def test_a_run_that_keeps_its_best_model_is_resumed_with_the_same_validations(train_config):
-    """Which steps are measured decides what is best, so `validation.every_steps` counts there."""
+    """`validation.every_steps` decides which model is best, so it may not change there."""
     run = begin(
         train_config(
             saving={"state_every_steps": 2, "best_model": True},
@@ -213,7 +213,7 @@ def misspelt(t, schedule, prediction):
 
 
 def test_a_run_with_code_that_ended_before_its_first_state_needs_the_same_code(train_config):
-    """No command can give it that code, so every hint says how it is resumed in Python."""
+    """No command can supply the code, so every hint explains resuming in Python."""
     config = train_config(**SHORT)
     path, given = config.output_dir, Overrides(loss_weight=nothing_counts)
     in_python = f"impasto.resume({str(path)!r}, overrides=...) in Python, with the same parts"
@@ -237,7 +237,7 @@ def test_a_run_with_code_that_ended_before_its_first_state_needs_the_same_code(t
     identities = json.loads(file.read_text()).pop("code_identities")
     assert list(identities) == ["loss_weight"]
     earlier = {"paths": [], "code": ["loss_weight"]}
-    file.write_text(json.dumps(earlier))  # as earlier versions wrote it: the names alone
+    file.write_text(json.dumps(earlier))  # as in earlier versions: names only
     for other in ({}, {"error": squared}):
         with pytest.raises(RunError, match=r"loss_weight \(given in code\) \(was given, is absent"):
             resume(path, overrides=Overrides(**other))
@@ -303,7 +303,7 @@ def test_where_a_part_stops_may_change_as_long_as_it_lies_ahead(was, now, goes_o
     name = "method.text_encoder_until_step"
     saved, current = ({"seed": "42", name: value} for value in (was, now))
     assert (differences(saved, current, done=4) == []) is goes_on
-    assert differences(saved, current), "where it is not known what is done, all is compared"
+    assert differences(saved, current), "with unknown code, all settings are compared"
 
 
 def test_a_setting_that_a_state_did_not_have_was_as_it_is_by_default():
@@ -323,14 +323,14 @@ def finished(shared_config):
 
 @pytest.fixture(scope="module")
 def longer(shared_config):
-    """What is exported after six steps, which are two epochs."""
+    """Return the exported model after six steps, which are two epochs."""
     folder = shared_config().output_dir.with_name("longer")
     config = shared_config(output_dir=str(folder), training=an_epoch(max_steps=6))
     return exported(train(config))
 
 
 def an_epoch(**length):
-    """Images of each of the three buckets go together."""
+    """Write images for three buckets, which form separate batches."""
     return {"batch_size": 8, **length}
 
 
@@ -338,7 +338,7 @@ def an_epoch(**length):
 def test_a_finished_run_is_made_longer(length, finished, longer, tmp_path):
     run = copied(finished, tmp_path)
     more = {"max_steps": 6}
-    if length == "max_epochs":  # which the run was of as well
+    if length == "max_epochs":  # the run has these too
         changed(run.path, training={"max_steps": None, "max_epochs": 1})
         more = {"max_epochs": 2}
     assert run.saved_steps()[-1] == 3
@@ -357,7 +357,7 @@ def resumed_by_command(run):
 
 @pytest.mark.parametrize("share", [0.5, 3.0])
 def test_tags_that_are_shown_by_a_share_of_the_run_hold_its_length(train_config, share):
-    """A longer run would go back to fewer tags; a number of steps is the same in it."""
+    """A longer run would return to fewer tags; a number of steps is the same in both."""
     dataset = {"token_warmup_step": share, "shuffle_caption": True}
     run = train(train_config(dataset=dataset, training={"max_steps": 2}))
     changed(run.path, training={"max_steps": 3})

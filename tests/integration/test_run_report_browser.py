@@ -1,6 +1,6 @@
-"""The page of a run in a real browser: it fits a phone, and its charts open larger.
+"""The page of a run in a real browser: it fits a phone, and its charts can be enlarged.
 
-If this failed, the charts could not be read where most people first look at them.
+If this failed, the charts would be unreadable on phones, where they are often read first.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Whole runs whose directory is in an object store, alone and with everything else there too."""
+"""Whole runs whose directory is in an object store, alone and with all other files there too."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def model_in(place):
     return {
         key.removeprefix("export/"): content
         for key, content in found.items()
-        if not key.endswith("impasto.json")  # has the date and the run's name
+        if not key.endswith("impasto.json")  # contains the date and the run's name
     }
 
 
@@ -56,7 +56,7 @@ _MADE = {}
 
 @pytest.fixture
 def local(train_config, tmp_path_factory):
-    """The same run on a disk, without a stop; made once, since it is the same for all tests."""
+    """The same run on a disk, uninterrupted; trained once for all tests."""
     if "local" not in _MADE:
         folder = tmp_path_factory.mktemp("local") / "run"
         _MADE["local"] = train(train_config(output_dir=str(folder), **CHANGES))
@@ -65,9 +65,9 @@ def local(train_config, tmp_path_factory):
 
 @pytest.fixture
 def stopped(train_config, s3, tmp_path, monkeypatch):
-    """The same run in a store, stopped after step 3, with its place; this is another machine.
+    """The same run in a store, stopped after step 3, and its address, as seen by another machine.
 
-    It was made once, and is put there again as it was.
+    It was trained once, and is uploaded again for each test.
     """
     url, place = "s3://stopped/run", Path("s3://stopped/run")
     if "stopped" not in _MADE:
@@ -162,7 +162,7 @@ def test_a_run_that_another_machine_has_taken_over_stops(train_config, bucket, m
                 said = {"process": "1-1-abcdef", "host": "machine-b", "since": "now"}
                 claims.write(place / "owners/00000002.json", json.dumps(said).encode())
 
-    monkeypatch.setattr(ownership, "STALE_S", 0.0)  # each look is long ago: one before each put
+    monkeypatch.setattr(ownership, "STALE_S", 0.0)  # checks have expired: one before each put
     with pytest.raises(RunError, match="taken over by process 1 on machine-b"):
         train(train_config(output_dir=f"s3://{bucket.name}/run"), TakeOver())
     assert b"ended" not in objects.read(place / "owners/00000002.json")
@@ -208,7 +208,7 @@ def test_the_main_job_with_everything_in_a_store(
     output = told_by("train", file)
     assert f"{base}/runs/style/export/model.safetensors" in output
     assert f"{base}/runs/style/report.html" in output
-    assert not working_folder(bucket / "runs" / "style").exists(), "all of it is in the store"
+    assert not working_folder(bucket / "runs" / "style").exists(), "every file is in the store"
     listed = list_run(bucket / "runs" / "style")
     assert {"report.html", "status.json", "export/model.safetensors"} <= set(listed)
 

@@ -1,4 +1,4 @@
-"""Scan, plan, report, cache and training show the same numbers of one folder, in any order."""
+"""Scan, plan, report, cache and training show the same numbers for a folder, in any order."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def rows(output):
 
 @pytest.fixture
 def said(capsys):
-    """What a command of the command line prints that succeeds, in this process."""
+    """Return the output of a successful command, run in this process."""
 
     def run(*words):
         capsys.readouterr()
@@ -94,7 +94,7 @@ def test_metadata_that_merge_writes_is_read_by_scan(tmp_path, monkeypatch, said,
                 assert "--image-dir" not in done
                 found = said("dataset", "scan", file)
             seen = rows(found)
-            # names below `set` in a file above it are found by their ends, which is said
+            # names below `set` in a file above it are matched by suffix, which is reported
             assert seen.pop("also", 0) <= (target in ("m.json", "m.jsonl") and style != "absolute")
             assert seen == {"usable": 2, "without": 0, "aside": 0}, (style, target)
     with pytest.raises(SystemExit) as refused:

@@ -1,7 +1,7 @@
-"""A run on SDXL that was killed continues to the last bit; its shards learn what a whole one does.
+"""A killed SDXL run continues to the last bit; shards learn what a whole model does.
 
-Two text encoders, sizes of images and a pooled text are what SD 1's runs do not have. If this
-failed, a run that was interrupted would be another run from there on.
+SD 1's runs have no second text encoder, sizes of images or pooled text. If this failed, an
+interrupted run would continue differently.
 """
 
 import json
@@ -26,7 +26,7 @@ REGULARISED = (
 
 
 def augmented(pictures, balls):
-    """Subsets with repeats of their own, one of them for regularisation."""
+    """Return subsets with different repeats, one of them for regularisation."""
     subsets = [
         {"image_dir": str(pictures), "random_crop": True, "flip_aug": True, "color_aug": True},
         {"image_dir": str(balls), "is_reg": True, "class_tokens": "a ball"},
@@ -114,7 +114,7 @@ def assert_resumed_exactly(whole, run):
 
 
 def last_state(run):
-    """The hashes of what it says and of its tensors."""
+    """Return the hashes of the last state's values and tensors."""
     return json.loads((run.states / "step-00000004" / "hashes.json").read_text(encoding="utf-8"))
 
 
@@ -123,7 +123,7 @@ def last_state(run):
 def test_a_killed_run_continues_bit_for_bit(
     sdxl_config, run_values, pictures, tmp_path, nano_sdxl_model, variant
 ):
-    """Killed between the states of steps 2 and 4; four batches are an epoch."""
+    """Killed between the states of steps 2 and 4; an epoch has four batches."""
     changes = VARIANTS[variant]
     if variant == REGULARISED:
         balls = draw_images(tmp_path / "balls", 5, seed=3, captions=False)
@@ -142,13 +142,13 @@ def test_a_killed_run_continues_bit_for_bit(
         assert moved == learns, name
     if variant == REGULARISED:
         ours, theirs = (r.image_losses_file.read_text(encoding="utf-8") for r in (run, whole))
-        assert "balls" in theirs, "the weights of losses go with the samples"
+        assert "balls" in theirs, "loss weights must follow their samples"
         assert sorted(ours.splitlines()) == sorted(theirs.splitlines())
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_shards_learn_what_a_whole_model_does(train_config, run_file, nano_sdxl_model, tmp_path):
-    """Both encoders learn; two processes with half of each tensor, as one that accumulates."""
+    """Both encoders learn; two processes with half of each tensor equal one that accumulates."""
     shared = {
         "model": {"path": str(nano_sdxl_model)},
         "method": {**BOTH, "text_encoder_lrs": {"text_encoder": 0.05, "text_encoder_2": 0.2}},

@@ -1,4 +1,4 @@
-"""sd-scripts' command for SDXL, as its guide has it, on a nano model: what is trained and saved."""
+"""sd-scripts' SDXL command as in its guide, on a nano model: training and saved files."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ UNET, FIRST, SECOND = (
 
 @pytest.fixture(scope="module")
 def sdxl_file(tmp_path_factory, nano_architecture):
-    """Read-only by agreement."""
+    """A single file of a nano SDXL. Read-only by agreement."""
     return write_sdxl_file(nano_architecture, tmp_path_factory.mktemp("sdxl") / "sdxl.safetensors")
 
 
 @pytest.fixture
 def words(tmp_path, sdxl_file):
-    """The flags of the command in its guide, without those that a test changes."""
+    """Return the flags of the guide's command, without those that a test changes."""
     images = draw_images(tmp_path / "images", 4)
     (tmp_path / "dataset.toml").write_text(
         f"""
@@ -69,7 +69,7 @@ GUIDE = [
 
 @pytest.fixture
 def with_gpu(monkeypatch):
-    """Compute as a GPU would, in what is asked for."""
+    """Apply the requested options as if a GPU were present."""
     monkeypatch.setattr(
         program, "_machine", lambda: {"without_gpu": None, "has_tensorboard": False}
     )
@@ -126,7 +126,7 @@ def test_blocks_have_rates_of_their_own_and_texts_are_kept(tmp_path, words, sdxl
 
 
 def _rounded(tensors):
-    """Weights as they are kept in 16 bits while training."""
+    """Round weights as they are stored in 16 bits while training."""
     return {
         name: tensor.bfloat16().float() if name.startswith(UNET) else tensor
         for name, tensor in tensors.items()
@@ -138,7 +138,7 @@ def _is_of(name, number):
 
 
 def _step(before, after, chosen, quantile):
-    """How far small weights have moved: near 0 those of 16 bits are exact enough."""
+    """Return how far small weights have moved: near 0, 16 bits are exact enough."""
     moved = [
         (after[name].float() - tensor.float())[tensor.abs() < SMALL].abs().flatten()
         for name, tensor in before.items()
@@ -148,7 +148,7 @@ def _step(before, after, chosen, quantile):
 
 
 def _block(name):
-    """The number of a block as sd-scripts' `get_block_params_to_optimize` counts."""
+    """Return the number of a block by sd-scripts' `get_block_params_to_optimize`."""
     first, *rest = name.removeprefix(UNET).split(".")
     starts = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}
     if first in ("time_embed", "label_emb"):

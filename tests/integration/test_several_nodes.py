@@ -1,4 +1,4 @@
-"""Two machines without a common disk, as two launchers in folders of their own (gloo)."""
+"""Two machines without a common disk, as two launchers in separate folders (gloo)."""
 
 import json
 import os
@@ -22,7 +22,7 @@ nano_model = one_level_model
 
 
 class Machines:
-    """Two folders, each with the model and the settings, that stand for two machines."""
+    """Two folders that stand for two machines, each with the model and the settings."""
 
     def __init__(self, root, model, values, **changes):
         self.folders = [root / "node-0", root / "node-1"]
@@ -33,7 +33,7 @@ class Machines:
             (folder / "run.toml").write_text(tomli_w.dumps(own), encoding="utf-8")
 
     def launch(self, *words, processes=1, program=("-m", "impasto")):
-        """Run a command on both; returns how each ended."""
+        """Run a command on both machines; return how each ended."""
         port, started = free_port(), []
         for number, folder in enumerate(self.folders):
             environment = {
@@ -51,7 +51,7 @@ class Machines:
             outputs = [process.communicate(timeout=300) for process in started]
         finally:
             for process in started:
-                process.terminate()  # a launcher ends its processes; one that has ended is past it
+                process.terminate()  # a launcher ends its processes before it ends itself
         return [
             (process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)
         ]
@@ -72,7 +72,7 @@ SETTINGS = {
 
 
 def on_one(train_config, run, processes, **dataset):
-    """The same run in one process with accumulation, to its end."""
+    """The same run, complete, in one process with accumulation."""
     training = {"gradient_accumulation_steps": processes, "max_steps": 5}
     changes = {**SETTINGS, "training": {**SETTINGS["training"], **training}, "dataset": dataset}
     train(train_config(output_dir=str(run), **changes))
@@ -86,7 +86,7 @@ def lengthen(run):
 
 
 def assert_same(one, other):
-    """Two runs learned the same of the same images in the same order."""
+    """Require that two runs learned the same from the same images in the same order."""
     assert len(recorded_losses(one)) == 5
     assert recorded_losses(other) == pytest.approx(recorded_losses(one), rel=1e-4)
     assert shown(one) == shown(other)
@@ -98,7 +98,7 @@ def assert_same(one, other):
 def test_machines_with_a_store_in_common_are_one_run(
     train_config, run_values, tmp_path, nano_model, pictures, bucket
 ):
-    """Images and caches are in the store; only the first machine has the run, also to resume it."""
+    """Images and caches are in a store; only the first machine has the run, also to resume it."""
     put_folder(pictures, bucket / "pictures")
     url = f"s3://{bucket.name}"
     dataset = {
@@ -120,18 +120,18 @@ def test_machines_with_a_store_in_common_are_one_run(
 
 
 def shown(run):
-    """Which image was shown in which step with which timestep."""
+    """Return which image was shown at which step with which timestep."""
     return [(step, image.split("/")[-1], t) for (step, image, t), _ in image_losses(run)]
 
 
 def keys_in(folder):
-    """The keys of all shards of a cache."""
+    """Return the keys of all shards of a cache."""
     files = folder.glob("shard-*.json")
     return [k for f in files for k in json.loads(f.read_text(encoding="utf-8"))["keys"]]
 
 
 def assert_each_once(bucket):
-    """Each latent and each text is in one shard."""
+    """Require that each latent and each text is in one shard."""
     for kind in ("latents", "texts"):
         place = bucket / "derived" / kind
         keys = []
@@ -146,7 +146,7 @@ def assert_each_once(bucket):
 def test_machines_with_nothing_in_common_are_one_run(
     train_config, run_values, tmp_path, nano_model, pictures
 ):
-    """Each has a copy of the images and a cache of its own; two processes on each."""
+    """Each machine has a copy of the images and a separate cache, and runs two processes."""
     dataset = {**run_values["dataset"], "image_dir": "pictures", "cache_dir": "derived"}
     machines = Machines(tmp_path, nano_model, run_values, **SETTINGS, dataset=dataset)
     for folder in machines.folders:
@@ -158,7 +158,7 @@ def test_machines_with_nothing_in_common_are_one_run(
     ]
     assert shards[0] == shards[1] != []
     lengthen(first / "run")
-    (second / "run" / "received-step-00000002").mkdir(parents=True)  # by one that was killed
+    (second / "run" / "received-step-00000002").mkdir(parents=True)  # by a killed process
     machines.run("resume", "run", processes=2)
     assert not (second / "run").exists()
     on_one(train_config, tmp_path / "alone", 4, image_dir=str(pictures))

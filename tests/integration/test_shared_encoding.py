@@ -1,4 +1,4 @@
-"""The processes of a run encode its images together, and end together (gloo)."""
+"""The processes of a run share the encoding of its images, and end together (gloo)."""
 
 import json
 import signal
@@ -31,13 +31,13 @@ main(["train", sys.argv[1]])
 
 
 def keys_of(folder):
-    """The keys that a cache names."""
+    """Return the keys in a cache."""
     files = folder.glob("shard-*.json")
     return [k for f in files for k in json.loads(f.read_text(encoding="utf-8"))["keys"]]
 
 
 def test_each_process_encodes_its_share(run_file, tmp_path, pictures):
-    """With mirror images and captions: no entry twice, and the bits of one process.
+    """With mirrored images and captions, no entry is written twice, and bits equal one process's.
 
     An image that one process cannot decode is counted once.
     """
@@ -79,7 +79,7 @@ def test_each_process_encodes_its_share(run_file, tmp_path, pictures):
 
 
 def damage_last(pictures):
-    """Cut off an image of the last bucket, which the last process gets."""
+    """Truncate an image of the last bucket, which the last process encodes."""
 
     def aspect(path):
         with Image.open(path) as image:

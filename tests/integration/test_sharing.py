@@ -1,4 +1,4 @@
-"""Models shared out over processes (FSDP, DeepSpeed): they learn what whole ones do."""
+"""Sharded models (FSDP, DeepSpeed) learn what whole ones do."""
 
 import itertools
 import json
@@ -64,7 +64,8 @@ TRAINING = {"ema_decay": 0.9, "batch_size": 2, "max_grad_norm": 0.05}
 
 @pytest.fixture
 def shared_out(tmp_path):
-    """Run commands, one after the other, in processes that share the model."""
+    """Return a function that runs commands, one after the other, in processes that share the
+    model."""
     file = tmp_path / "program.py"
     file.write_text(PROGRAM, encoding="utf-8")
 
@@ -92,7 +93,7 @@ def pictures_of(run) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def writing(tmp_path_factory, nano_model):
-    """Writes settings of runs on the same images."""
+    """Return a function that writes settings of runs on the same images."""
     return settings_in(tmp_path_factory.mktemp("learning"), nano_model)
 
 
@@ -100,7 +101,7 @@ def writing(tmp_path_factory, nano_model):
 def whole(tmp_path_factory, writing):
     """The run of one process with the whole model. Read-only by agreement."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    AcceleratorState._reset_state(reset_partial_state=True)  # of earlier tests
     train(load_run_config(writing(run, accumulation=4, training=TRAINING, **LEARNING)))
     return run
 
@@ -110,10 +111,10 @@ def whole(tmp_path_factory, writing):
 def test_shares_learn_what_a_whole_model_does_and_are_resumed(
     whole, writing, tmp_path, shared_out, way
 ):
-    """With all that learns and is looked at and left on the way; a resume is the same to the bit.
+    """All learned, monitored and saved values agree; a resume is identical to the bit.
 
-    One process with the whole model goes on with a state of shares, and shares with that of one.
-    The second process of FSDP is an interpreter of its own.
+    One process resumes from shards, and shards from one process. FSDP's second process is a fresh
+    interpreter.
     """
     shares = tmp_path / "shares"
     training = {**TRAINING, "gradient_checkpointing": way == "FSDP"}
@@ -138,7 +139,7 @@ def test_shares_learn_what_a_whole_model_does_and_are_resumed(
 
 
 def assert_learned_alike(whole, shares):
-    """Two runs of `LEARNING` come to the same."""
+    """Require that two runs of `LEARNING` have the same results."""
     # two of each of the ends, the best and step 3, the start and two averages, three of a state
     assert_alike(whole, shares, files=12, **CLOSE)
     for run in (whole, shares):
@@ -148,7 +149,7 @@ def assert_learned_alike(whole, shares):
 
 
 def assert_resumed_to_the_bit(run, again):
-    """All that is made of weights and measured."""
+    """Require that all tensors and measurements are identical."""
     first, second = made_of_weights(run), made_of_weights(again)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
@@ -170,7 +171,7 @@ def test_three_processes_share_unevenly(train_config, run_file, tmp_path, shared
 
 
 def change(run, **settings):
-    """Other values of some settings of a run: name -> from, to."""
+    """Change settings of a run: name -> old and new value."""
     text = (run / "config.toml").read_text(encoding="utf-8")
     for name, (old, new) in settings.items():
         assert f"{name} = {old}\n" in text
@@ -196,7 +197,7 @@ main(["train", sys.argv[1]])
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_float16_overflows_are_found_together(run_file, tmp_path, monkeypatch):
-    """The first step overflows in both shares, the second in one: both processes pass over them."""
+    """The first step overflows in both shards, the second in one: both processes skip them."""
     training = {"mixed_precision": "fp16", "max_steps": 4}
     runs = tmp_path / "whole", tmp_path / "shares"
     alone = {**training, "gradient_accumulation_steps": 2}

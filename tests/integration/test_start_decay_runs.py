@@ -1,4 +1,4 @@
-"""Runs with `optimizer.start_decay`: how far they go, and that a resumed one pulls to the base."""
+"""Runs with `optimizer.start_decay`: distances from the base model, also of a resumed run."""
 
 import torch
 from component_files import UNET_FILE
@@ -10,7 +10,7 @@ from impasto.training.trainer import resume, train
 
 
 def distance(run, base):
-    """How far the weights that learned are from those that they began with, in all."""
+    """Return the total distance of the trained weights from their initial values."""
     ours = load_file(run.states / "step-00000006" / "weights.safetensors")
     theirs = load_file(base / UNET_FILE)
     return sum(float((ours[f"unet.{n}"] - theirs[n]).square().sum()) for n in theirs) ** 0.5

@@ -1,4 +1,4 @@
-"""Whole steps as graphs, with a recorder that needs no GPU: the same numbers as without."""
+"""Whole steps as CUDA graphs, with a recorder that needs no GPU: the same results as without."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ from impasto.training.planning import resolved_run
 from impasto.training.steps import micro_steps, step_graphs
 from impasto.training.trainer import resume, train
 
-RATE = 2.0**-10  # in float32 what it is as a plain number, as are quarters of it
+RATE = 2.0**-10  # exact in float32, as are quarters of it
 COPIES = {"mixed_precision": "bf16", "weight_copies": True}
 ONE_SIZE = {"enable_bucket": False}
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("encoded_once")
 
 @pytest.fixture
 def recorders(monkeypatch):
-    """Has runs believe in a GPU, and record on the CPU; all recorders that were made."""
+    """Make runs detect a GPU, and record on the CPU; collects the recorders."""
     made = []
 
     def recorder(_device):
@@ -48,7 +48,7 @@ def recorders(monkeypatch):
 
 @pytest.fixture
 def settings(train_config):
-    """Builds the settings of a run that has every shape of batch more than once."""
+    """Return a function that builds settings of a run with every batch shape more than once."""
 
     def build_settings(**changes):
         usual = {"optimizer": {"lr": RATE}, "training": {"max_steps": 9, "batch_size": 1}}
@@ -84,23 +84,23 @@ def losses(run):
 
 
 def numbers(run):
-    """All lines of metrics, without what the clock and the machine make of them."""
+    """Return all metrics lines, without times and machine data."""
     varies = ("time", "images_per_s", "data_wait", "memory_mib")
     return [{k: v for k, v in line.items() if k not in varies} for line in run.read_metrics()]
 
 
 def weights(run):
-    """The tensors of all files of the exported model."""
+    """Return the tensors of all files of the exported model."""
     files = sorted(run.export.rglob("*.safetensors"))
     return {f"{f.parent.name} {k}": v for f in files for k, v in load_file(f).items()}
 
 
 STEADY = {"lr": 2.0**-3, "eps": 1.0}
-"""Steps in proportion to the gradient: AdamW's usual ones make much of rounding where it is 0."""
+"""Steps proportional to the gradient: AdamW's would magnify rounding where it is near 0."""
 
 
 def assert_alike(run, other):
-    """Alike but for what another order of adding up changes."""
+    """Require equality up to another order of summation."""
     assert losses(run) == pytest.approx(losses(other), rel=1e-5)
     found, wanted = weights(run), weights(other)
     assert found.keys() == wanted.keys()
@@ -158,7 +158,7 @@ def test_a_hypernetwork_learns_the_same(both):
 
 
 def test_short_batches_are_filled_up_and_masks_weigh(both, recorders, pictures, tmp_path):
-    """13 images in 3 buckets, 4 at a time: one graph a bucket; filling up changes no result."""
+    """13 images in 3 buckets, 4 at a time: one graph per bucket; padding changes no result."""
     masks = draw_half_masks(pictures, tmp_path / "masks")
     plain, graphed = both(
         optimizer=STEADY,
@@ -167,7 +167,7 @@ def test_short_batches_are_filled_up_and_masks_weigh(both, recorders, pictures, 
         logging={"image_losses": True},
     )
     assert recorders[0].recorded == 3 + 1
-    assert recorders[0].marked == 12  # each step is queued behind few others
+    assert recorders[0].marked == 12  # each step is queued behind a few others
     assert_alike(graphed, plain)
     found, wanted = (
         [row.split(",") for row in run.image_losses_file.read_text("utf-8").splitlines()]
@@ -180,7 +180,7 @@ def test_short_batches_are_filled_up_and_masks_weigh(both, recorders, pictures, 
 
 
 def test_batches_are_filled_to_the_size_of_their_dataset(both, recorders, run_values, tmp_path):
-    """A dataset that has one image at a time is not computed as the largest batch of another."""
+    """A dataset with a batch size of 1 is not padded to the largest batch of another."""
     folders = [tmp_path / "set", tmp_path / "single"]
     for folder, count in zip(folders, (9, 4), strict=True):
         folder.mkdir()
@@ -202,14 +202,14 @@ WAITS = {
     "plain": ({}, ["batch", "batch", "wait", "update"]),
     "in the backward pass": (
         {"optimizer_in_backward": "exact", "gradient_accumulation_steps": 1},
-        ["wait", "batch", "wait", "update"],  # the second one finds nothing to wait for
+        ["wait", "batch", "wait", "update"],  # the second one need not wait
     ),
 }
 
 
 @pytest.mark.parametrize("name", WAITS)
 def test_copies_for_the_average_are_made_beside_the_step(name, settings, recorders, monkeypatch):
-    """Only what changes weights waits for them."""
+    """Only the update of the weights waits for the copies."""
     training, wanted = WAITS[name]
     seen = []
 
@@ -233,7 +233,7 @@ def test_copies_for_the_average_are_made_beside_the_step(name, settings, recorde
 
 @pytest.mark.parametrize(("graphs", "wanted"), [("off", 3), ("step", 7)])
 def test_metrics_tell_memory_that_graphs_keep(graphs, wanted, settings, recorders, monkeypatch):
-    """What tensors within graphs take is reserved, and not allocated between two replays."""
+    """Memory of tensors in graphs is reserved, but not allocated between two replays."""
     training = {"cuda_graphs": graphs, "max_steps": 3}
     config = settings(training=training)
     known = {"is_available": True, "is_initialized": True}
@@ -261,7 +261,7 @@ def test_sdxl_learns_the_same(both, run_values, nano_sdxl_model):
 
 
 def test_a_resumed_run_gives_the_same_bits_with_graphs_or_without(settings, tmp_path, recorders):
-    """A state does not tell whether its run had them."""
+    """A state does not record whether its run used graphs."""
     changes = {
         "dataset": ONE_SIZE,
         "schedule": {"kind": "linear", "warmup_steps": 4},
@@ -299,7 +299,7 @@ def whole(settings):
 
 
 def test_what_is_not_finite_reaches_no_weight(whole, settings, tmp_path, recorders, monkeypatch):
-    """A loss that is NaN, and one whose gradient overflows; in a replay and in a plain step."""
+    """A NaN loss, and one whose gradient overflows; in a replay and in an eager step."""
     for number, (factor, at) in enumerate([(float("nan"), 5), (1e38, 5), (float("nan"), 1)]):
         config = settings(
             output_dir=str(tmp_path / f"graphed{number}"),
@@ -321,7 +321,7 @@ def test_what_is_not_finite_reaches_no_weight(whole, settings, tmp_path, recorde
 
 
 def spoil_inputs(patch, factor, at):
-    """Have the weights of one batch's losses be multiplied."""
+    """Multiply the loss weights of one batch."""
     real, calls = micro_steps.step_inputs, [0]
 
     def spoilt(*args):
@@ -335,8 +335,8 @@ def spoil_inputs(patch, factor, at):
 
 
 def assert_as_before(run, whole, at):
-    """What a run left whose step `at` was not finite."""
-    if at == 1:  # a state would tie the run to the settings that failed
+    """Require the files of a run whose step `at` was not finite."""
+    if at == 1:  # a state would bind the run to the failed settings
         assert run.saved_steps() == []
         return
     (state,) = run.states.glob("step-*")
@@ -348,7 +348,7 @@ def assert_as_before(run, whole, at):
 
 
 class AsksForNumbers:
-    """A weight of the loss that the host looks at."""
+    """A loss weight that the host reads."""
 
     def __call__(self, t, schedule, prediction):
         return torch.ones(len(t)) * float(t.sum() > -1)
@@ -397,7 +397,7 @@ def test_more_shapes_than_graphs_are_told_and_trained_on(
 
 
 def test_what_is_compiled_has_no_graphs_of_its_own(settings, recorders, monkeypatch):
-    """Inductor would record its kernels too, within what is recorded here."""
+    """Inductor would record its kernels too, inside the recording of the step."""
     asked = []
     monkeypatch.setattr(
         trained_network, "compile_unet", lambda *_, **options: asked.append(options)

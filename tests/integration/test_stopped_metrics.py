@@ -1,4 +1,4 @@
-"""Metrics of a run that was stopped or failed and was resumed are those of one that was not."""
+"""Metrics of a run that was stopped or failed and resumed equal those of an uninterrupted one."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def whole(shared_config):
-    """A run that nothing happened to. Read-only by agreement."""
+    """The uninterrupted run. Read-only by agreement."""
     return train(shared_config(**OPTIONS))
 
 
@@ -48,7 +48,7 @@ class Press(SilentEvents):
 
 
 class Unplug(Press):
-    """Has a disk go away in a step."""
+    """Makes a disk unavailable in a step."""
 
     def stepped(self, step):
         if step == self.step:
@@ -62,7 +62,7 @@ def lines(run):
 
 
 def test_stopping_splits_no_line(shared_config, whole, tmp_path):
-    """Twice in the steps of one line, and once in those of the next."""
+    """Stopped twice within the steps of one line, and once within those of the next."""
     config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     for step in (1, 2, 4):
         with pytest.raises(Interrupted, match=f"{step} of 7 steps are done"):
@@ -77,7 +77,7 @@ def assert_same_numbers(run, whole):
 
 
 def fail_once(monkeypatch, owner, name, number, fault):
-    """Have what the n-th call of a function gives go through a fault."""
+    """Pass the result of a function's n-th call through a fault."""
     real, calls = getattr(owner, name), []
 
     def faulty(*args, **options):
@@ -108,9 +108,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("order", [("memory", "batch", "loss"), ("loss", "memory", "batch")])
 def test_an_error_loses_no_number(order, shared_config, whole, tmp_path, monkeypatch):
-    """The state that is saved then has what no line of metrics tells of yet, of both lines.
+    """The saved state contains the values that no metrics line has yet, of both lines.
 
-    One after the other: with one step of the first line done, and with one and two of the second.
+    The failures come with one step of the first line done, then one and two of the second.
     """
     config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     for name, number, done in zip(order, (2, 4, 2), (1, 4, 5), strict=True):
@@ -124,7 +124,7 @@ def test_an_error_loses_no_number(order, shared_config, whole, tmp_path, monkeyp
 
 
 def full_at(monkeypatch, name, number):
-    """Have the disk be full when a file gets its n-th lines."""
+    """Fill the disk when a file gets its n-th lines."""
     real, calls = files.append_text, []
 
     def full(path, text):
@@ -144,7 +144,7 @@ FULL = "metrics.jsonl", "image_losses.csv"
 def test_a_disk_that_is_full_or_goes_away_loses_no_number(
     shared_config, whole, tmp_path, monkeypatch, names
 ):
-    """Full at the first line of one file and at the last of the other; gone in between."""
+    """The disk is full at one file's first line and the other's last, and missing in between."""
     config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     with monkeypatch.context() as patched:
         full_at(patched, names[0], 1)

@@ -1,4 +1,4 @@
-"""The studio by clicks, in a real browser on a real run; skipped where there is no Chromium."""
+"""The studio by clicks, in a real browser on a real run; skipped without Chromium."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ pytestmark = needs_browser
 
 @pytest.fixture
 def ended():
-    """Runs whose processes are ended with the test, whatever becomes of it."""
+    """Collects runs, whose processes are ended with the test, even if it fails."""
     runs = []
     yield runs
     for run in runs:
@@ -44,7 +44,7 @@ def wait_for_samples(page, steps):
 def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
     train_config, tmp_path, page, complaints, ended
 ):
-    """And ending the studio ends no training; the run is come to by keyboard."""
+    """Ending the studio ends no training; the run's page can be reached by keyboard."""
     config = train_config(
         output_dir=str(tmp_path / "runs" / "dog"),
         training={"max_steps": 100_000},
@@ -55,7 +55,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
             "height": 64,
             "steps": 1,
             "at_first": True,
-            "every_steps": 100_000,  # only those that are asked for, however long the test takes
+            "every_steps": 100_000,  # only requested previews, however long the test takes
         },
     )
     with pytest.raises(ZeroDivisionError):
@@ -81,13 +81,13 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
         assert page.evaluate("document.activeElement.textContent") == "Preview now"
         page.keyboard.press("Enter")
         page.wait_for_selector("#log :text('preview: done after step')")
-        wait_for_samples(page, 2)  # by themselves
+        wait_for_samples(page, 2)  # without a reload
         page.focus("#step")
         page.keyboard.press("Home")
         assert page.inner_text("#step-shown") == "0"
         assert page.get_attribute(".pair .shown", "src").split("/")[-2] == "0"
         page.click("button:has-text('Preview now')")
-        page.click("#new-samples:visible button")  # who looks at older ones is not disturbed
+        page.click("#new-samples:visible button")  # older previews stay selected
         wait_for_samples(page, 3)
         step = run.state().step
         page.wait_for_function(ALL_CURVES_REACH, arg=step)
@@ -97,7 +97,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
     with served(tmp_path / "runs") as (address, _):
         page.goto(address)
         page.wait_for_selector("nav")
-        complaints.clear()  # the page of before has asked the new studio, which did not know it
+        complaints.clear()  # the old page polled the new studio, which did not know its cookie
         page.click(".run")
         wait_for_state(page, "training")
         page.click("button:has-text('Stop after this step')")
@@ -112,7 +112,7 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
 
 
 def test_the_curves_of_a_run_are_fetched_once_and_the_scripts_kept(tmp_path, page, complaints):
-    """What the page's head fetches early is what its script asks for; browsers compare both."""
+    """The head's early fetch and the script use the same address, which browsers compare."""
     run = made_run(tmp_path / "runs" / "dog", losses=[(step, 1 / step) for step in range(1, 50)])
     asked = []
     page.on("request", lambda request: asked.append(request.url))
@@ -130,12 +130,12 @@ def test_the_curves_of_a_run_are_fetched_once_and_the_scripts_kept(tmp_path, pag
             ".map(r => r.transferSize)"
         )
         assert len(sizes) > 5
-        assert not any(sizes), "scripts and styles come from the browser's cache"
+        assert not any(sizes), "scripts and styles should come from the browser's cache"
     assert complaints == []
 
 
 def test_forms_work_at_an_address_of_the_network(tmp_path, page, complaints):
-    """Browsers say less of a request there, since they do not trust such an address."""
+    """At network addresses browsers send fewer request headers, since they do not trust them."""
     (tmp_path / "runs").mkdir()
     with served(tmp_path / "runs", "--listen", "0.0.0.0") as (address, _):
         if address.startswith("http://127."):
@@ -145,5 +145,5 @@ def test_forms_work_at_an_address_of_the_network(tmp_path, page, complaints):
         page.click("nav >> text=New run")
         page.click("text=Start with the defaults")
         page.wait_for_selector("#f-model-path")
-        page.wait_for_selector("#faults")  # by a request of a script
+        page.wait_for_selector("#faults")  # through a script's request
     assert complaints == []

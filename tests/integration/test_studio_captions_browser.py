@@ -13,7 +13,8 @@ pytestmark = needs_browser
 
 @pytest.fixture
 def shown(tmp_path):
-    """A studio's folders with twelve captioned images, and the addresses of their captions."""
+    """A studio's folders with twelve captioned images; yields the addresses of their caption
+    pages."""
     for name in ("runs", "data/demo"):
         (tmp_path / name).mkdir(parents=True)
     for image in sorted(PICTURES.glob("*.webp"))[:12]:
@@ -27,7 +28,7 @@ def shown(tmp_path):
 
 
 def faults(complaints):
-    """What went wrong, but for thumbnails, which another page has."""
+    """Return the page's errors, except those of thumbnails of another page."""
     return [text for text in complaints if "/thumbnails/" not in text]
 
 

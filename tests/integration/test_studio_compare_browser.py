@@ -36,7 +36,7 @@ def test_runs_are_compared_by_clicks_and_keys(runs, page, complaints):
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav a:has-text('Compare')")
-        page.wait_for_selector(".choices input")  # a click does not wait for the next page
+        page.wait_for_selector(".choices input")  # a click does not wait for navigation
         for box in page.query_selector_all(".choices input"):
             box.focus()
             page.keyboard.press("Space")

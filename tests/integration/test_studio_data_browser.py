@@ -1,4 +1,4 @@
-"""Datasets in the studio by clicks, in a real browser; skipped where there is no Chromium."""
+"""Datasets in the studio by clicks, in a real browser; skipped without Chromium."""
 
 import shutil
 
@@ -44,7 +44,7 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
         page.wait_for_selector("text=2 of 3 files added")
         assert "HTML page" in page.inner_text("#uploaded .refused")
         assert (folders / "data" / "dogs" / "new.png").is_file()
-        page.wait_for_selector(".chips")  # the folder was read by itself, and what is there shown
+        page.wait_for_selector(".chips")  # the folder was read without a click
         assert page.is_visible("text=2 of 3 files added")
         (folders / "new-2.txt").write_text("later", encoding="utf-8")
         shutil.copy(folders / "new.png", folders / "new-2.png")
@@ -91,7 +91,7 @@ def test_a_dataset_is_made_filled_and_looked_through_by_clicks(folders, page, co
 
 
 def test_images_are_dropped_on_the_page(folders, page, complaints):
-    """By a drag of files from the disk, not by the field for files; then they are paged to."""
+    """Files are dragged from the disk, without the file input, and then paged through."""
     names = ["new.png", "second.png"]
     for number, name in enumerate(names):
         drawn(folders / name, number)
@@ -120,7 +120,7 @@ FOLDERS = {"set/1_cat/a.png": 1, "set/1_dog/a.png": 2, "set/below/deep/c.png": 3
 
 
 def test_a_folder_is_chosen_whole(folders, page, complaints):
-    """Folders below it too; two files of one name stay two, each with its own caption."""
+    """Subfolders are included; two files of the same name stay two, each with its own caption."""
     for name, seed in FOLDERS.items():
         (folders / name).parent.mkdir(parents=True, exist_ok=True)
         drawn(folders / name, seed)
@@ -174,9 +174,9 @@ FULL = '<li class="refused"><b>a.txt</b>: The disk is full: it could not be writ
 
 
 def test_dropped_folders_are_walked_and_nothing_is_sent_to_a_full_disk(folders, page):
-    """A browser lists a hundred entries at a time; what cannot be read is named.
+    """Browsers list a hundred entries at a time; unreadable files are named.
 
-    The first refusal says that a disk is full; thousands of the same would say no more.
+    The first refusal reports a full disk, and no further files are sent.
     """
     names = ["a.txt", "b.txt", "c.txt"]
     for name in names:

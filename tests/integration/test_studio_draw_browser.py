@@ -1,4 +1,4 @@
-"""The page "Draw" by clicks, with a worker of its own; skipped where there is no Chromium."""
+"""The page "Draw" by clicks, with a separate worker; skipped without Chromium."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def folders(tmp_path, nano_model):
 
 @pytest.fixture
 def drawings(folders):
-    """The folder of drawings; its worker is ended with the test, whatever becomes of it."""
+    """The folder of drawings; its worker is ended with the test, even if it fails."""
     folder = DrawFolder(folders / "runs" / HOME / "drawings")
     yield folder
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def fill(page):
 
 
 def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page, complaints):
-    """And everything that was looked at on the way is usable in any look."""
+    """Every page visited on the way is accessible in all looks."""
     with served(folders / "runs", "--models", folders / "models") as (address, _):
         page.goto(address)
         page.wait_for_selector("nav")
@@ -48,7 +48,7 @@ def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page,
         page.wait_for_selector("#fault-width")
         assert page.input_value("#prompt") == "a red ball"
         check(page)
-        complaints.clear()  # a refused form answers 422
+        complaints.clear()  # a refused form returns 422
         page.fill("#width", "64")
         page.select_option("#other_model", label="other")
         page.click("summary:has-text('Grid')")
@@ -67,7 +67,7 @@ def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page,
         with page.expect_download() as download:
             page.click("text=Download as one image")
         assert download.value.suggested_filename.endswith("-grid.png")
-        assert page.input_value("#y_values") == "1\n7"  # the form keeps what was asked
+        assert page.input_value("#y_values") == "1\n7"  # the form keeps the requested values
         for look in LOOKS.values():
             page.emulate_media(color_scheme=look.get("color_scheme", "light"))
             page.set_viewport_size(look.get("viewport", {"width": 1280, "height": 800}))

@@ -1,4 +1,4 @@
-"""Every page of the studio and every state of one, by axe-core; skipped without Chromium."""
+"""Every page of the studio in every state, checked by axe-core; skipped without Chromium."""
 
 import json
 
@@ -35,7 +35,7 @@ NO_PAGES = {
         *(f"images/{{image}}/{part}" for part in ("bucket", "mask", "showings")),
     )),
 }  # fmt: skip
-"""Parts of pages, files and streams, and what leads elsewhere: no pages of their own."""
+"""Parts of pages, files, streams and redirects: they are not pages."""
 
 PAGES = [key for key in ROUTES if key.startswith("GET ") and key not in NO_PAGES]
 WANTED = {
@@ -44,7 +44,7 @@ WANTED = {
     "GET /queue": "#job-3 .state.paused",
     "GET /models": "text=a_model_with_a_very_long_name",
 }
-"""What is waited for on pages that scripts fill, and what tries the width of some."""
+"""Selectors to wait for on pages filled by scripts, and long content that tries their width."""
 
 LONG_NAME = "a_model_with_a_very_long_name_that_has_no_place_to_break.safetensors"
 
@@ -58,7 +58,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def world(place):
-    """One of everything, and what is at work just now: this process, as far as anybody can see."""
+    """One item of each kind, and running work: this process stands for all of it."""
     folders = Folders([place / "runs"], [place / "data"], [place / "models"])
     home = place / "runs" / HOME
     names = make_world(folders, home, place / "queue")
@@ -100,7 +100,7 @@ def world(place):
 
 
 def failed_upload(home, model):
-    """The name of an upload whose card could not be made."""
+    """Create an upload whose card could not be written; return its name."""
     task = a_task(home)
     lines = [
         {"kind": "begin", "process": GONE},
@@ -118,7 +118,7 @@ def failed_upload(home, model):
 
 
 def at_work(home, name):
-    """A task in the middle of what it does."""
+    """Create a task that is running; return its name."""
     path = home / "tasks" / name
     (home / "tasks" / a_task(home)).rename(path)
     about = json.loads((path / "task.json").read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ def at_work(home, name):
 
 
 def states(world):
-    """Addresses of pages in states that their plain addresses do not show."""
+    """Return the addresses of pages in states that their plain addresses do not show."""
     data = f"/data/{world['dataset']}"
     return {
         "a new run": ("/new", "#goal-title"),
@@ -175,7 +175,7 @@ def look(page, address, path, wanted="h1"):
 
 
 def test_no_page_has_a_serious_fault_for_anybody(place, world, browser):
-    """In light, in dark and at 400 pixels, with all that can be opened open."""
+    """In light, in dark and at 400 pixels, with all collapsible parts open."""
     options = ("--data", place / "data", "--models", place / "models", "--queue", place / "queue")
     with served(place / "runs", *options) as (printed, _), opened_page(browser) as page:
         page.goto(printed)
@@ -197,7 +197,7 @@ def refuse_a_job(page, printed):
 
 
 def refuse_uploads(page, printed, world, place):
-    """Add a file that is no image: by the page's script, and by a form, as without scripts."""
+    """Upload a file that is not an image, through the page's script and through a plain form."""
     bad = place / "no image.png"
     bad.write_text("<html>", encoding="utf-8")
     page.goto(at(printed, f"/data/{world['dataset']}"))

@@ -13,7 +13,7 @@ pytestmark = needs_browser
 TINT = (
     "([x, y]) => document.getElementById('mask').getContext('2d').getImageData(x, y, 1, 1).data[3]"
 )
-"""How much of the mask's tint there is at a place, from 0 to 255."""
+"""Returns the strength of the mask's tint at a position, from 0 to 255."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def encoded(path):
 
 def opened(page, address, name):
     page.goto(address)
-    page.wait_for_selector("header nav")  # the first page only sets the cookie
+    page.wait_for_selector("header nav")  # the first request only sets the cookie
     page.goto(at(address, f"data/{encoded('cats')}/images/{encoded(name)}"))
     page.wait_for_selector("#bucket:has-text('Bucket')")
     page.wait_for_function("() => document.querySelector('#stage img').complete")
@@ -44,7 +44,7 @@ def rectangle(page):
 
 
 def drag(page, begin, end):
-    """From one place of the image to another, both in shares of its sides."""
+    """Drag from one position of the image to another, both as fractions of its sides."""
     stage = page.locator("#stage").bounding_box()
     for (x, y), act in ((begin, page.mouse.down), (end, page.mouse.up)):
         page.mouse.move(stage["x"] + x * stage["width"], stage["y"] + y * stage["height"], steps=4)
@@ -78,7 +78,7 @@ def test_a_crop_by_mouse_and_keyboard_and_a_mask_by_brush(cats, tmp_path, page, 
         page.click("#after", no_wait_after=True)
         while not asked:
             page.wait_for_timeout(10)
-        assert asked == ["beforeunload"], "a drawn rectangle is not left behind unsaved"
+        assert asked == ["beforeunload"], "a drawn rectangle must not be lost unsaved"
         assert rectangle(page)[0] == after[0] + 1
         page.select_option("#shape", "1")
         page.wait_for_selector("#bucket:has-text('512x512')")

@@ -1,4 +1,4 @@
-"""What an open page does when its browser is closed, or its run renamed; in a real browser."""
+"""An open page when its browser is closed, or its run renamed; in a real browser."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def runs(tmp_path):
 
 
 def test_a_browser_that_was_closed_finds_everything_again(runs, browser):
-    """What was typed, and where a run stands: the server has kept nothing for it."""
+    """Typed values and the run's progress are found again: the server has stored no session."""
     run = made_run(runs / "dog", losses=[(1, 0.5)])
     with served(runs) as (address, _):
         context = browser.new_context()
@@ -31,7 +31,7 @@ def test_a_browser_that_was_closed_finds_everything_again(runs, browser):
         page.click("nav >> text=New run")
         page.click("text=Start with the defaults")
         with page.expect_response(lambda answer: "some-model" in (answer.request.post_data or "")):
-            page.fill("#f-model-path", "owner/some-model")  # sent by itself, a moment later
+            page.fill("#f-model-path", "owner/some-model")  # sent automatically after a short delay
         draft = re.search(r"/new/[\w-]+", page.url)[0]
         context.close()
 
@@ -49,7 +49,7 @@ def test_a_browser_that_was_closed_finds_everything_again(runs, browser):
 
 
 def test_a_run_that_is_renamed_while_it_is_shown_is_not_said_to_train(runs, page):
-    """The page that is open says so by itself, and the list has the run's new name."""
+    """The open page reports the renaming itself, and the list shows the run's new name."""
     path = made_run(
         runs / "dog", losses=[(1, 0.5)], phase="training", process=current_process().token
     ).path
@@ -60,10 +60,10 @@ def test_a_run_that_is_renamed_while_it_is_shown_is_not_said_to_train(runs, page
         page.wait_for_selector("#state .state.training")
         path.rename(runs / "cat")
         page.wait_for_selector("#state .state.training", state="detached")
-        assert page.query_selector("#state button") is None, "nobody is there to be asked"
+        assert page.query_selector("#state button") is None, "no process can receive a request"
         page.click("nav >> text=Runs")
         page.wait_for_selector(".run:has-text('cat') .state.training")
         assert page.locator(".run").count() == 1
         answer = page.goto(at(address, f"runs/{address_of([runs], runs / 'dog')}"))
         assert answer.status == 404
-        (runs / "cat").rename(path)  # the lock is let go by its name
+        (runs / "cat").rename(path)  # the lock is released through its path

@@ -1,4 +1,4 @@
-"""The form of a new run in a real browser; skipped where there is no Chromium."""
+"""The form of a new run in a real browser; skipped without Chromium."""
 
 import shutil
 
@@ -8,12 +8,12 @@ from browsing import check_all_looks, needs_browser, served, tab_to
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 
 pytestmark = needs_browser
-PATIENCE_MS = 180_000  # a plan imports PyTorch, and other tests run beside this one
+PATIENCE_MS = 180_000  # a plan imports PyTorch, and other tests run in parallel
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Folders of runs, images and models, with what the demo has in them."""
+    """Folders of runs, images and models, with the demo's images and model."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "data" / "icons").mkdir(parents=True)
     for file in sorted(PICTURES.iterdir())[:40]:
@@ -27,7 +27,8 @@ def options(folders):
 
 
 def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complaints):
-    """At the field, while it is typed; and a reload loses nothing. It is come to by keyboard."""
+    """Errors appear at the field while typing, a reload loses nothing, and the keyboard
+    suffices."""
     page.set_default_timeout(PATIENCE_MS)
     with served(folders / "runs", *options(folders)) as (address, _):
         page.goto(address)

@@ -1,4 +1,4 @@
-"""What `start.py studio` opens, as a newcomer meets it: no path is typed."""
+"""`start.py studio` for a newcomer: no path is typed."""
 
 import importlib.util
 import subprocess
@@ -19,13 +19,14 @@ from impasto.studio.tasks import Tasks
 pytestmark = needs_browser
 ROOT = Path(__file__).parents[2]
 FORKED = ("doctor", "plan-worker")
-"""Commands that import PyTorch for what stands beside; the others are a user's interpreters."""
+"""Commands that are forked with PyTorch imported; the others are fresh interpreters, as a
+user's."""
 
-PATIENCE_MS = 600_000  # the demo is trained, on a machine that does other things
+PATIENCE_MS = 600_000  # the demo is trained on a busy machine
 
 
 def words_of_start(*given):
-    """What `start.py` calls the program with."""
+    """Return the arguments that `start.py` passes to the program."""
     spec = importlib.util.spec_from_file_location("start", ROOT / "start.py")
     start = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(start)
@@ -34,7 +35,7 @@ def words_of_start(*given):
 
 @contextmanager
 def started(folder):
-    """The studio as `start.py studio` starts it; yields the address that it opened by itself."""
+    """Run the studio as `start.py studio` does; yield the address that it opened."""
     noted = folder / "opened.txt"
     note = folder / "note.py"
     note.write_text(
@@ -62,7 +63,7 @@ def started(folder):
 
 @pytest.fixture
 def place(tmp_path):
-    """Where it begins; whatever it has started is ended with the test."""
+    """The folder to start in; all processes started there are ended with the test."""
     yield tmp_path / "impasto-studio"
     runs = tmp_path / "impasto-studio" / "runs"
     tasks = Tasks(runs / HOME / "tasks")
@@ -75,14 +76,14 @@ def place(tmp_path):
 
 
 def choose(page, field, ending):
-    """Take what a list offers, as a person does who opens it."""
+    """Choose an item of a list, as a user does who opens it."""
     values = page.locator(f"{field} option").evaluate_all("all => all.map(one => one.value)")
     (value,) = (value for value in values if value.endswith(ending))
     page.select_option(field, value)
 
 
 def settings_for_a_style(page):
-    """On the demo's images and model, as they are offered."""
+    """Fill in settings for a style, with the offered images and model of the demo."""
     page.click("nav >> text=New run")
     page.check("input[value=style]")
     choose(page, "#data-of", str(Path("data") / "demo"))
@@ -108,7 +109,7 @@ def test_a_newcomer_is_offered_the_demo_its_images_and_its_model(tmp_path, place
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_newcomer_trains_compares_draws_and_keeps_by_clicks(tmp_path, place, page, complaints):
-    """The demo first, then a run of one's own on its images, both compared and drawn with."""
+    """The demo is trained, then a new run on its images; both are compared and drawn with."""
     page.set_default_timeout(PATIENCE_MS)
     with started(tmp_path) as address:
         page.goto(address)

@@ -1,4 +1,4 @@
-"""Plans of the studio by processes as a user has them, which load PyTorch."""
+"""Plans of the studio by the processes that users have, which import PyTorch."""
 
 import subprocess
 
@@ -12,7 +12,7 @@ SETTINGS = "output_dir = 'a'\n"
 
 @pytest.fixture
 def real_plans(tmp_path):
-    """Plans by real processes; those that are left are ended."""
+    """Plans by real processes; remaining ones are ended."""
     plans = Plans(tmp_path)
     yield plans
     plans.rest()
@@ -40,7 +40,7 @@ def test_a_process_that_is_ready_plans_and_another_gets_ready(tmp_path, real_pla
     real_plans.ask_for(draft, SETTINGS)
     assert real_plans._running[draft.name] is ready
     assert "Loading PyTorch" in real_plans.state_of(draft).stage
-    assert real_plans._ready is None  # nothing loads while a plan measures how fast the machine is
+    assert real_plans._ready is None  # no other start disturbs the measured speed
     ready.wait(120)
     state = real_plans.state_of(draft)
     assert not state.is_running

@@ -1,4 +1,4 @@
-"""The queue by clicks, in a real browser on a real run; skipped where there is no Chromium."""
+"""The queue by clicks, in a real browser on a real run; skipped without Chromium."""
 
 import pytest
 import tomli_w
@@ -11,7 +11,7 @@ pytestmark = needs_browser
 
 @pytest.fixture
 def queue(tmp_path):
-    """A queue, of which whoever works on it is ended with the test."""
+    """A queue whose runner is ended with the test."""
     (tmp_path / "runs").mkdir()
     found = Queue(tmp_path / "queue")
     yield found
@@ -21,7 +21,7 @@ def queue(tmp_path):
 def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
     run_values, tmp_path, page, complaints, queue
 ):
-    """And whoever works on the queue is found again after the studio was killed."""
+    """A running queue is found again after the studio was killed."""
     endless = {"training": {**run_values["training"], "max_steps": 100_000}}
     values = run_values | endless | {"output_dir": str(tmp_path / "runs" / "dog")}
     options = ("--queue", queue.folder)
@@ -30,7 +30,7 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
         page.wait_for_selector("nav")
         page.goto(at(address, "queue"))
         page.fill("#text", tomli_w.dumps(values))
-        page.dblclick("button:has-text('Add to the queue')")  # is one click
+        page.dblclick("button:has-text('Add to the queue')")  # takes one click
         page.wait_for_selector("#job-1 .state.waiting")
         page.click("#job-1 button:has-text('Repeat')")
         page.wait_for_selector("#job-2")
@@ -49,7 +49,7 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
     with served(tmp_path / "runs", *options) as (address, _):
         page.goto(address)
         page.wait_for_selector("nav")
-        complaints.clear()  # the page of before has asked the new studio, which did not know it
+        complaints.clear()  # the old page polled the new studio, which did not know its cookie
         page.goto(at(address, "queue"))
         page.wait_for_selector("#job-2 .state.working")
         page.click(".queue-device button:has-text('Stop')")

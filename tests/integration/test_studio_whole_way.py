@@ -1,4 +1,4 @@
-"""From a folder of images to a drawing of the trained model, by clicks alone, in a real browser."""
+"""From a folder of images to a drawing with the trained model, by clicks, in a real browser."""
 
 import shutil
 
@@ -23,7 +23,7 @@ SHORT = {
     "dataset.resolution": "64", "dataset.min_bucket_reso": "64", "previews.width": "64",
     "previews.height": "64", "previews.steps": "2",
 }  # fmt: skip
-"""Settings of a run that takes no time."""
+"""Settings of a run that takes almost no time."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def folders(tmp_path, nano_model):
 
 
 def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
-    """Images are dropped in, captions edited, two runs trained, compared, and one drawn with."""
+    """Images are dropped in, captions edited, two runs trained and compared, and one drawn with."""
     images = sorted(PICTURES.glob("*.webp"))[:4]
     names = ("data", "models", "queue")
     options = [word for name in names for word in (f"--{name}", folders / name)]

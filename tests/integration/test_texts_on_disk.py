@@ -1,4 +1,4 @@
-"""Runs that keep the texts' states on disk learn what those without do."""
+"""Runs that cache text encodings on disk learn the same as runs without."""
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def test_training_from_disk_gives_the_same_bits(train_config, tmp_path):
-    """With dropped captions, validation and previews; the second run encodes nothing."""
+    """Dropped captions, validation and previews give the same bits; the second run encodes
+    nothing."""
     changes = {
         "validation": {
             "split": 0.25, "every_steps": 2, "timesteps": 1, "standard_error": 0,
@@ -50,7 +51,7 @@ def with_scaled_text_encoder(config, model):
 
 
 def test_texts_of_an_encoder_that_code_changed_are_its_own(train_config, tmp_path):
-    """Not those that were put on disk for the encoder as it was loaded."""
+    """An encoder changed in code does not use the encodings of the one that was loaded."""
 
     def losses(name, overrides, **training):
         config = train_config(

@@ -1,4 +1,4 @@
-"""Trackers of runs: TensorBoard also over resumes, W&B without a network."""
+"""Trackers of runs: TensorBoard across resumes, W&B without a network."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def test_metrics_go_to_tensorboard_also_over_resumes(train_config):
-    """Once each, also those of steps that are done again, from the start or from a state."""
+    """Each metric is written once, also for repeated steps, from the start or from a state."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = train_config(
@@ -35,9 +35,9 @@ def test_metrics_go_to_tensorboard_also_over_resumes(train_config):
         },
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(2))  # step 1 is told and lost
+        train(config, StopAt(2))  # step 1 is logged and lost
     with pytest.raises(ZeroDivisionError):
-        resume(config.output_dir, StopAt(4))  # step 3 is told and lost, the state is of step 2
+        resume(config.output_dir, StopAt(4))  # step 3 is logged and lost, the state is of step 2
     run = resume(config.output_dir)
     events = EventAccumulator(str(run.path / "tensorboard")).Reload()
     losses = {event.step: event.value for event in events.Scalars("loss")}
@@ -79,7 +79,7 @@ def test_metrics_go_to_wandb_without_a_network(train_config, monkeypatch):
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
     until = time.monotonic() + 30
-    while file.stat().st_size <= 500:  # a process of its own writes it
+    while file.stat().st_size <= 500:  # a separate process writes it
         assert time.monotonic() < until
         time.sleep(0.05)
     assert (run.path / "wandb-id.txt").read_text() in file.name
@@ -88,7 +88,7 @@ def test_metrics_go_to_wandb_without_a_network(train_config, monkeypatch):
 
 @pytest.mark.parametrize(("step", "identity"), [(3, "abc"), (0, None)])
 def test_a_run_that_begins_anew_is_another_one_of_wandb(step, identity, tmp_path, monkeypatch):
-    """W&B drops the numbers of steps that it has had."""
+    """W&B drops step numbers that it has already received, so a restarted run gets a new id."""
     asked = {}
 
     def init(**options):

@@ -1,4 +1,4 @@
-"""Training on the nano model, in this process: what it leaves, and that it resumes exactly."""
+"""Training on the nano model, in this process: the files of a run, and exact resuming."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ class Notes(SilentEvents):
 
 
 def test_a_run_leaves_what_it_promises(train_config, nano_model, pictures):
-    """And it counts captions that are cut."""
+    """A run writes all promised files, and counts truncated captions."""
     (pictures / "001.txt").write_text("ball " * 80, encoding="utf-8")
     notes = Notes()
     config = train_config(
@@ -152,7 +152,7 @@ def test_an_unwritable_directory_is_explained(train_config, tmp_path):
 
 
 def test_training_lowers_the_loss(train_config):
-    """Eight steps on thirteen images: the held-out loss falls by a clear margin."""
+    """After eight steps on thirteen images the held-out loss has clearly fallen."""
     run = train(
         train_config(
             training={"max_steps": 8},
@@ -191,7 +191,7 @@ def test_a_zero_terminal_snr_is_trained_with_and_told_to_samplers(train_config, 
 
 
 def test_a_model_that_predicts_noise_is_drawn_with_as_before(train_config, deeper_model):
-    """A sampler that begins in noise alone gets nothing of such a model but black images."""
+    """A sampler that starts from pure noise gives only black images with such a model."""
     from impasto.models.networks.loading import load_base_model
 
     run = train(
@@ -290,7 +290,7 @@ def test_blocks_move_by_their_own_rates(train_config, nano_model):
 
 
 def test_a_gradient_that_overflows_is_passed_over_and_the_scale_lowered(train_config, monkeypatch):
-    """The scale begins at 65,536; from far above, the first steps overflow."""
+    """The scale starts at 65,536; from far above, the first steps overflow."""
     from impasto.training.optim.mixed_precision import Precision
 
     real = torch.amp.GradScaler
@@ -319,7 +319,7 @@ def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monke
 
 
 def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
-    """It launches a GPU's kernels; noise is drawn where data is read."""
+    """The training thread launches the GPU's kernels; noise is drawn where data is read."""
     from impasto.diffusion.randomness import PerSampleRandomness
 
     drawn = []
@@ -345,4 +345,4 @@ def test_states_are_saved_by_the_clock(train_config):
         )
     )
     assert run.saved_steps() == [1, 2, 3]
-    assert not list((run.path / "models").glob("*"))  # without held-out images none is the best
+    assert not list((run.path / "models").glob("*"))  # without held-out images no model is the best

@@ -19,7 +19,7 @@ _MADE = {}
 
 @pytest.fixture
 def stored(pictures, bucket, s3):
-    """The images of the run in a bucket for all tests, and where the caches of this one go."""
+    """The run's images in a bucket for all tests, and the place for this test's caches."""
     if "pictures" not in _MADE:
         _MADE["pictures"] = make_bucket(s3, "pictures-of-all")
         put_folder(pictures, _MADE["pictures"] / "pictures")
@@ -31,7 +31,7 @@ def stored(pictures, bucket, s3):
 
 @pytest.fixture
 def local(train_config, tmp_path_factory):
-    """What the run exports with its images on a disk; made once, since it is the same for all."""
+    """The export of the same run with its images on a disk; trained once for all tests."""
     if "local" not in _MADE:
         folder = tmp_path_factory.mktemp("local") / "run"
         _MADE["local"] = exported(train(train_config(output_dir=str(folder), training=LENGTH)))
@@ -44,7 +44,7 @@ def test_a_run_learns_what_it_learns_from_a_disk(
     there = train(
         train_config(
             output_dir=str(tmp_path / "there"),
-            dataset={**stored, "decode_workers": 1},  # a spawned process, which reads for itself
+            dataset={**stored, "decode_workers": 1},  # a spawned process, which reads itself
             training={**LENGTH, "cache_text_to_disk": True},
         )
     )

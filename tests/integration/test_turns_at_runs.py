@@ -1,4 +1,4 @@
-"""A turn at writing a run in an object store whose answer is lost, or whose machine slept."""
+"""Write turns on a run in an object store when a response is lost, or a machine has slept."""
 
 import time
 
@@ -23,7 +23,7 @@ from impasto.storage import claims
 
 @pytest.fixture
 def run(bucket):
-    """The working folder of a run that this machine has sent, and of a state that it has not."""
+    """The working folder of an uploaded run, with a state that has not been uploaded."""
     place = bucket / "run"
     folder = make_run(place)
     with Ownership(place) as own:
@@ -35,7 +35,7 @@ def run(bucket):
 
 
 def losing_the_answer(code, status):
-    """A fault: the store gives a turn, and says something else."""
+    """A fault: the store grants a turn, but its response is another one."""
     refuse = refusing(code, status)
 
     def fault(environ, ask):
@@ -123,14 +123,14 @@ def test_settings_that_were_changed_in_the_store_are_those_to_go_on_with(run, bu
         kept.start()
     claims.write(place / "config.toml", b"seed = 333\n")
     (run / "config.toml").write_bytes(b"seed = 4444\n")
-    assert settings_to_go_on(open_run(place)) == run / "config.toml", "changed here too"
+    assert settings_to_go_on(open_run(place)) == run / "config.toml", "it changed here too"
 
 
 def test_who_slept_looks_before_anything_is_put(bucket, monkeypatch):
     with Ownership(bucket / "run") as own:
         owner_elsewhere(bucket / "run", 2)
         own.require_fresh()
-        assert not own.taken_over(), "the last look was just now"
+        assert not own.taken_over(), "the last check was just now"
         now = time.time()
         with monkeypatch.context() as patched:  # the monotonic clock stands still meanwhile
             patched.setattr(time, "time", lambda: now + 3600)

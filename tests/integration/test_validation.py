@@ -1,6 +1,7 @@
-"""Validation in real runs: exact over a resume, as before in old runs, the same on any processes.
+"""Validation in real runs: exact across a resume, as before in old runs, on any processes.
 
-If this failed, a curve would jump where a run was resumed, or two machines would judge differently.
+If this failed, a curve would jump where a run was resumed, or two machines would get different
+losses.
 """
 
 import json
@@ -40,7 +41,7 @@ def measured(run):
 
 @pytest.fixture(scope="module")
 def run_and_killed(tmp_path_factory, nano_model):
-    """A run that measures its losses by tag and folder, and what a kill left of it."""
+    """A run with losses by tag and folder, and its copy as if killed."""
     folder = tmp_path_factory.mktemp("shared")
     pictures = draw_images(folder / "pictures", 13)
     for number, file in enumerate(sorted(pictures.glob("*.txt"))):
@@ -87,7 +88,8 @@ def test_a_run_says_how_sure_its_validation_is(run_and_killed):
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config):
-    """Its settings and states do not name what came later: it keeps its list and its draws."""
+    """A run of an earlier version, whose settings lack newer options, keeps its images and
+    draws."""
     former = {"validation": {}, "saving": {}}
     for path, value in FORMER_VALUES.items():
         section, _, name = path.partition(".")
@@ -116,7 +118,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config):
     assert load_run_config(file).validation.copies == "near"
     assert load_begun_config(file).validation.copies == "bytes"
     assert measured(resume(config.output_dir)) == expected
-    assert not (config.output_dir / "models").exists()  # no best model, as it kept none before
+    assert not (config.output_dir / "models").exists()  # no best model, as before
 
 
 def test_processes_measure_a_share_each_and_get_the_same(train_config):
@@ -139,13 +141,13 @@ def test_processes_measure_a_share_each_and_get_the_same(train_config):
             )
             passes.append(len(list(draws._own_groups(alone))))
             parts.append(found(alone))
-        assert len(set(passes)) == 1  # as many forward passes in each, as a sharded model needs
+        assert len(set(passes)) == 1  # equal numbers of forward passes, as a sharded model requires
         assert (sum(parts) == whole).all()
         assert all(bool((part == 0).any()) for part in parts)
 
 
 def test_losses_are_told_by_tag_and_folder_and_alike_after_a_kill(run_and_killed):
-    """Their numbers of images add up to the whole, and the changes are from the base model."""
+    """The groups' image counts add up to the total, and changes are relative to the base model."""
     whole, killed = run_and_killed
     lines = {m["step"]: m for m in whole.read_metrics() if "validation_loss" in m}
     for step, line in lines.items():

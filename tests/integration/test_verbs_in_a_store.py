@@ -1,4 +1,4 @@
-"""Verbs that look at runs and models, given URLs: what they make is what they make of a folder."""
+"""Verbs that read runs and models give the same results for URLs as for folders."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ _MADE = {}
 
 @pytest.fixture
 def local(train_config, tmp_path_factory):
-    """A finished run on a disk with models and averages on the way; made once for all tests."""
+    """A finished run on a disk with checkpoints and averages; trained once for all tests."""
     if "local" not in _MADE:
         folder = tmp_path_factory.mktemp("local") / "style"
         _MADE["local"] = train(
@@ -53,7 +53,7 @@ def local(train_config, tmp_path_factory):
 
 @pytest.fixture
 def url(local, bucket, tmp_path, monkeypatch):
-    """The same run in a store, from a folder in which nothing is yet."""
+    """The same run in a store, from a folder that is still empty."""
     put_folder(local, bucket / "runs" / "style")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -130,7 +130,7 @@ def test_a_fault_names_the_url_and_not_the_copy_of_it(url, bucket):
 def test_what_a_resumed_run_has_left_in_the_store_counts(
     train_config, bucket, tmp_path, monkeypatch
 ):
-    """A machine that goes on with a run fetches no models: those of before are in the store."""
+    """A machine that resumes a run downloads no models: earlier ones are in the store."""
     url, place = f"s3://{bucket.name}/run", bucket / "run"
     saving = {"state_every_steps": 1, "model_every_steps": 1, "format": "safetensors"}
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Weights that come block by block: the same numbers, in any order that their marks allow."""
+"""Weights loaded block by block give the same results in any order that their marks allow."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Work:
-    """A copy that is made when somebody waits for it, or a point of the arithmetic."""
+    """A copy that is made when it is waited for, or a point in the computation."""
 
     number: int
     copy: tuple[Tensor, Tensor] | None = None
@@ -41,13 +41,13 @@ class Work:
     waited: int | None = None
 
     def newest_point(self) -> int:
-        """The latest point of the arithmetic that this comes after."""
+        """Return the latest point in the computation that this comes after."""
         own = [self.number] if self.copy is None else []
         return max([*own, *(mark.newest_point() for mark in self.after)], default=-1)
 
 
 class LateCopies:
-    """Copies that are made as late as their marks allow, which finds each mark that is missing."""
+    """Makes copies as late as their marks allow, which exposes each missing mark."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -58,7 +58,7 @@ class LateCopies:
     def load(self, target: Tensor, source: Tensor, after: Any) -> Work:
         last = self._used.get(target.data_ptr())
         work = Work(self._next(), (target, source), list(after))
-        if last is not None and last.waited is not None:  # nothing is overwritten that is in use
+        if last is not None and last.waited is not None:  # no memory in use is overwritten
             assert work.newest_point() > last.waited
         self._used[target.data_ptr()] = work
         self._loads.append(work)
@@ -68,7 +68,7 @@ class LateCopies:
         work = Work(self._next(), (target, source), list(after))
         waited = self._used[source.data_ptr()].waited
         assert waited is not None
-        assert work.newest_point() > waited  # what is taken back has been stepped
+        assert work.newest_point() > waited  # weights are taken back after their step
         self._stores.append(work)
         return work
 
@@ -90,7 +90,7 @@ class LateCopies:
     def _make(self, work: Work) -> None:
         for line in (self._loads, self._stores):
             if work in line:
-                for earlier in line[: line.index(work) + 1]:  # a stream keeps its order
+                for earlier in line[: line.index(work) + 1]:  # a stream runs in order
                     line.remove(earlier)
                     for mark in earlier.after:
                         self._make(mark)
@@ -112,7 +112,7 @@ def fine_tune(path, dtype=torch.float32, block_lrs=None):
 
 
 def arguments(unet, batch, generator):
-    """What a U-Net of any family is called with."""
+    """Return the arguments of a U-Net of any family."""
     draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     more = {}
     if unet.config.addition_embed_type == "text_time":
@@ -129,7 +129,7 @@ def arguments(unet, batch, generator):
 
 def trained(path, copies, *, way="exact", dtype=torch.float32, kind="adamw", block_lrs=None,
             precision="no", spoilt=None):  # fmt: skip
-    """Weights and states after two steps; with a look at the model after each."""
+    """Return weights and states after two steps, with the model inspected after each."""
     trainable = fine_tune(path, dtype, block_lrs)
     unet, parts = trainable.unet, trainable.modules
     blocks = recomputed_blocks(unet)
@@ -231,7 +231,7 @@ def test_what_is_on_the_device_is_three_blocks_and_what_is_in_none(nano_model):
     trainable.unet(*given, **named)
     by_module = [set(module.parameters()) for module in blocks]
     assert len(most) == len(blocks)
-    assert all(found in by_module for found in most)  # one block each time
+    assert all(found in by_module for found in most)  # one block at a time
     assert not any(p.untyped_storage().data_ptr() not in own for p in inside)
 
 
@@ -324,7 +324,7 @@ def test_an_error_within_a_pass_leaves_weights_in_ram(nano_model):
     handle.remove()
     for parameter, wanted in zip(trainable.unet.parameters(), before, strict=True):
         assert torch.equal(parameter.detach(), wanted)
-    trainable.unet(*given, **named)  # and goes on
+    trainable.unet(*given, **named)  # and continues
 
 
 def test_weights_that_were_changed_in_ram_are_used():
@@ -339,7 +339,7 @@ def test_weights_that_were_changed_in_ram_are_used():
 
 
 class Rebinding(torch.optim.SGD):
-    """Steps a contiguous copy of a weight, which takes its place, as bitsandbytes' do."""
+    """Steps a contiguous copy of a weight, which replaces it, as bitsandbytes' optimizers do."""
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -401,7 +401,7 @@ def _fail(*_):
 
 
 def test_an_average_of_streamed_weights_is_taken_beside_the_next_step():
-    """What is in RAM already is read there, and not changed before it was."""
+    """Weights already in RAM are read there, and not changed until they were read."""
     weights = [torch.ones(4), torch.full((3,), 2.0)]
     updater, seen = AsyncEmaUpdater(), []
     updater.take(weights, lambda there: seen.extend(t.clone() for t in there))
@@ -420,7 +420,7 @@ def test_ram_is_pinned_in_few_pieces_that_hardly_waste_any(monkeypatch):
     network = nn.ModuleList(nn.Linear(30 + n, 40) for n in range(60))
     stream = WeightStream(network, list(network), CPU, PlainCopies())
     stream.allocate()
-    rounded = sum(1 << (size - 1).bit_length() for size in pieces)  # as PyTorch rounds them
+    rounded = sum(1 << (size - 1).bit_length() for size in pieces)  # rounded as in PyTorch
     assert len(pieces) < 15
     assert stream.host_bytes <= rounded < 1.25 * stream.host_bytes
 

@@ -1,4 +1,4 @@
-"""A model replaces a model, when asked to, and nothing else; a moved run is found whole."""
+"""A model replaces a model on request, and nothing else; a moved run is found complete."""
 
 import shutil
 from dataclasses import replace
@@ -33,7 +33,7 @@ THREE_STEPS = {"training": {"max_steps": 3}}
 
 
 class Noted(SilentEvents):
-    """Keeps what a run says."""
+    """Records a run's messages."""
 
     def __init__(self):
         self.notes = []
@@ -43,7 +43,7 @@ class Noted(SilentEvents):
 
 
 def convert(*words):
-    """The command in this process; what it raises is raised."""
+    """Run the command in this process; its exceptions are passed on."""
     commands.main(["convert", *map(str, words)], standalone_mode=False)
 
 
@@ -185,7 +185,7 @@ def test_what_a_killed_scan_left_half_written_is_removed(train_config, tmp_path)
 
 
 def test_a_run_goes_on_from_another_folder_than_its_own(tmp_path, run_values, monkeypatch):
-    """By the paths that it was begun with, and to the same bits."""
+    """A run resumes from another folder with its original paths, to the same bits."""
     copied = shutil.copytree(run_values["model"]["path"], tmp_path / "base")
     values = {**run_values, "output_dir": "runs/dog", "model": {"path": copied.name}}
     values["dataset"] = {**values["dataset"], "image_dir": "pictures", "cache_dir": "derived"}
@@ -207,7 +207,7 @@ def test_a_run_goes_on_from_another_folder_than_its_own(tmp_path, run_values, mo
 
 
 def test_a_run_that_was_renamed_knows_its_models(train_config, tmp_path):
-    """The model on the way is replaced by the next one, and the finished one keeps its name."""
+    """The checkpoint is replaced by the next one, and the finished model keeps its name."""
     saving = {"model_every_steps": 1, "keep_models": 1, "state_every_steps": 1, "name": None}
     run = train(train_config(output_dir=str(tmp_path / "a"), saving=saving, **THREE_STEPS))
     before = {path.relative_to(run.path) for path in OwnModels(run).paths() if path.exists()}
@@ -222,7 +222,7 @@ def test_a_run_that_was_renamed_knows_its_models(train_config, tmp_path):
 
 
 def test_a_copy_of_a_run_writes_models_of_its_own(train_config, tmp_path):
-    """Models outside of the directory are those of the run that was copied, now and later."""
+    """Models outside the directory belong to the original run, now and later."""
     saving = {
         "model_dir": str(tmp_path / "models"), "format": "safetensors", "name": None,
         "model_every_steps": 1, "keep_models": 1,
@@ -245,7 +245,7 @@ def test_a_copy_of_a_run_writes_models_of_its_own(train_config, tmp_path):
         "b"
     }
     assert copied.exported_model() == tmp_path / "models" / "b.safetensors"
-    assert len(after) == len(before) + 2  # the finished one, and the newest on the way
+    assert len(after) == len(before) + 2  # the finished model, and the newest checkpoint
 
 
 @pytest.mark.parametrize(("keep", "stays"), [(None, ["a-step-9"]), (1, ["a-step-4", "a-step-9"])])

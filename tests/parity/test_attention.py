@@ -1,4 +1,4 @@
-"""Attention that overflows float16 where it is not raised to float32, as in SD 2.1."""
+"""Attention that overflows float16 unless it is computed in float32, as in SD 2.1."""
 
 import pytest
 import torch
@@ -36,11 +36,11 @@ def test_it_equals_diffusers_in_float32():
 
 
 def test_it_stays_finite_where_float16_overflows():
-    """Queries and keys of about 300: their products are far beyond 65,504."""
+    """Products of queries and keys of about 300 are far beyond 65,504."""
     x, context = inputs()
     exact = attention(AttnProcessor(), scale=500.0)(x, context)
     half = attention(AttnProcessor(), scale=500.0).half()
-    assert not half(x.half(), context.half()).isfinite().all(), "this does not overflow any more"
+    assert not half(x.half(), context.half()).isfinite().all(), "this no longer overflows"
     upcast = attention(FusedAttention(upcast=True), scale=500.0).half()(x.half(), context.half())
     assert upcast.dtype == torch.float16
     assert upcast.isfinite().all()

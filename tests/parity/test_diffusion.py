@@ -61,7 +61,7 @@ def test_a_perfect_output_recovers_the_picture(prediction):
 
 
 def test_the_two_predictions_agree_on_the_same_belief():
-    """eps' = sqrt(abar) v' + sigma x_t: one network's output seen in both parameterisations."""
+    """eps' = sqrt(abar) v' + sigma x_t relates both parameterisations of one network's output."""
     x_t, v = latents(0), latents(1)
     epsilon = SCHEDULE.signal(T) * v + SCHEDULE.sigma(T) * x_t
     from_v = VELOCITY.recover_x_0(v, x_t, T, SCHEDULE)

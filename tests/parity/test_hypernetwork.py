@@ -1,7 +1,7 @@
-"""Hypernetworks against NovelAI's and A1111's formulas, written out again from their files.
+"""Hypernetworks against NovelAI's and A1111's formulas, rewritten from their files.
 
-The restatements below read a `.pt` with torch.load and know nothing of Impasto's classes: they go
-by the keys of the file alone, as A1111's and ComfyUI's programs do.
+The rewritten formulas read a `.pt` with torch.load and use none of Impasto's classes: they rely
+only on the file's keys, as A1111 and ComfyUI do.
 """
 
 import functools
@@ -60,13 +60,13 @@ def contents_of(made, name="mine"):
 
 
 def novelai(sd, x, strength):
-    """ctx + m * (W2 (W1 ctx + b1) + b2)."""
+    """Return ctx + m * (W2 (W1 ctx + b1) + b2)."""
     hidden = x @ sd["linear1.weight"].T + sd["linear1.bias"]
     return x + strength * (hidden @ sd["linear2.weight"].T + sd["linear2.bias"])
 
 
 def a1111(content, half, x, strength):
-    """Modules in the order in which A1111 builds them, counted as its Sequential counts them."""
+    """Apply modules in the order in which A1111 builds them, numbered as in its Sequential."""
     sd, index, y = content[WIDTH][half], 0, x
     transitions = len(content["layer_structure"]) - 1
     for i in range(transitions):
@@ -86,12 +86,12 @@ def a1111(content, half, x, strength):
 
 
 def comfyui(content, half, x, strength):
-    """Linear layers in the order of the keys; every weight of one dimension is a layer norm."""
+    """Apply linear layers in the order of the keys; each 1-D weight is a layer norm."""
     assert all(isinstance(int(k), int) for k in content if not isinstance(k, str))
     sd, layers = content[WIDTH][half], []
     activation = content.get("activation_func", "linear")
     assert activation in COMFYUI_ACTIVATIONS
-    assert not content.get("use_dropout", False), "it would drop while drawing"
+    assert not content.get("use_dropout", False), "it would apply dropout while drawing"
     names = [name for name in sd if name.endswith(".weight")]
     for number, name in enumerate(names):
         bias = sd[name.replace(".weight", ".bias")]
@@ -125,7 +125,7 @@ def test_every_activation_of_a1111_is_there_and_every_formula_is_checked():
     without_sense = {"multiheadattention", "threshold", "glu", "softmax2d", *over_images}
     assert named - without_sense <= set(ACTIVATIONS)
     assert {"linear", "swish"} <= set(ACTIVATIONS)
-    assert set(ACTIVATIONS) - set(FORMULAS) == {"prelu", "rrelu"}  # learns; is drawn
+    assert set(ACTIVATIONS) - set(FORMULAS) == {"prelu", "rrelu"}  # in training; in sampling
 
 
 ALL_SHAPES = list(itertools.product(STRUCTURES, *[[False, True]] * 3))
@@ -135,15 +135,16 @@ PAIRS_OF_SHAPES = [
     (STRUCTURES[2], True, False, True),
     (STRUCTURES[1], True, True, False),
 ]
-"""Each two of norm, output and dropout in each of their states."""
+"""Each pair of norm, output and dropout in each of their states."""
 
 
 @pytest.mark.parametrize("activation", FORMULAS)
 def test_it_is_a1111s_formula(tmp_path, activation):
-    """Each structure, with and without layer norm, an activated output, and dropout.
+    """Each structure gives A1111's output, with and without layer norm, activation and dropout.
 
-    Where a layer stands does not depend on which activation is beside it, if any: all shapes are
-    seen with none and with one of them, and with the others each two of their features.
+    A layer's position does not depend on the kind of activation, only on whether there is one: all
+    structures are tested with none and with one kind, and the other kinds with each pair of
+    features.
     """
     x = inputs()
     shapes = ALL_SHAPES if activation in ("linear", "leakyrelu") else PAIRS_OF_SHAPES
@@ -164,7 +165,7 @@ def test_it_is_a1111s_formula(tmp_path, activation):
 
 
 def test_an_activation_that_learns_goes_there_and_back(tmp_path):
-    """As A1111's Sequential of linear layers and PReLU counts them."""
+    """A learned activation survives a round trip, numbered as in A1111's Sequential."""
     made, x = network(Structure((1, 2, 1), "prelu", activate_output=True)), inputs()
     write_hypernetwork(contents_of(made), tmp_path / "n.pt", "a1111")
     content = torch.load(tmp_path / "n.pt", weights_only=True)
@@ -249,7 +250,7 @@ def stack_of(*networks, strengths=(1.0, 1.0)):
 
 
 def test_in_the_unet_it_changes_what_keys_and_values_are_made_of(unet):
-    """Two in sequence, against hooks on to_k and to_v of diffusers' own attention."""
+    """Two in sequence equal hooks on to_k and to_v of diffusers' own attention."""
     widths = context_widths(unet)
     first = network(Structure(), widths, seed=1)
     second = network(Structure((1, 2, 1), "relu"), widths[:1], seed=2)
@@ -300,7 +301,7 @@ def test_nothing_changes_at_strength_0_or_with_zero_output(unet):
 @pytest.mark.parametrize("name", INITIALIZATIONS)
 @pytest.mark.parametrize("activation", ["linear", "leakyrelu"])
 def test_initializations_are_a1111s(name, activation):
-    """By the spread that each is defined to have, from 640 x 1280 numbers."""
+    """640 x 1280 numbers have the spread by which each initialization is defined."""
     made = Hypernetwork([640], Structure((1, 2, 1), activation, layer_norm=True))
     initialize(made, name, 5)
     linear = [m for m in made.modules() if isinstance(m, nn.Linear)]
@@ -350,7 +351,7 @@ def full_size_unet(base):
     ],
 )
 def test_a_full_size_one_is_taken_by_its_own_family_alone(base, widths, said):
-    """640 and 1280 are widths of all families; that of the words tells them apart."""
+    """Widths 640 and 1280 occur in all families; the text width distinguishes them."""
     unet = full_size_unet(base)
     if said is None:
         require_matching_widths("ink", widths, unet)

@@ -31,7 +31,7 @@ def recorded(golden):
 
 
 def close(found, expected, rtol=2e-3):
-    """The recorded numbers are float32 arithmetic, which differs by that much at low noise."""
+    """Compare with recorded float32 results, which differ by that much at low noise."""
     torch.testing.assert_close(found.float(), torch.tensor(expected), atol=1e-7, rtol=rtol)
 
 
@@ -198,7 +198,7 @@ RECIPE = NoiseRecipe(
     ],
 )
 def test_all_that_the_step_adds_can_be_drawn_ahead(recipe, monkeypatch):
-    """Afterwards nothing is drawn sample by sample, and the noise is the same."""
+    """After drawing ahead, no sample draws again, and the noise is the same."""
     expected = recipe.noise(LATENTS, randomness())
     on_input = recipe.on_input(expected, randomness())
     ahead = randomness()
@@ -212,7 +212,7 @@ def test_all_that_the_step_adds_can_be_drawn_ahead(recipe, monkeypatch):
     noise = recipe.noise(LATENTS, to_device)
     assert torch.equal(noise, expected)
     assert torch.equal(recipe.on_input(noise, to_device), on_input)
-    assert to_device == ahead  # the same draws, wherever their numbers are
+    assert to_device == ahead  # the same draws, on any device
 
 
 def test_a_sample_has_the_same_noise_however_the_update_is_cut():

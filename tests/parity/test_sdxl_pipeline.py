@@ -1,4 +1,4 @@
-"""What is drawn with SDXL, against diffusers' StableDiffusionXLPipeline on the files we write."""
+"""Images drawn with SDXL, against diffusers' StableDiffusionXLPipeline on Impasto's files."""
 
 import json
 from dataclasses import replace
@@ -24,12 +24,13 @@ from impasto.sampling.sampler import Sampler, rescale_advice, rescaled
 PROMPT = Prompt("a red ball", "grey", 3, 64, 96, 2, 5.0, "ddim")
 KINDS = {"epsilon": (SDXL, {}), "velocity": (SDXL_V, ZERO_TERMINAL_SNR)}
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
-"""Latents are of the order of 10, and the two samples of a batch come in another order there."""
+"""The tolerance: latents are about 10 in size, and diffusers orders a batch's two samples
+otherwise."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def written(request, tmp_path_factory, nano_architecture):
-    """A file that Impasto wrote, and a folder that it wrote of that file."""
+    """A file that Impasto wrote, and a folder that it wrote from that file."""
     family, schedule = KINDS[request.param]
     base = tmp_path_factory.mktemp(request.param)
     write_model(nano_architecture, base / "source", family)
@@ -43,7 +44,7 @@ def written(request, tmp_path_factory, nano_architecture):
 
 
 def pipeline_of(file, folder, form):
-    """In the form `file` the folder gives configurations alone, as the Hub would."""
+    """Build the pipeline; for `file` the folder gives only configurations, as the Hub would."""
     if form == "folder":
         found = StableDiffusionXLPipeline.from_pretrained(folder)
     else:
@@ -51,8 +52,8 @@ def pipeline_of(file, folder, form):
             file, config=str(folder), local_files_only=True
         )
     found.set_progress_bar_config(disable=True)
-    # as ours: PyTorch multiplies matrices in another way where weights may learn, which on some
-    # processors gives another last bit
+    # as ours: PyTorch multiplies matrices differently if weights require gradients, which on some
+    # CPUs changes the last bit
     for network in (found.unet, found.vae, found.text_encoder, found.text_encoder_2):
         network.requires_grad_(requires_grad=False)
     return found
@@ -75,7 +76,8 @@ def latents_of(pipeline, prompt, negative):
 
 
 def texts_of(pipeline, text, negative):
-    """Both texts as diffusers encodes them, in one batch as ours are: rounding depends on it."""
+    """Return both texts as diffusers encodes them, in one batch like ours: rounding depends on
+    it."""
     if negative is None:
         return {"prompt": text}
     states, _, pooled, _ = pipeline.encode_prompt(
@@ -118,7 +120,7 @@ def test_diffusers_computes_the_same_with_what_is_written(written, form):
 @pytest.mark.parametrize("written", ["epsilon"], indirect=True)
 @pytest.mark.parametrize("zeros", [False, True])
 def test_an_empty_negative_prompt_is_what_the_folder_says(written, zeros, tmp_path):
-    """diffusers has zeros for a negative prompt that is not given; ours is empty then."""
+    """diffusers uses zeros if no negative prompt is given; in Impasto it is then empty."""
     _, folder = written
     model = load_base_model(folder)
     model = replace(model, contents=replace(model.contents, zeroes_empty_text=zeros))
@@ -128,7 +130,7 @@ def test_an_empty_negative_prompt_is_what_the_folder_says(written, zeros, tmp_pa
     assert pipeline.config.force_zeros_for_empty_prompt is zeros
     prompt = replace(PROMPT, negative="", guidance_rescale=0.0)
     expected = latents_of(pipeline, prompt, None)
-    for path in ("again", "file.safetensors"):  # each says it in its own way
+    for path in ("again", "file.safetensors"):  # each has its own option for it
         drawer = Sampler.of(load_base_model(tmp_path / path))
         with torch.no_grad():
             torch.testing.assert_close(drawer._latents(prompt), expected, **CLOSE)

@@ -1,4 +1,4 @@
-"""SDXL's two encoders, its sizes and its tokens, against what sd-scripts made of them."""
+"""SDXL's two encoders, its sizes and its tokens, against sd-scripts' recorded results."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def states():
 
 @pytest.mark.parametrize("length", [75, 150, 225])
 def test_states_and_pooled_text_equal_the_recorded_ones(golden, states, length):
-    """Layer 11 and the last but one, without a norm; the pooled text of the first chunk."""
+    """The states are layer 11 and the last but one, without a norm; pooled is the first chunk's."""
     prompts, recorded = golden("sdxl.json")["prompts"], np.load(GOLDEN / "sdxl_states.npz")
     conditioner = ClipTextConditioner(
         [kohya_tokens(part, length) for part in (FIRST, SECOND)],
@@ -80,9 +80,9 @@ def test_states_and_pooled_text_equal_the_recorded_ones(golden, states, length):
 
 @pytest.mark.parametrize("length", [75, 150, 225])
 def test_files_of_these_states_give_them_back(golden, states, length, tmp_path):
-    """As sd-scripts' `cache_batch_outputs` writes them: nothing else is read, but for empty chunks.
+    """Files in the format of sd-scripts' `cache_batch_outputs` are enough, except for empty chunks.
 
-    Of 152 or 227 positions each chunk lacks what the joined caption lacks.
+    Of 152 or 227 positions each chunk lacks those that the joined caption lacks.
     """
     prompts, recorded = golden("sdxl.json")["prompts"], np.load(GOLDEN / "sdxl_states.npz")
     tokens = [kohya_tokens(part, length) for part in (FIRST, SECOND)]
@@ -115,7 +115,7 @@ def test_files_of_these_states_give_them_back(golden, states, length, tmp_path):
     found = conditioner(prompts, [geometry] * len(prompts)).arguments
     expected = [recorded[f"len{length}_states_{number}"] for number in (1, 2)]
     pooled = found["added_cond_kwargs"]["text_embeds"]
-    close = {"atol": 3e-6, "rtol": 1e-5}  # of what is encoded; the rest is the same bits
+    close = {"atol": 3e-6, "rtol": 1e-5}  # of encoded chunks; the others are identical
     for found_one, expected_one in (
         (found["encoder_hidden_states"], np.concatenate(expected, axis=-1)),
         (pooled, recorded[f"len{length}_pooled"]),
@@ -133,7 +133,7 @@ def test_an_exclamation_mark_is_a_word_for_the_second_encoder(golden):
 
 
 def test_sizes_are_told_as_recorded(golden):
-    """Six numbers in sd-scripts' order, each of which diffusers' layer makes its 256 values of."""
+    """Six numbers in sd-scripts' order, each expanded by diffusers' layer to 256 values."""
     layer = Timesteps(SDXL.sizes.width, flip_sin_to_cos=True, downscale_freq_shift=0)
     for case in golden("sdxl.json")["sizes"]:
         height, width, top, left, target_height, target_width = case["numbers"]

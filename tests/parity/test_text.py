@@ -1,4 +1,4 @@
-"""Text: the shipped vocabulary, the chunks of tokens, and the states that the U-Net sees."""
+"""Text: the shipped vocabulary, the chunks of tokens, and the states that the U-Net receives."""
 
 from dataclasses import replace
 
@@ -86,7 +86,7 @@ def test_weighted_tokens_equal_the_recorded_ones(golden):
 
 @pytest.fixture(scope="module")
 def tiny_encoders():
-    """The recorded random encoder of four layers, in both activations."""
+    """The recorded random encoder of four layers, with both activations."""
     tensors = load_file(GOLDEN / "clip_tiny.safetensors")
     rows, ids = tensors.pop("token_rows"), tensors.pop("token_ids")
     table = torch.zeros(49408, 24)
@@ -109,7 +109,7 @@ def tiny_encoders():
 @pytest.mark.parametrize("length", [75, 150, 225])
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_states_equal_the_recorded_ones(golden, tiny_encoders, v2, length, clip_skip):
-    """sd-scripts' join of 77, 152 and 227 positions, to float32 rounding."""
+    """States joined to 77, 152 and 227 positions equal sd-scripts', to float32 rounding."""
     prompts = golden("clip_states.json")["prompts"]
     recorded = np.load(GOLDEN / "clip_states.npz")[f"{NAME_OF[v2]}_{length}_{clip_skip}"]
     states = states_of(tiny_encoders[v2], v2, clip_skip)
@@ -180,7 +180,7 @@ def test_a1111_takes_chunks_as_needed(a1111):
 
 
 def test_a_comma_carries_its_words_over(a1111):
-    """70 words, a comma, 10 words: what follows the comma goes to the next chunk, as in A1111."""
+    """With 70 words, a comma and 10 words, the words after the comma move on, as in A1111."""
     text = "cat " * 70 + ", " + "dog " * 10
     first, second = a1111()(text).ids
     assert first == (49406, *[2368] * 70, 267, *[49407] * 5)
@@ -229,7 +229,7 @@ def test_an_empty_caption_has_the_layout_of_all(tiny_encoders):
 
 
 def test_the_mean_is_kept_as_a1111_does(tiny_encoders, a1111):
-    """z * w * mean(z) / mean(z * w), over one chunk of one text."""
+    """The mean is preserved by z * w * mean(z) / mean(z * w), over one chunk of one text."""
     states = states_of(tiny_encoders[False])
     plain = ClipTextConditioner([a1111()], states)(["a cat"]).arguments["encoder_hidden_states"]
     found = ClipTextConditioner([a1111(emphasis="mean")], states)(["a (cat:1.5)", "x"])
@@ -259,7 +259,7 @@ def test_the_last_layer_is_what_transformers_gives(nano_model):
 
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_clip_skip_is_a_shorter_encoder(nano_model, clip_skip):
-    """Independent of hidden_states: the encoder with its last layers taken off."""
+    """Clip skip equals an encoder without its last layers, independent of hidden_states."""
     model, shorter = load_base_model(nano_model), load_base_model(nano_model)
     encoder = shorter.networks["text_encoder"]
     layers = encoder.encoder.layers

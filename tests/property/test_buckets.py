@@ -1,4 +1,4 @@
-"""Buckets: tables equal to sd-scripts', and a choice that never crops more than theirs."""
+"""Buckets: tables equal to sd-scripts', and a selection that never crops more than theirs."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def limits_of(case) -> Limits:
 
 
 def test_kohya_selection_equals_the_recorded_one(golden):
-    """16 configurations, half of them no-upscale; where sd-scripts fails, ours gives a step."""
+    """16 configurations, half of them no-upscale; where sd-scripts fails, ours uses a step."""
     compared = repaired = 0
     for case in golden("bucket_select.json"):
         limits, assign = limits_of(case), ASSIGNMENTS["kohya", case["no_upscale"]]
@@ -67,7 +67,7 @@ def test_kohya_selection_equals_the_recorded_one(golden):
 
 @pytest.mark.parametrize("no_upscale", [False, True])
 def test_native_never_crops_more_than_the_recorded_choice(golden, no_upscale):
-    """By the pixels that are cut off; without enlarging, also where sd-scripts fails."""
+    """Compared by cropped pixels; without upscaling, also where sd-scripts fails."""
     compared = 0
     for case in golden("bucket_select.json"):
         if case["no_upscale"] != no_upscale:
@@ -103,7 +103,7 @@ def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, st
         theirs = max(fitting, key=lambda one: kept_fraction(size, one))
     if is_within:
         assert kept_fraction(size, bucket) >= kept_fraction(size, theirs) - 1e-12
-        assert bucket.area >= theirs.area, "a needless shrink"
+        assert bucket.area >= theirs.area, "an unneeded downscale"
     beyond = max(theirs.wh) > 1024 or min(theirs.wh) < 256
     for own, theirs_side in ((bucket.width, size.width), (bucket.height, size.height)):
         assert own % step == 0
@@ -125,7 +125,7 @@ def test_without_enlarging_buckets_stay_within_limits_and_picture(size, side, st
      (300, 200, (256, 192)), (60, 300, (64, 256)), (40, 40, (64, 64)), (512, 512, (512, 512))],
 )  # fmt: skip
 def test_small_and_nearly_square_pictures(width, height, expected):
-    """The sizes that sd-scripts' users complained of: no 448x448, no bucket of width 0."""
+    """Sizes that sd-scripts' users reported: no 448x448, and no bucket of width 0."""
     limits = Limits(tuple(BUCKETS), 512 * 512, 256, 1024, 64)
     bucket, _ = ASSIGNMENTS["native", True]([Size(width, height)], limits)[0]
     assert (bucket.width, bucket.height) == expected
@@ -192,7 +192,7 @@ def test_bounds_that_no_bucket_fits_are_explained():
 
 @given(SIZES, st.sampled_from([512, 768]), st.sampled_from([32, 64]))
 def test_without_enlarging_the_choice_is_the_best_of_all_buckets(size, side, step):
-    """Against trying every bucket: the largest that crops no more than sd-scripts' would."""
+    """Trying every bucket finds the same: the largest that crops no more than sd-scripts' would."""
     limits = Limits((), side * side, 256, 1024, step)
 
     def sides(pixels):
@@ -213,4 +213,4 @@ def test_without_enlarging_the_choice_is_the_best_of_all_buckets(size, side, ste
     if bucket in every and bucket != theirs:
         assert bucket.area == best
     elif bucket not in every:
-        assert max(theirs.wh) > 1024 or min(theirs.wh) < 256, "only where sd-scripts' is outside"
+        assert max(theirs.wh) > 1024 or min(theirs.wh) < 256, "only if sd-scripts' is outside"

@@ -1,4 +1,4 @@
-"""What goes together: the table is asked by all, by the ladder of settings too."""
+"""Compatible settings: one table decides everywhere, also in the memory ladder."""
 
 import itertools
 import os
@@ -46,7 +46,7 @@ def test_what_the_ladder_offers_goes_together_and_is_read_again(train_config, me
             continue
         config = begun(train_config, kind, method, **extra)
         if not goes_together(config, facts):
-            continue  # refused from the start, with these words
+            continue  # refused from the start, with these messages
         chosen = with_rungs(config, rungs_taken(config, facts))
         assert list(conflicts(chosen, facts)) == [], (kind, extra)
         text = dump_toml(chosen)
@@ -81,18 +81,20 @@ def test_prodigy_is_not_offered_steps_in_the_backward_pass(train_config):
 
 
 def test_what_auto_stands_for_does_not_count_as_asked(train_config):
-    """Or the rungs of 16-bit weights, which set it too, would never be chosen."""
+    """Values chosen by "auto" do not block rungs, such as those of 16-bit weights, which set
+    them too."""
     config = train_config(training={"memory": "auto", "mixed_precision": "auto"})
     resolved = resolve_precision(config, SilentEvents())
     assert resolved.training.mixed_precision != "auto"
     assert "mixed_precision" not in resolved.training.model_fields_set
     asked = train_config(training={"mixed_precision": "bf16"})
-    assert not touches_asked(WEIGHTS_BF16, asked)  # it would set what was asked for
+    assert not touches_asked(WEIGHTS_BF16, asked)  # it would set the requested value
     assert touches_asked(WEIGHTS_BF16, train_config(training={"mixed_precision": "no"}))
 
 
 def test_arguments_of_an_optimizer_keep_it(train_config):
-    """bitsandbytes' AdamW takes others, and the run would be refused for them."""
+    """bitsandbytes' AdamW takes other arguments, so changing the kind would make the run
+    invalid."""
     config = train_config(optimizer={"kind": "adamw", "arguments": {"amsgrad": True}})
     assert not offers(EIGHT_BITS, config)
     for kind in ("adamw", "AdamW", "torch.optim.AdamW"):
@@ -105,7 +107,7 @@ def test_arguments_of_an_optimizer_keep_it(train_config):
         ({"optimizer_in_backward": "exact"}, "gradient_accumulation_steps"),
         ({"cuda_graphs": True, "compile": "full"}, "gradient_accumulation_steps"),
         ({"cuda_graphs": True, "compile": "blocks"}, "gradient_checkpointing"),
-        ({"ema_decay": 0.9}, "ema_on_cpu"),  # on a processor
+        ({"ema_decay": 0.9}, "ema_on_cpu"),  # on a CPU
     ],
 )
 def test_nothing_is_advised_that_would_be_refused(train_config, training, not_advised):
@@ -148,7 +150,7 @@ def test_a_smaller_batch_is_advised_where_it_makes_the_largest_smaller(
     ],
 )
 def test_a_text_encoder_is_advised_to_rest_without_its_own_settings(train_config, own):
-    """What is advised, done to the word, is a run that is not refused."""
+    """Advice to freeze the text encoder, followed literally, gives an accepted run."""
     config = train_config(method={"train_text_encoder": True, **own})
     (way,) = [way for way in advised(config) if "train_text_encoder" in way]
     assert way.startswith("method.train_text_encoder = false")
@@ -255,13 +257,13 @@ TAKEN = {
 def test_a_plan_names_a_taken_directory_after_its_numbers(
     train_config, capsys, fresh_accelerate, monkeypatch, place
 ):
-    """With training's words; a directory with a run in it is planned as that run."""
+    """The plan reports a used directory like training; with a run in it, that run is planned."""
     config = train_config()
     free = config.output_dir
     if place == "in it":
         free.mkdir()
         (free / "somebody's.txt").write_text("")
-    elif place == "read-only":  # the superuser, who may run this, is refused nothing
+    elif place == "read-only":  # root, who may run this, is refused nothing
         may = os.access
         monkeypatch.setattr(
             os, "access", lambda path, mode: path != free.parent and may(path, mode)
@@ -283,7 +285,7 @@ def test_a_plan_names_a_taken_directory_after_its_numbers(
 
 
 def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
-    """A change of another setting of the section is checked with it, and leaves it."""
+    """A change of another setting of the section is validated with "auto"'s value and keeps it."""
     monkeypatch.setattr(precision, "computed_kind", lambda _: "bf16")
     resolved = resolve_precision(train_config(training={"mixed_precision": "auto"}), SilentEvents())
     changed = with_fields(resolved, "training", {"gradient_checkpointing": True})
@@ -382,7 +384,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
 def test_rows_ask_what_is_known(settings, facts, words, train_config):
     plain = train_config()
     config = plain
-    for section, fields in settings.items():  # not checked as a whole: the row is what is asked
+    for section, fields in settings.items():  # not validated as a whole: only the row is tested
         current = getattr(config, section)
         changed = current.model_copy(update=fields)
         config = config.model_copy(update={section: changed})
@@ -393,7 +395,7 @@ def test_rows_ask_what_is_known(settings, facts, words, train_config):
 
 
 def test_a_rate_that_no_block_has_does_not_count(train_config):
-    """All blocks have one of their own: for Prodigy the optimizer's is no second one."""
+    """All blocks have their own rates: for Prodigy the optimizer's rate is not a second one."""
     ends = dict.fromkeys(("conv_in", "time_embedding", "conv_norm_out", "conv_out"), 1.0)
     optimizer = {"kind": "prodigy", "lr": 2e-6}
     assert train_config(optimizer=optimizer, method={"block_lrs": ends | {"mid_block": 1.0}})

@@ -1,8 +1,8 @@
-"""Whatever is in a file, reading it ends well or with an error in words: nothing else comes out.
+"""Reading any damaged file succeeds or raises one of Impasto's errors, and nothing else.
 
-The short test takes a few seconds. The long one reads 10,400 damaged files of a seed;
-`IMPASTO_FUZZ_SEED` and `IMPASTO_FUZZ_FILES` (of each kind) try others. A failure names kind, seed
-and number; `damaged_once(kind, seed, number, folder)` does it again.
+The short test takes a few seconds. The long one reads 10,400 damaged files of a seed; set
+`IMPASTO_FUZZ_SEED` and `IMPASTO_FUZZ_FILES` (per kind) for others. A failure reports kind, seed and
+number; `damaged_once(kind, seed, number, folder)` repeats it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHORT, LONG = 15, 800
 
 
 def damaged_once(kind, reader, seed, number, folder):
-    """Damage one file and read it; what came out that should not, in a line."""
+    """Damage one file and read it; return a line about an unexpected exception, or None."""
     rng = random.Random(f"{kind} {seed} {number}")
     folder.mkdir()
     try:
@@ -42,7 +42,7 @@ def read_many(kind, seed, count, tmp_path):
     whole.mkdir()
     reader = READERS[kind](whole)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, on damaged files
+        warnings.simplefilter("ignore")  # warnings of libraries about damaged files
         found = [
             damaged_once(kind, reader, seed, number, tmp_path / str(number))
             for number in range(count)

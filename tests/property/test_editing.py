@@ -1,6 +1,6 @@
-"""Edits of captions against a slow and plain account of what each does.
+"""Edits of captions against a slow, plain implementation of each.
 
-If one failed, hundreds of captions of a user would be other than the preview's words promise.
+If one failed, hundreds of a user's captions would differ from the preview.
 """
 
 import re
@@ -53,7 +53,7 @@ def plain_tags(line):
 
 
 def put(tags, tag, at):
-    """Count places up to the one that is meant."""
+    """Count positions up to the selected one."""
     if at == "last":
         return [*tags, tag]
     found, wanted = [], 1 if at == "first" else int(at)

@@ -1,4 +1,4 @@
-"""The key map is one table for both directions: a bijection, on the recorded lists and any size."""
+"""The key map is one table for both directions: a bijection, on recorded lists and any size."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.models.families import FAMILIES, SD1, SD2_BASE, SDXL, file_layouts
 
 EVERY = (*FAMILIES, TWO)
-"""All families of the table, and one that is a row alone."""
+"""All families of the table, and one that is only a row."""
 
 
 def lazy(shape) -> LazyTensor:
@@ -25,7 +25,8 @@ def lazy(shape) -> LazyTensor:
     [("sd15_map.json", SD1), ("sd21_map.json", SD2_BASE), ("sdxl_map.json", SDXL)],
 )
 def test_full_key_lists_go_there_and_back(golden, file, family):
-    """Every key of the original layout has the counterpart that sd-scripts' converters give it."""
+    """Every key of the original layout maps to the one that sd-scripts' converters give, and
+    back."""
     recorded = golden(file)
     layout = layout_of(recorded, file_layouts())
     assert layout == family.layout
@@ -41,7 +42,7 @@ def test_full_key_lists_go_there_and_back(golden, file, family):
             assert ours.removeprefix("text_model.") in taken.components[part], name
             seen.add(target.replace(".text_model.", "."))
     assert seen == {f"{part}.{name}" for part, names in taken.components.items() for name in names}
-    for rest in (taken.ldm_only, {}):  # without the rest, it is made anew
+    for rest in (taken.ldm_only, {}):  # if others are missing, it is generated
         back = merge_ldm(taken.components, rest, layout)
         assert {n: t.shape for n, t in back.items()} == {
             n: tuple(row["shape"]) for n, row in recorded.items()
@@ -59,7 +60,7 @@ RESNET = ("norm1.weight", "conv1.bias", "time_emb_proj.weight", "conv_shortcut.w
 
 
 def unet_names(layout: UNetLayout, family) -> set[str]:
-    """diffusers' names of a family's U-Net of this layout, a few of each module."""
+    """Return diffusers' names of a U-Net of this layout, a few per module."""
     names = {"conv_in.weight", "conv_out.bias", "time_embedding.linear_1.weight"}
     if family.takes_pooled:
         names |= {"add_embedding.linear_1.weight", "add_embedding.linear_2.bias"}
@@ -96,7 +97,7 @@ def test_any_unet_goes_there_and_back(family, layout):
 
 
 def vae_names(levels: int, layers: int) -> set[str]:
-    """diffusers' names of a VAE of so many levels and layers, a few of each module."""
+    """Return diffusers' names of a VAE with these levels and layers, a few per module."""
     return {
         f"{half}_blocks.{level}.resnets.{n}.{name}"
         for half, count in (("encoder.down", layers), ("decoder.up", layers + 1))
@@ -121,7 +122,7 @@ def require_both_ways(table: ComponentMap, names: set[str]) -> None:
 
 
 def text_names(encoder, layers: int) -> set[str]:
-    """transformers' names of a text encoder of so many layers, a few of each module."""
+    """Return transformers' names of a text encoder with this many layers, a few per module."""
     of_layers = {f"encoder.layers.{n}.{x}" for n in range(layers) for x in (
         "layer_norm1.weight", "mlp.fc2.bias", "self_attn.out_proj.weight"
     )}  # fmt: skip
@@ -148,7 +149,7 @@ SQUARE = ("_proj.weight", ".to_q.weight")
 
 
 def tensors_of(names: set[str]) -> dict[str, LazyTensor]:
-    """Tensors that all differ; those that files fuse, turn or convolve are matrices."""
+    """Return distinct tensors; those that files fuse, transpose or convolve are matrices."""
     shapes = {name: (3, 3) if name.endswith(SQUARE) else (2,) for name in sorted(names)}
     shapes |= {name: (3, 2) for name in shapes if name == "text_projection.weight"}
     return {
@@ -163,7 +164,7 @@ def tensors_of(names: set[str]) -> dict[str, LazyTensor]:
 @settings(max_examples=20)
 @given(unet=unet_layouts(), levels=st.integers(1, 3), layers=st.integers(1, 4))
 def test_any_model_goes_into_one_file_and_back(family, unet, levels, layers):
-    """All networks beside each other: none takes another's tensors, and values come back."""
+    """With all networks in one file, none takes another's tensors, and values are preserved."""
     queries = {f"encoder.layers.{n}.self_attn.{letter}_proj.{x}"
                for n in range(layers) for letter in "qkv" for x in ("weight", "bias")}  # fmt: skip
     components = {

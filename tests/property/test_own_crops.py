@@ -1,4 +1,4 @@
-"""A crop of one's own equals an image that was cut by another program, whatever follows."""
+"""An own crop equals an image that another program has cut, in all later steps."""
 
 import json
 import tempfile
@@ -44,7 +44,7 @@ def only_plan(folder, masks=None, **options):
 @settings(max_examples=60, deadline=None)
 @given(cuts(), st.sampled_from(["lanczos", "area", "nearest"]), st.integers(1, 8))
 def test_pixels_weights_and_geometry_are_those_of_an_image_cut_by_pillow(case, filter_, turned):
-    """At each EXIF orientation: the rectangle is of the upright image."""
+    """At each EXIF orientation the rectangle refers to the upright image."""
     (width, height), (x, y, wide, high) = case
     upright, mask = noise((width, height), 1), noise((width, height), 2, 3).convert("L")
     back = {1: None, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[turned]
@@ -75,7 +75,7 @@ def test_pixels_weights_and_geometry_are_those_of_an_image_cut_by_pillow(case, f
 
 
 def tagged(image, orientation):
-    """The image with an orientation that Pillow will undo."""
+    """Return the image with an orientation that Pillow will undo."""
     copy = image.copy()
     copy.getexif()[0x0112] = orientation
     return copy

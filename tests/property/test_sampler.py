@@ -26,7 +26,7 @@ def sampler(buckets, *, batch_size=4, repeats=1, **changes):
 
 
 def test_a_full_batch_is_one_of_its_dataset_and_bucket():
-    """Not of another dataset in the same bucket; never more than there are showings."""
+    """A batch has one dataset and one bucket; a batch size never exceeds the number of showings."""
     square, wide = SHAPES[0], SHAPES[1]
     groups = [Group(0, square)] * 9 + [Group(1, square)] * 2 + [Group(0, wide)] * 2
     sizes = {Group(0, square): 4, Group(1, square): 1, Group(0, wide): 4}
@@ -43,7 +43,7 @@ def test_a_full_batch_is_one_of_its_dataset_and_bucket():
 
 
 def batches_of(dealer, ranks=1, epoch=0):
-    """The images of each batch of an epoch, stand-ins left out."""
+    """Return the images of each batch of an epoch, without padding samples."""
     steps = range(epoch * dealer.steps_per_epoch, (epoch + 1) * dealer.steps_per_epoch)
     return [
         [sample.image for sample in batch.samples]

@@ -1,4 +1,4 @@
-"""Settings as fields of a form, and back: nothing is changed on the way."""
+"""Settings as form fields and back: nothing is changed on the way."""
 
 import contextlib
 import tomllib
@@ -34,7 +34,7 @@ VALUES = st.recursive(
 
 
 def value_for(setting):
-    """Values of about the type of a setting, odd ones among them."""
+    """Draw values of about the type of a setting, unusual ones among them."""
     form = setting.type.form
     if form == "flag":
         return st.booleans()
@@ -62,7 +62,7 @@ def trees(draw):
 
 
 def through_a_browser(fields):
-    """Line ends as browsers send them."""
+    """Return text with the line ends that browsers send."""
     return {path: text.replace("\n", "\r\n") for path, text in fields.items()}
 
 
@@ -74,7 +74,7 @@ def test_examples_come_back_as_they_were(file):
 
 @pytest.mark.parametrize("file", RUNS, ids=lambda file: file.stem)
 def test_resolved_settings_come_back_too(file):
-    """As a run directory has them: every setting of it is given."""
+    """Settings as in a run directory, with every value given, survive the round trip."""
     config = build_run_config(tomllib.loads(file.read_text(encoding="utf-8")), source="it")
     tree, faults = tree_of(through_a_browser(fields_of(tomllib.loads(dump_toml(config)))))
     assert faults == {}
@@ -87,11 +87,11 @@ def test_any_values_come_back_as_they_were(tree):
     same = tomllib.loads(tomli_w.dumps(tree))
     found, faults = tree_of(through_a_browser(fields_of(same)))
     assert faults == {}
-    assert tomli_w.dumps(found) == tomli_w.dumps(in_order(same))  # 1 is not true here
+    assert tomli_w.dumps(found) == tomli_w.dumps(in_order(same))  # 1 does not equal true here
 
 
 def in_order(tree):
-    """The same tree with its settings in the order of the form."""
+    """Return the same tree with its settings in the order of the form."""
     ordered = {}
     for setting in all_settings().values():
         own = tree.get(setting.section, {}) if setting.section else tree

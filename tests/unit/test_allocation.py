@@ -1,4 +1,4 @@
-"""How the C library is told to take memory, asked of glibc itself."""
+"""The settings of the C library's memory allocation, checked in glibc itself."""
 
 import os
 import platform
@@ -35,7 +35,7 @@ def arenas(which, **environment):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
 def test_threads_take_memory_from_one_place_once_it_was_asked_for():
-    """Else a studio keeps the most that it ever needed once for each of its threads."""
+    """A studio's threads share one arena, or it would retain its peak memory once per thread."""
     assert arenas("one") == 1
     assert arenas("many") > 1
-    assert arenas("one", MALLOC_ARENA_MAX="8") > 1, "what a user has set stays"
+    assert arenas("one", MALLOC_ARENA_MAX="8") > 1, "a value that the user has set must stay"

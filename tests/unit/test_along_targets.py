@@ -1,4 +1,4 @@
-"""What walking between a run's two models may write over, and what it makes of losses."""
+"""Mixtures between a run's two models: the files that may be overwritten, and choosing by loss."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from impasto.training.analysis.along_targets import require_previews_free, requi
 
 @pytest.fixture
 def run(train_config, nano_model, tmp_path):
-    """A run directory that has settings, an image and a base model, and no result."""
+    """A run directory with settings, an image and a base model, but without a result."""
     for name in ("run", "data/images"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "data/images/00-000.png").touch()
@@ -49,7 +49,7 @@ def run(train_config, nano_model, tmp_path):
     ],
 )  # fmt: skip
 def test_previews_replace_previews_alone(run, tmp_path, folder, words):
-    """Also where they are to overwrite: whatever else is there stays."""
+    """With the option to overwrite, previews are replaced and all other files stay."""
     (tmp_path / "mine").mkdir()
     for name in ("00-000.png", "notes.txt"):
         (tmp_path / "mine" / name).touch()
@@ -92,7 +92,7 @@ def test_another_vae_is_not_replaced_by_what_is_made_with_it(nano_model, tmp_pat
 
 
 def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
-    """NaN compares with nothing: as the first of a list it would win."""
+    """NaN is unordered: as the first of a list it would win."""
     points = [Point(0.0, math.nan), Point(0.5, 0.3), Point(0.75, 0.2), Point(1.0, -math.inf)]
     assert Way(None, points).best.ratio == 0.75
     with pytest.raises(
@@ -109,7 +109,7 @@ def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_two_models_of_other_families_are_mixed(family, nano_sd2_model, nano_sdxl_model, tmp_path):
-    """0.7 A + 0.3 B in float64, in every tensor of a network; what none uses is A's."""
+    """0.7 A + 0.3 B in float64, in every tensor of a network; unused tensors are A's."""
     folder = {"sd2": nano_sd2_model, "sdxl": nano_sdxl_model}[family]
     first = as_file(folder, tmp_path / "a.safetensors")
     second, made = tuned(first, tmp_path / "b.safetensors"), tmp_path / "m.safetensors"

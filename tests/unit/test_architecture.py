@@ -1,4 +1,4 @@
-"""The shape of the house: layers, light imports, no branches on names, public names."""
+"""The architecture: layers, light imports, no branches on names, public names."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ HELP = (
 
 
 def loaded_after(*statements: str, fresh: bool) -> list[set[str]]:
-    """The modules that one process has loaded after each of some statements."""
+    """Return the modules that a process has loaded after each of several statements."""
     shown = "print(' '.join(sys.modules))"
     program = "\n".join(["import sys", *(line for each in statements for line in (each, shown))])
     result = running.run("-c", program, fresh=fresh)
@@ -44,7 +44,7 @@ def loaded_after(*statements: str, fresh: bool) -> list[set[str]]:
 
 
 def loaded_modules(statement: str) -> set[str]:
-    """The modules that an interpreter has loaded after a statement."""
+    """Return the modules that an interpreter has loaded after a statement."""
     return loaded_after(statement, fresh=True)[0]
 
 
@@ -57,12 +57,12 @@ def test_help_and_light_parts_import_no_torch():
 
 
 def test_commands_import_networks_without_what_quantizes_them():
-    """And without PyTorch's compiler, which that imports: a second of each start."""
+    """PyTorch's compiler, which quantizers import, is not loaded either: it takes a second."""
     statement = (
         "from impasto.cli.imports import leave_out_quantizers; leave_out_quantizers()\n"
         "from impasto.cli.plan_worker import load_libraries; load_libraries()"
     )
-    (found,) = loaded_after(statement, fresh=False)  # a fork of what has imported in this way
+    (found,) = loaded_after(statement, fresh=False)  # a fork of a process with these imports
     assert "diffusers.models.unets.unet_2d_condition" in found
     assert not found & {"bitsandbytes", "torchao", "torch._inductor.compile_fx"}
 
@@ -89,7 +89,7 @@ def test_no_branch_on_a_family_or_prediction_name():
 
 
 def test_pickles_are_read_in_one_place_and_never_run():
-    """The scan of pickles imports `pickletools` and one exception, never a function that loads."""
+    """The pickle scanner imports `pickletools` and one exception, never a function that loads."""
     for path in SOURCE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^\s*import pickle$|pickle\.loads?\(", text, re.MULTILINE), path
@@ -99,7 +99,7 @@ def test_pickles_are_read_in_one_place_and_never_run():
 
 
 def test_ram_is_asked_for_in_one_place():
-    """psutil alone knows no limit of a container, and a run that goes by it is killed."""
+    """psutil does not know a container's limit, and a run that trusts it is killed."""
     asking = [f for f in SOURCE.rglob("*.py") if "virtual_memory" in f.read_text(encoding="utf-8")]
     assert asking == [SOURCE / "ram.py"]
 
@@ -114,7 +114,7 @@ def test_public_names():
 
 
 def rows_of_additions():
-    """The rows of the table "To add ..., touch ..." of ARCHITECTURE."""
+    """Return the rows of the table "To add ..., touch ..." of ARCHITECTURE.md."""
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     table = text.partition("## To add ..., touch ...")[2].partition("\n## ")[0]
     return [row for row in table.splitlines() if row.startswith("| ") and "`" in row]
@@ -122,11 +122,12 @@ def rows_of_additions():
 
 @pytest.mark.parametrize("row", rows_of_additions(), ids=lambda row: row.split("|")[1].strip())
 def test_what_architecture_names_is_there(row):
-    """Every file and folder that it names exists, and every symbol is defined in one of them."""
+    """Every file and folder that the page names exists, and every symbol is defined in one of
+    them."""
     named = re.findall(r"`([^`]+)`", row)
     files = [name for name in named if "/" in name or name.endswith(".py")]
     found = [path for name in files for path in (SOURCE / name, ROOT / name) if path.exists()]
-    assert len(found) == len(files), f"{files} names a file that is not there"
+    assert len(found) == len(files), f"{files} names a missing file"
     inside = [p for path in found for p in (path.rglob("*.py") if path.is_dir() else [path])]
     defined = EXTRAS.keys() | {
         name for path in inside if path.suffix == ".py" for name in defined_names(path)
@@ -145,9 +146,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 
 
 def defined_names(path):
-    """The functions, classes, assigned names and keys of tables of a module.
+    """Return the functions, classes, assigned names and table keys that a module defines.
 
-    Those of a class also as `Class.name`.
+    Members of a class are also listed as `Class.name`.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
@@ -176,7 +177,7 @@ def _names_of(node):
 
 
 def test_definitions_are_told_from_words(tmp_path):
-    """A symbol that only a comment or a call names is not there."""
+    """A symbol that occurs only in a comment or a call does not count as defined."""
     path = tmp_path / "module.py"
     path.write_text(
         '"""Of gone."""\n# gone\ngone(x.gone, "gone")\nclass A:\n    b: int\n    def c(self): ...\n'

@@ -1,4 +1,4 @@
-"""How GPUs are told to compute, latents that are named by it, and where CUDA graphs are wrong."""
+"""Precision settings of GPUs, their part in the names of latents, and wrong uses of CUDA graphs."""
 
 import sys
 import types
@@ -27,7 +27,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Say that there is a GPU, and put torch's switches back afterwards."""
+    """Pretend that there is a GPU, and restore torch's switches afterwards."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -188,7 +188,7 @@ def test_xformers_is_handed_its_own_order_of_axes(monkeypatch):
 
 
 def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
-    """PyTorch has to be told that the outputs of the step before are not needed any more."""
+    """PyTorch must be told that the previous step's outputs are no longer needed."""
     from impasto.training import trainer
     from impasto.training.assembly import build, encoded_model, trained_network
     from impasto.training.planning import resolved_run

@@ -1,4 +1,4 @@
-"""Columns of Arrow are what `pyarrow` itself would make of the same values, and read as it does."""
+"""Arrow columns equal those that `pyarrow` makes of the same values, and are read alike."""
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +126,7 @@ def test_a_table_fits_a_schema_or_is_refused():
 
 @pytest.fixture(params=["few rows", "many rows"])
 def either_way(request, monkeypatch):
-    """Both ways of looking something up: Python's own for a few rows, and Arrow's."""
+    """Both lookups: Python's own for a few rows, and Arrow's."""
     if request.param == "many rows":
         for module in (tables, keyed, found, record_table):
             monkeypatch.setattr(module, "FEW", 0)
@@ -154,7 +154,7 @@ def test_both_ways_take_rows_in_their_order():
 @pytest.mark.usefixtures("either_way")
 def test_both_ways_keep_the_newest_value_of_a_key(tmp_path):
     schema = pa.schema([("key", TEXT), ("value", pa.int64())])
-    for value in range(12):  # so many segments that they are made one
+    for value in range(12):  # enough segments that they are merged
         table = KeyedTable(tmp_path / "x.json", schema, [1], None)
         table.add("a", value)
         table.add("b", -value)
@@ -227,7 +227,7 @@ for verb in ("scan", "plan", "plan --headers-only", "list"):
 
 
 def test_looking_at_a_small_folder_imports_nothing_dear(tmp_path):
-    """`pyarrow` alone takes 0.03 s; what it imports at the wrong call takes 0.3 s more."""
+    """Importing `pyarrow` takes 0.03 s; what a wrong call imports takes 0.3 s more."""
     for verb in ("scan", "plan", "plan --headers-only", "list"):
         (tmp_path / verb).mkdir()
         for number in range(3):

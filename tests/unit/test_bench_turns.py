@@ -1,4 +1,4 @@
-"""Rows of the benchmarks are timed one at a time, all others stopped."""
+"""Rows of the benchmarks are timed one at a time, while all others are stopped."""
 
 import os
 import subprocess
@@ -69,5 +69,5 @@ def test_rows_are_chosen_by_parts_of_names_or_whole_ones():
     assert names[0] == "sd2, batch 32, bf16"
     assert all("streamed" in name for name in names[1:])
     assert len(set(names)) == len(names) > 3
-    with pytest.raises(ValueError, match="No row has 'float7'"):
+    with pytest.raises(ValueError, match="No row's name contains 'float7'"):
         chosen_rows("cuda", ["float7"])

@@ -1,7 +1,7 @@
-"""What names commands, states and files is the same in every process, whatever its hash seed.
+"""Names of commands, states and files are the same in every process, whatever its hash seed.
 
-If this failed, an interrupted command would begin again, a cache would be encoded twice, or a
-state be refused that is right.
+If this failed, an interrupted command would start again, images would be encoded twice, or a valid
+state would be refused.
 """
 
 import json
@@ -78,7 +78,7 @@ def test_two_hash_seeds_and_locales_give_the_same(tmp_path):
     folder.mkdir()
     for path in sorted(PICTURES.glob("00*"))[:24]:
         (folder / path.name).write_bytes(path.read_bytes())
-    usual = outcome(folder, tmp_path / "a")  # with a hash seed drawn at random
+    usual = outcome(folder, tmp_path / "a")  # with a random hash seed
     other = outcome(
         folder, tmp_path / "a", PYTHONHASHSEED="4242", LC_ALL="C", PYTHONUTF8="0", TZ="Asia/Tokyo"
     )
@@ -112,7 +112,7 @@ def test_each_kind_of_value_has_one_text():
 
 
 def test_keys_are_those_that_earlier_versions_made():
-    """Otherwise all that is stored would be made again."""
+    """If keys differed from earlier versions', everything stored would be made again."""
     assert TextStore(Path("x"), "f").key([49406, 320, 49407]) == "29f504dc99e86988b46be8b565c5b166"
     assert derive_seed(42, "noise", 3, 1) == 784914671068532717
 

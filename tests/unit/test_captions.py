@@ -1,4 +1,4 @@
-"""Captions: sd-scripts' rules by recorded outputs, and our own promises of being repeatable."""
+"""Captions: sd-scripts' rules by recorded outputs, and reproducible results."""
 
 import json
 
@@ -25,11 +25,11 @@ FIELDS = {
     "token_warmup_step": "warmup_steps",
 }
 SEEDS = 1500
-MARGIN = 0.06  # over four standard deviations of a frequency from so many draws
+MARGIN = 0.06  # more than four standard deviations of a frequency from that many draws
 
 
 def test_every_recorded_case_of_sd_scripts(golden):
-    """All outputs that it gives, no others, and about as often."""
+    """All recorded outputs occur, no others, and about as often."""
     cases = golden("captions.json")["cases"]
     assert len(cases) == 51
     for case in cases:
@@ -144,7 +144,7 @@ def test_the_templates_of_a_hypernetwork_are_put_around_captions(tmp_path, pictu
 
 
 def test_one_folder_in_three_datasets_is_three_times_in_the_json(tmp_path, pictures):
-    """And what it leaves out is counted."""
+    """The JSON lists the folder three times, and counts omitted images."""
     prefixes = ("x", "y", "z")
     datasets = [
         {"subsets": [{"image_dir": str(pictures), "caption_prefix": prefix}]} for prefix in prefixes

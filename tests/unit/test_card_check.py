@@ -1,4 +1,4 @@
-"""`impasto doctor --gpu`: what each check says of what it sees; the same code on the CPU."""
+"""`impasto doctor --gpu`: the messages of each check; the same code runs on the CPU."""
 
 from types import SimpleNamespace
 
@@ -61,7 +61,7 @@ def test_the_precision_that_is_taken_is_compared_with_the_fastest(monkeypatch, s
 
 
 def test_float8_is_measured_where_the_card_has_it(monkeypatch):
-    """It is no precision of its own, so no advice follows from its being fastest."""
+    """Float8 is not a precision setting, so being fastest leads to no advice."""
     monkeypatch.setattr(card_check, "matmul_rate", lambda *_: 10e12)
     monkeypatch.setattr(card_check, "native_precision", lambda _: NativePrecision("bf16", "it has"))
     assert "float8" not in precisions(CPU).found

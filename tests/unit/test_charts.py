@@ -1,4 +1,4 @@
-"""Charts of the report pages: round axes, nothing cut off, and any numbers that a run may have."""
+"""Charts of the report pages: round axes, nothing cut off, and any numbers of a run."""
 
 import math
 import re

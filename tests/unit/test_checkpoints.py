@@ -69,7 +69,7 @@ def test_the_hash_in_the_header_is_that_of_the_bytes_after_it(tensors, tmp_path)
 def test_a_ckpt_holds_tensors_and_texts(tensors, tmp_path):
     file = tmp_path / "x.ckpt"
     write_ckpt(file, lazily(tensors), {"a": "b"})
-    assert not zipfile.is_zipfile(file)  # A1111's check knows only the first of such members
+    assert not zipfile.is_zipfile(file)  # A1111's check reads only the first of such members
     content = torch.load(file, weights_only=True)
     assert content["impasto_metadata"] == {"a": "b"}
     assert all(torch.equal(content["state_dict"][n], t) for n, t in tensors.items())
@@ -97,7 +97,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tensors, tmp_path, how)
 
 
 class Payload:
-    """Would leave a file behind if it ever ran."""
+    """Would create a file if it were ever executed."""
 
     def __init__(self, path):
         self.path = path
@@ -139,13 +139,13 @@ def test_payloads_are_named_and_never_run(tmp_path, options, protocol, attack, n
     assert not trace.exists()
     assert "Nothing in it was run" in str(caught.value)
     with warnings.catch_warnings(action="ignore"):
-        torch.load(file, weights_only=False)  # the payload is real
+        torch.load(file, weights_only=False)  # the payload works
     assert trace.exists()
 
 
 @pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
 def test_what_training_programs_leave_in_files_is_read(tmp_path, monkeypatch, options):
-    """Lightning's callbacks, NumPy scalars, counters and nested dictionaries of SD 1's files."""
+    """Lightning's callbacks, NumPy scalars, counters and SD 1's nested dicts are accepted."""
     import sys
     import types
 
@@ -204,7 +204,7 @@ def test_files_of_other_sorts_are_explained(tmp_path, content, words):
 
 
 def test_a_header_length_that_looks_like_a_pickle(tmp_path):
-    """A length whose lowest byte is 0x80, as a pickle's first."""
+    """The length's lowest byte is 0x80, like a pickle's first byte."""
     file = tmp_path / "x.safetensors"
     for padding in range(300):
         save_file({"w": torch.ones(2)}, file, {"padding": "x" * padding})
@@ -286,14 +286,14 @@ RANGED = {
     torch.bfloat16: torch.float16,
     torch.float8_e4m3fn: torch.float32,
 }
-"""What is stored -> what it is read as."""
+"""Stored dtype -> dtype when read."""
 
 
 @pytest.mark.parametrize("stored", RANGED)
 @pytest.mark.parametrize("piece", [8, 24, 1 << 20])
 @pytest.mark.parametrize("at_once", [1, 3, 1 << 15])
 def test_a_tensor_read_in_pieces_is_the_whole_one(stored, piece, at_once, tmp_path, monkeypatch):
-    """As it is, reshaped, its thirds, and cast, whatever the pieces; numbers as PyTorch rounds."""
+    """Unchanged, reshaped, in thirds, and cast, with any pieces; rounded as in PyTorch."""
     monkeypatch.setattr(tensors_module, "_PIECE", piece)
     monkeypatch.setattr(tensors_module, "_AT_ONCE", at_once)
     values = torch.linspace(-3, 5, 90).reshape(9, 5, 2).to(stored)
@@ -328,7 +328,7 @@ def test_a_tensor_read_in_pieces_is_the_whole_one(stored, piece, at_once, tmp_pa
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tensors, tmp_path, monkeypatch):
-    """Half of the bytes may be another model's."""
+    """A file replaced during reading is an error: half of the bytes could be another model's."""
     file = tmp_path / "x.safetensors"
     write_safetensors(file, lazily(tensors), {})
     opened, real = open_tensor_file(file).tensors, stored_bytes._fill

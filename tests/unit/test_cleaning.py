@@ -1,4 +1,4 @@
-"""Rules for words: sd-scripts' equal to what it gives, ours on whole tags and words."""
+"""Rules for tags and captions: sd-scripts' with its own results, ours on whole tags and words."""
 
 import pytest
 
@@ -31,11 +31,11 @@ def test_kohyas_rules_equal_sd_scripts(golden):
         ("hair, long hair, 1girl", "long hair, 1girl"),
         ("solo, rating:safe", "solo"),
         ("solo,solo , solo", "solo"),
-        # one pair of eyes is believed, two are nobody's
+        # of several people one eye colour is kept, two are removed
         ("2girls, blue eyes, solo", "2girls, blue eyes, solo"),
         ("2girls, blue eyes, red eyes, solo", "2girls, solo"),
         ("1girl, blue eyes, red eyes", "1girl, blue eyes, red eyes"),
-        # words only, and no other tag: a film's name is no crowd
+        # whole words only: a film's name is not a crowd
         ("girls und panzer, blue eyes, red eyes", "girls und panzer, blue eyes, red eyes"),
         ("", ""),
         (" , ,", ""),

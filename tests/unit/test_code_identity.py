@@ -1,4 +1,4 @@
-"""Parts that are given in code, as texts: they tell contents apart and outlive Impasto's edits."""
+"""Components given in code, as texts: they identify contents, and survive Impasto's edits."""
 
 import functools
 import inspect
@@ -167,7 +167,8 @@ def test_what_the_code_changes_as_it_runs_does_not_count():
 
 
 def test_descriptions_of_earlier_versions_are_compared_by_what_they_say(monkeypatch):
-    """They know the source and what is held, and not what the code refers to."""
+    """Earlier descriptions have the source and held values, but not the names the code refers
+    to."""
     now = described(with_constant)
     former, middle = (" ".join(now.split()[:words]) for words in (2, 3))
     assert is_same_code(middle, now)
@@ -178,12 +179,12 @@ def test_descriptions_of_earlier_versions_are_compared_by_what_they_say(monkeypa
     assert not is_same_code(now, changed)
     assert not is_same_code(former, described(with_helper))
     name, first, second, third = now.split()
-    assert is_same_code(f"{name} other other {third}", now)  # which were not always the same
+    assert is_same_code(f"{name} other other {third}", now)  # which differed between versions
     assert not is_same_code(f"{name} {first} {second} other", now)
 
 
 def test_the_first_hash_is_that_of_earlier_versions():
-    """Recorded by the version before constants counted; the second by the one after it."""
+    """Recorded by the version before constants counted; the second by the next version."""
     assert described(functools.partial(max, 1)).startswith(
         "functools.partial fe85fdaa6d7c1b67 a2b73231aae7bc85 "
     )
@@ -200,7 +201,7 @@ def test_the_first_hash_is_that_of_earlier_versions():
     ],
 )
 def test_what_is_installed_is_not_the_users_code(tmp_path, monkeypatch, file, module, is_installed):
-    """By pip for one user, into a folder of its own, or by the system."""
+    """Packages installed by pip into the user's own folder, or by the system, are recognised."""
     (tmp_path / "target" / "torchlike-2.0.dist-info").mkdir(parents=True)
     stand_in = ModuleType(module)
     stand_in.__file__ = str(tmp_path / file)
@@ -294,7 +295,7 @@ class Wrapped:
 
 
 def within(*names):
-    """A class with some of the ways of `Wrapped` alone."""
+    """Return an object whose class has only these members of `Wrapped`."""
     return type("Some", (), {"__module__": __name__, **{n: vars(Wrapped)[n] for n in names}})()
 
 
@@ -370,7 +371,7 @@ def test_constants_count_whatever_they_are_made_of(monkeypatch, part, change):
 
 
 def test_values_that_are_learned_are_those_of_states():
-    """A network that is made at random as a script begins, and learns, goes on from a state."""
+    """A network with random initial values that is then trained resumes from a state."""
     critics = [Critic(), Critic()]
     one, other = (described(Weighed(critic), learns=True) for critic in critics)
     assert is_same_code(one, other)
@@ -396,14 +397,14 @@ def test_parts_are_told_apart_by_what_they_hold(one, other):
 
 
 def test_the_order_in_which_a_set_is_gone_through_does_not_count():
-    """It goes by addresses, which are others in each process."""
+    """A set is iterated by addresses, which differ between processes."""
     held = [enclosed(float(scale)) for scale in range(20)]
     one, other = (Weighed({Kept(part) for part in order}) for order in (held, held[::-1]))
     assert is_same_code(described(one), described(other))
 
 
 class Kept:
-    """Found in a set at an address that is another one each time."""
+    """An object in a set, at a different address each time."""
 
     def __init__(self, part):
         self.part = part.__call__
@@ -450,7 +451,7 @@ def test_what_is_read_of_the_users_other_modules_counts(settings_module, monkeyp
 
 @pytest.mark.parametrize("module", [torch, np, logging])
 def test_a_module_around_a_function_is_known_by_its_name(module, monkeypatch):
-    """Torch failed when it was looked through, and numpy has another order in each process."""
+    """Inspecting torch failed, and numpy's order differs in each process."""
 
     def weight(loss):
         return module.ones_like(loss)

@@ -1,4 +1,4 @@
-"""Runs side by side: in which settings they differ, what they came to, what they draw alike."""
+"""Runs side by side: their different settings, their results, their common samples."""
 
 import base64
 import io
@@ -246,7 +246,7 @@ def test_hostile_names_and_prompts_are_text_in_the_page(tmp_path):
 def test_a_damaged_preview_leaves_its_place_empty(tmp_path):
     run = made_run(tmp_path / "run", samples={3: {"000.png": "a\nSeed: 1", "001.png": "b"}})
     (run.samples / step_name(3) / "000.png").write_bytes(b"\x89PNG")
-    assert write(tmp_path / "page.html", run, run).count("<img") == 2  # the whole one, of each
+    assert write(tmp_path / "page.html", run, run).count("<img") == 2  # the complete one, of each
 
 
 # the verb

@@ -1,4 +1,4 @@
-"""What torch.compile makes of a U-Net of the real structure: so many graphs, no break, no limit."""
+"""torch.compile on a U-Net of the real structure: the number of graphs, no break, no limit."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from impasto.errors import RunError
 from impasto.training.compute import compile as compiling
 
-# dynamo looks at the gradients of what it traces (torch 2.13)
+# dynamo inspects gradients of traced tensors (torch 2.13)
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:The \.grad attribute of a Tensor that is not a leaf"
 )
@@ -24,7 +24,7 @@ SHAPES = [(2, 8, 8), (2, 8, 16), (2, 16, 8), (1, 8, 8)]  # three buckets, and a 
 
 
 def network(family, layers=2, attentive=3):
-    """Its structure, at widths that compute fast; with fewer layers and levels with attention."""
+    """Build the structure at small widths; with fewer layers and levels with attention."""
     options = dict(LEVELS[family])
     widths = options.pop("widths")
     down = ("CrossAttnDownBlock2D",) * attentive + ("DownBlock2D",) * (4 - attentive)
@@ -47,9 +47,9 @@ def network(family, layers=2, attentive=3):
 
 @pytest.fixture
 def dynamo(monkeypatch):
-    """torch.compile without code generation: graphs are traced and run as they are.
+    """torch.compile without code generation: graphs are traced and run eagerly.
 
-    Its settings are put back by hand: monkeypatch would delete them, as they are in no `__dict__`.
+    Its settings are restored by hand: monkeypatch would delete them, as they are in no `__dict__`.
     """
     found = torch._dynamo
     kept = {
@@ -92,7 +92,7 @@ def compiled(unet, kind, sizes, tmp_path):
 
 
 def test_blocks_of_one_size_are_all_compiled(dynamo, tmp_path):
-    """Residual blocks differ in widths and inputs: SD 1.5 has more kinds than any usual limit.
+    """Residual blocks, and half of their layers, have more kinds in SD 1.5 than any usual limit.
 
     So have half of its layers.
     """
@@ -131,14 +131,14 @@ def test_other_families_are_one_graph_for_each_shape(family, dynamo, tmp_path):
 
 
 class Doubling(nn.Module):
-    """A block of our own: PyTorch does not trace its ready-made ones when called alone."""
+    """A custom block: PyTorch does not trace its built-in ones when they are called alone."""
 
     def forward(self, x):
         return x * 2 + x.shape[0]
 
 
 def test_more_graphs_than_were_foreseen_end_the_run_in_words(dynamo):
-    """Beyond its limit torch.compile would go on uncompiled without a word."""
+    """Beyond its limit torch.compile would silently continue uncompiled."""
     dynamo.config.recompile_limit = 2
     dynamo.config.fail_on_recompile_limit_hit = True
     block = Doubling()

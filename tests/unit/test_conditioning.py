@@ -1,4 +1,4 @@
-"""What a U-Net is told: one object, whatever is nested in it."""
+"""The conditioning of a U-Net: one object with nested tensors."""
 
 from unittest.mock import Mock
 
@@ -64,7 +64,7 @@ def test_a_stand_in_has_the_shapes_and_names_of_the_real_one(shape, names):
 
 
 def gradient(folder, width=256, height=64):
-    """An image whose red is the column."""
+    """An image whose red value is the column."""
     red = np.arange(width, dtype=np.uint8)[None, :].repeat(height, 0)
     pixels = np.stack([red, np.zeros_like(red), np.zeros_like(red)], axis=-1)
     Image.fromarray(pixels).save(folder / "a.png")

@@ -1,4 +1,4 @@
-"""Settings: what is wrong is named with file, key path and the nearest right key."""
+"""Settings: errors name file, key path and the nearest valid key."""
 
 import subprocess
 import sys
@@ -141,7 +141,7 @@ def test_what_would_have_no_effect_on_held_out_images_and_sizes_is_refused(chang
 
 
 def test_validation_and_previews_are_switched_off_by_one_setting():
-    """What says how often and how stays in the file, for when they are wanted again."""
+    """The frequency and other settings stay in the file, for when they are enabled again."""
     how = {
         "validation": {"split": 0.1, "every_steps": 50, "standard_error": 0.0, "copies": "bytes"},
         "previews": {"prompts": ["a cat"], "sampler": "euler", "every_epochs": 1},
@@ -152,7 +152,7 @@ def test_validation_and_previews_are_switched_off_by_one_setting():
 
 
 def test_every_optional_setting_is_off_by_default():
-    """TOML has no null: a setting that is off is left out, and must come back as off."""
+    """TOML has no null: a disabled setting is omitted, and must be read back as disabled."""
 
     def walk(section):
         for name, field in section.model_fields.items():
@@ -330,7 +330,7 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
     ],
 )
 def test_a_run_that_was_begun_with_what_had_no_effect_goes_on(changes, tmp_path):
-    """It cannot be changed any more: what it computes belongs to its state."""
+    """The setting cannot be changed any more: its state depends on it."""
     values = {**MINIMAL, **changes}
     with pytest.raises(ConfigError):
         build_run_config(values, source="t")
@@ -359,7 +359,7 @@ def test_all_processes_of_a_run_that_was_begun_go_on_with_what_had_no_effect():
 
 
 def test_a_run_that_was_begun_with_what_had_no_effect_is_drawn_with(tmp_path):
-    """Its size comes from settings that a new run could not have."""
+    """A finished run's size may come from settings that a new run could not have."""
     values = {
         **MINIMAL, "dataset": {"image_dir": "a", "validation_seed": 3, "resolution": 264},
     }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Work of a dataset is done once, is seen, and is counted by files.
+"""Work on a dataset is done once, shows progress, and is counted in files.
 
-If one of these failed, a large dataset would keep its user waiting for nothing, or be told of
-copies that are not there.
+If one of these failed, users with large datasets would wait for nothing, or get reports of copies
+that do not exist.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from impasto.progress import SilentProgress
 
 
 class Seen(SilentProgress):
-    """Keeps what is said."""
+    """Records messages."""
 
     def __init__(self):
         self.notes, self.stages = [], []
@@ -107,7 +107,7 @@ def test_groups_of_near_hashes_are_those_of_all_pairs():
 
 
 def test_equal_hashes_are_compared_once(monkeypatch):
-    """Thousands of nearly equal images, such as frames of a film, make few different hashes."""
+    """Thousands of similar images, such as frames of a film, have few different hashes."""
     compared = 0
     count = np.bitwise_count
 

@@ -1,4 +1,4 @@
-"""CPUs are those that the machine, a container or a batch job lets a process use."""
+"""The CPU count is what the machine, a container or a batch job lets a process use."""
 
 import os
 
@@ -12,14 +12,14 @@ HERE = 6
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """The root of a machine that lets this process run on six CPUs."""
+    """The root folder of a machine that lets this process run on six CPUs."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(HERE)), raising=False)
     (tmp_path / "proc/self").mkdir(parents=True)
     return tmp_path
 
 
 def group(system, line, limits):
-    """Put this process into a group, and write files of groups."""
+    """Put this process into a control group, and write the group's files."""
     (system / "proc/self/cgroup").write_text(f"{line}\n", encoding="utf-8")
     for name, text in limits.items():
         file = system / "sys/fs/cgroup" / name
@@ -31,7 +31,7 @@ def group(system, line, limits):
     ("limits", "usable"),
     [
         ({"cpu.max": "200000 100000"}, 2),
-        ({"cpu.max": "150000 100000"}, 2),  # half a CPU is worth a worker
+        ({"cpu.max": "150000 100000"}, 2),  # half a CPU counts as one worker
         ({"cpu.max": "10000 100000"}, 1),
         ({"cpu.max": "9900000 100000"}, HERE),
         ({"cpu.max": "max 100000"}, HERE),

@@ -1,4 +1,4 @@
-"""The prediction of a step against the same step with CUDA's autocast and kernels' shapes."""
+"""The prediction of a step against the same step with CUDA's autocast and kernel shapes."""
 
 import json
 import subprocess
@@ -21,7 +21,8 @@ SIDE, BATCH = 128, 4
 
 @pytest.fixture(scope="module")
 def cuda_steps(request):
-    """Runs cases; each gives the peak of a step and the gradients at that moment, in bytes."""
+    """Runs cases; returns for each the peak of a step and the gradients at that moment, in
+    bytes."""
     guard, why = build_guard(Path(request.config.cache.mkdir("cuda_guard")))
     if guard is None:
         pytest.skip(why)
@@ -41,7 +42,8 @@ def cuda_steps(request):
 
 
 def steps_of_all_rungs(train_config):
-    """Settings after each rung of the ladder from plain ones, by what a step depends on."""
+    """Settings after each rung of the ladder, one for each set of options that a step depends
+    on."""
     steps = {}
     for computes in ("no", "bf16", "fp16"):
         config = train_config(optimizer={"kind": "adamw"}, training={"mixed_precision": computes})
@@ -72,7 +74,7 @@ def case_of(config):
 
 
 def test_a_step_takes_what_is_predicted_for_every_rung(cuda_steps, train_config):
-    """Within 1 %: attention of CPU and GPU gives its statistics in other shapes."""
+    """Within 1 %: CPU and GPU attention return their statistics in other shapes."""
     steps = steps_of_all_rungs(train_config)
     assert len(steps) >= 16
     measured = cuda_steps([json.loads(case) for case in steps])
@@ -86,7 +88,7 @@ def test_a_step_takes_what_is_predicted_for_every_rung(cuda_steps, train_config)
 
 @pytest.mark.slow
 def test_a_full_size_step_takes_what_is_predicted(cuda_steps, train_config):
-    """The table of SD 1.5 at 512 pixels and batch 1, in GiB, with CUDA's own autocast."""
+    """SD 1.5 at 512 pixels and batch size 1, in GiB, with CUDA's own autocast."""
     cases = {
         "float32": ({}, 3.649),
         "bf16": ({"mixed_precision": "bf16"}, 3.493),

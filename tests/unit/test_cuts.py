@@ -1,4 +1,4 @@
-"""Crops of one's own: what they change in a scan, in keys, in what sd-scripts left, in training."""
+"""Own crops: their effect on scans, cache keys, sd-scripts' files, and training."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_the_file_can_be_read_by_people_and_is_no_image_or_words(picture):
 
 
 def test_a_second_scan_sees_a_changed_rectangle_even_within_a_tick_of_the_clock(picture, tmp_path):
-    """Size and time of change of both files are the same, as after a fast second save."""
+    """A changed rectangle of the same file size and modification time is noticed."""
     index = tmp_path / "index.json"
     file = write_cut(picture, Size(300, 200), Box(10, 20, Size(120, 80)))
     stamp = file.stat()
@@ -66,7 +66,7 @@ def test_a_second_scan_sees_a_changed_rectangle_even_within_a_tick_of_the_clock(
 
 
 def test_each_rectangle_has_keys_of_its_own(picture):
-    """Rectangles of one size go through the same resize and crop: only the place differs."""
+    """Rectangles of one size have the same resize and crop: only the position differs."""
     keys = set()
     whole = plan_of(picture.parent)
     places = [(0, 0), (1, 0), (0, 1), (10, 1), (1, 10)]
@@ -111,7 +111,7 @@ def test_latents_of_sd_scripts_are_not_taken_for_a_part(picture):
 
 
 def test_random_crops_and_faces_stay_within_the_rectangle(picture):
-    """Of a black image with a white rectangle, nothing black is ever seen."""
+    """Of a black image with a white rectangle, no black pixel is ever shown."""
     folder = picture.parent
     face = folder / "b_150_100_30_30.png"
     image = Image.new("RGB", (300, 200))

@@ -1,4 +1,4 @@
-"""`report` on a run of which a file is damaged: what can be shown is, what cannot is named."""
+"""`report` on a run with a damaged file: it shows the rest, and names the file."""
 
 import json
 import os

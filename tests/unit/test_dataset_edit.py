@@ -1,6 +1,6 @@
-"""`impasto dataset edit` and undo of any edit: nothing of a user's words is lost on the way.
+"""`impasto dataset edit` and undo of any edit: no caption of a user is lost.
 
-If one of these failed, captions would be changed that nobody meant, or could not be had back.
+If one of these failed, captions would be changed that were not selected, or could not be restored.
 """
 
 import errno
@@ -68,7 +68,7 @@ def changes(folder, *words):
 
 
 def test_images_that_share_a_file_of_words_are_named_by_either(folder, tmp_path):
-    """`a.jpg` beside `a.png`, and one `a.txt`: once, whichever of them is asked for."""
+    """`a.jpg` and `a.png` share one `a.txt`: it is edited once, whichever of them is selected."""
     Image.new("RGB", (16, 16)).save(folder / "a.jpg")
     for named in ("a.jpg", "a.png", "a.jpg\na.png"):
         given = edit(folder, "--add=x", "--images=-", "--dry-run", "--json", answer=f"{named}\n")
@@ -88,14 +88,14 @@ def test_operations_are_done_in_the_order_in_which_they_are_typed(folder):
         "a.png": "solo, owl", "sub/c.png": "dog, solo, owl",
     }  # fmt: skip
     assert words_of(folder).keys() == {"a.txt", "b.txt", "sub/c.txt"}
-    assert not (folder / ".impasto").exists(), "a dry run leaves nothing"
+    assert not (folder / ".impasto").exists(), "a dry run writes nothing"
 
 
 def test_which_images_are_meant(folder, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("a.png\nsub/c.png\n", encoding="utf-8")
     assert changes(folder, "--add=x", "--images", listed).keys() == {"a.png", "sub/c.png"}
-    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):  # as Notepad and PowerShell write them
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):  # written by Notepad and PowerShell
         mark = "\ufeff" if encoding == "utf-16-be" else ""
         listed.write_bytes(f"{mark}a.png\r\nsub/c.png\r\n".encode(encoding))
         assert changes(folder, "--add=x", "--images", listed).keys() == {"a.png", "sub/c.png"}
@@ -221,7 +221,7 @@ def test_an_older_edit_waits_for_a_later_one_of_the_same_file(folder):
 
 
 def test_an_edit_that_a_later_one_reversed_is_not_taken_for_undone(folder):
-    """Both give the same bytes again; undoing the older one alone would lose the way back."""
+    """Two edits that end with the same bytes are undone in order, or the way back would be lost."""
     (folder / "a.txt").write_bytes(b"cat\n")
     edit(folder, "--set=dog", "--where-tag=cat", "--yes")
     edit(folder, "--set=cat", "--where-text=dog", "--yes")
@@ -307,7 +307,7 @@ def test_what_cannot_be_edited_is_named_and_left(folder):
 
 
 def test_words_that_are_in_no_file_of_their_own_are_not_covered_up(folder):
-    """A face crop reads the caption of its whole image: a file of its own would hide that."""
+    """A face crop uses its whole image's caption: a new caption file would hide that."""
     Image.new("RGB", (16, 16)).save(folder / "a_1_2_3_4.png")
     found = json.loads(edit(folder, "--add=x", "--yes", "--json"))
     assert [Path(item["path"]).name for item in found["skipped"]] == ["a_1_2_3_4.txt"]
@@ -349,7 +349,7 @@ impasto(["dataset", *sys.argv[1:]])
 
 @pytest.mark.parametrize("ends", ["goes on", "undone"])
 def test_an_edit_that_is_killed_half_way(folder, ends):
-    """It is not idempotent: what was written before the kill must not be edited twice."""
+    """An edit is not idempotent: captions written before the kill must not be edited twice."""
     before = words_of(folder)
     words = ["edit", folder, "--regex", "solo", "solosolo", "--yes"]
     killed = running.run("-c", KILLED, *words)
@@ -436,7 +436,7 @@ def test_two_edits_at_once(folder):
 
 
 def test_what_was_changed_while_it_asked_is_left_and_named(folder, monkeypatch):
-    """Another edit may end meanwhile: nobody has agreed to what would become of its words."""
+    """Another edit may end meanwhile: its new captions were not part of the confirmation."""
     before = words_of(folder)
 
     def meanwhile(question):

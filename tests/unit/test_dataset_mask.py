@@ -1,6 +1,6 @@
 """Masks by segmentation models of every kind, against transformers' own pipeline.
 
-If one of these failed, the loss would count what was to be left out, or masks would be lost.
+If one of these failed, the loss would include areas to leave out, or masks would be lost.
 """
 
 import numpy as np
@@ -77,7 +77,7 @@ def test_a_mask_is_the_union_of_what_the_pipeline_finds(tmp_path, make, kind):
 
 
 def test_a_model_of_one_label_gives_a_soft_mask(tmp_path):
-    """Argmax over one channel would call every place the label."""
+    """Argmax over one channel would assign the label everywhere."""
     segmenter = Segmenter.load(str(segformer(tmp_path / "model", ["subject"])), CPU)
     found = segmenter.find(scene(), segmenter.chosen([]))
     inputs = segmenter.pipeline.image_processor(scene(), return_tensors="pt")
@@ -176,7 +176,7 @@ def test_a_drawn_mask_is_taken_for_one_image(folder, tmp_path):
 
 @pytest.mark.parametrize("captioned", [False, True])
 def test_an_image_in_the_place_of_a_mask_is_not_replaced(folder, tmp_path, captioned):
-    """Where the folder of another dataset was named as that of the masks."""
+    """The folder of another dataset was given as that of the masks."""
     from impasto.errors import DatasetError
 
     other, drawn = tmp_path / "other", tmp_path / "drawn.png"

@@ -1,4 +1,4 @@
-"""`dataset plan --json` tells what SDXL is told of every image, as training tells it."""
+"""`dataset plan --json` has the size conditioning of every image that SDXL training uses."""
 
 import json
 
@@ -57,11 +57,11 @@ def test_every_image_is_there_with_original_crop_and_target(tmp_path):
         assert image["size_conditioning"] == [*SIZES[name][::-1], top, left, height, width]
         assert image["crop_varies"] is False
         assert "size_conditioning_mirrored" not in image
-    assert by_name["wide.png"]["crop"][0] > 0  # something is cropped, so left is told
+    assert by_name["wide.png"]["crop"][0] > 0  # the image is cropped, so the left offset is given
 
 
 def test_it_is_what_training_tells_also_of_mirrored_images(tmp_path):
-    """The numbers of `TrainingData` for the same settings, showing by showing."""
+    """The numbers are those of `TrainingData` for the same settings, showing by showing."""
     folder = made(tmp_path / "pictures")
     settings = tmp_path / "data.toml"
     settings.write_text(
@@ -99,7 +99,7 @@ def test_it_is_what_training_tells_also_of_mirrored_images(tmp_path):
 
 
 def test_a_run_that_is_told_targets_shows_targets(tmp_path):
-    """And of which dataset an image is, and whether it is a regularisation image."""
+    """For a run with target sizes the plan shows them, and each image's dataset and kind."""
     folder, others = made(tmp_path / "pictures"), made(tmp_path / "others")
     settings = tmp_path / "run.toml"
     subset = "[[dataset.datasets]]\n[[dataset.datasets.subsets]]\n"

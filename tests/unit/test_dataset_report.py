@@ -1,4 +1,4 @@
-"""A report on a dataset replaces its own earlier one, and nothing else of the user's."""
+"""A report on a dataset replaces its own earlier one, and no other file."""
 
 import json
 import shutil

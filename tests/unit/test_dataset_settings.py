@@ -1,4 +1,4 @@
-"""sd-scripts' dataset configurations: what each level gives, what is refused, how faults read."""
+"""sd-scripts' dataset configurations: the levels, refused values, and error messages."""
 
 import json
 import re
@@ -72,13 +72,13 @@ def test_what_a_file_leaves_out_is_as_in_sd_scripts_and_the_run_comes_before_tha
     assert first.subsets[0].flip_safe == ()
     changed = built({"config": path, "bucket_selection": "native", "keep_tokens": 9})
     assert changed.entries[0].bucket_selection == "native"
-    assert changed.entries[1].subsets[0].keep_tokens == 1  # the file's [general] is above the run
+    assert changed.entries[1].subsets[0].keep_tokens == 1  # the file's [general] overrides the run
     inline = built(CONTENT).entries[1]
     assert (inline.enable_bucket, inline.bucket_selection) == (True, "native")
 
 
 def test_small_images_of_a_file_without_buckets_are_enlarged_as_there(tmp_path):
-    """`bucket_no_upscale` has no effect there without `enable_bucket`, and refuses no file here."""
+    """`bucket_no_upscale` has no effect there without `enable_bucket`, and is not refused here."""
     content = {
         "general": {"bucket_no_upscale": True},
         "datasets": [
@@ -100,7 +100,7 @@ def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
 
 
 def test_what_is_set_counts_before_what_is_general():
-    """`--set dataset.resolution` puts it into `[dataset]`."""
+    """`--set dataset.resolution` puts the value into `[dataset]`."""
     subsets = [{"image_dir": "a"}]
     dataset = {"general": {"resolution": 640, "keep_tokens": 2}, "datasets": [{"subsets": subsets}]}
     assert built(dataset).entries[0].width_height == (640, 640)
@@ -131,7 +131,7 @@ EVERYWHERE = {
 def test_what_is_set_above_a_level_that_says_otherwise_everywhere_is_refused(
     tmp_path, way, override
 ):
-    """Or a run is trained as before, and nobody is told."""
+    """A value that every lower level overrides is refused, instead of silently ignored."""
     path = str(file_of(tmp_path, EVERYWHERE))
     run = {**RUN, "dataset": {"config": path} if way == "file" else EVERYWHERE}
     setting, giver = override.partition("=")[0], "data.toml" if way == "file" else "each dataset"

@@ -1,7 +1,7 @@
-"""`impasto dataset try`: models beside each other, and nothing beside the images.
+"""`impasto dataset try`: models side by side, and no file beside the images.
 
-If one failed, words of a model that was only tried would be trained on, or one bad name would cost
-what the other models said.
+If one failed, captions of a model that was only tried would be trained on, or one wrong name would
+lose the other models' results.
 """
 
 import itertools

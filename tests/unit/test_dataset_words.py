@@ -1,4 +1,4 @@
-"""Commands for the words of a dataset say what is so of files, metadata and options."""
+"""Commands for captions report files, metadata and options correctly."""
 
 import json
 from pathlib import Path

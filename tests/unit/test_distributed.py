@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other through PyTorch's store: threads in their place."""
+"""Messages between the processes of a run through PyTorch's store, with threads as processes."""
 
 import signal
 import threading
@@ -17,10 +17,10 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
 
 
 class Barrier:
-    """PyTorch's barrier over threads.
+    """PyTorch's barrier for threads.
 
     Attributes:
-        begin: Is called as it begins.
+        begin: Called at its start.
     """
 
     def __init__(self, size):
@@ -40,7 +40,8 @@ class Barrier:
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Makes the groups of so many processes, which share a store, and their barrier."""
+    """Return a function that makes the groups of several processes with a common store and
+    barrier."""
 
     def made(size, backend="gloo"):
         c10d, store, barrier = torch.distributed, torch.distributed.HashStore(), Barrier(size)
@@ -55,13 +56,13 @@ def processes(monkeypatch):
 
 
 def together(groups, work):
-    """What some work comes to with each group, in a thread each."""
+    """Run `work` with each group, in a thread each; return the results."""
     with ThreadPoolExecutor(len(groups)) as pool:
         return [future.result() for future in [pool.submit(work, group) for group in groups]]
 
 
 def failing(error, group):
-    """Have a process fail, and return what it ends with."""
+    """Make a process fail, and return its exception."""
     with pytest.raises(type(error)) as ended, ending_together(group):
         raise error
     return ended.value
@@ -78,7 +79,7 @@ def test_texts_of_any_length_come_in_pieces(processes, monkeypatch, backend):
 
 def test_a_dead_connection_says_what_the_dead_process_told(processes):
     (first, second), barrier = processes(2)
-    first._keys.next_round()  # what fails before its first exchange has none
+    first._keys.next_round()  # a process that fails before its first exchange has none
     error = failing_without_waiting(second, DatasetError("no images"))
 
     def torn():
@@ -104,7 +105,7 @@ def test_a_torn_connection_outside_an_exchange_says_so_too(processes):
 
 
 def test_nobody_goes_into_nccl_s_first_barrier_before_all_are_there(processes):
-    """It would wait there for a process that has failed, and hear nothing."""
+    """A process there would wait for one that has failed, and not be notified."""
     (first, second), barrier = processes(2, "nccl")
     failing_without_waiting(second, DatasetError("no images"))
 
@@ -136,12 +137,12 @@ def test_a_process_that_is_stopped_stops_all(processes, stop):
 
 
 def test_after_an_error_all_begin_anew(processes):
-    """Though they had come to different exchanges: the next ones are not of the error."""
+    """After an error at different exchanges, the next exchanges start with new keys."""
     groups, barrier = processes(2)
     first, second = groups
     first._keys.next_round()
     first._keys.barriers, second._keys.barriers = 3, 2
-    abandoned = threading.Thread(target=barrier.wait)  # by the first, which an error ended
+    abandoned = threading.Thread(target=barrier.wait)  # from the first one, which an error ended
     abandoned.start()
     failing_without_waiting(second, DatasetError("no images"))
     with pytest.raises(DatasetError):
@@ -152,7 +153,7 @@ def test_after_an_error_all_begin_anew(processes):
 
 
 def test_an_error_is_told_once(processes):
-    """It goes through what holds the preparation and through what holds the command."""
+    """The error passes through two handlers, of the preparation and of the command."""
     first, second = processes(2)[0]
     second._store.add(second._keys.of("heard"), 1)
     with (
@@ -178,5 +179,5 @@ def test_processes_that_are_started_again_hear_nothing_of_the_time_before(monkey
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", number)
         keys.append(StoreKeys().of("fault"))
     assert keys[0] != keys[1]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # launchers of two machines count for themselves
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # the launchers of two machines count separately
     assert StoreKeys().of("fault") == keys[0]

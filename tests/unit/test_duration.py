@@ -1,4 +1,4 @@
-"""How long a step takes by its plan: arithmetic, and asking for each operation."""
+"""The predicted duration of a step: arithmetic, and the cost of launching each operation."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def planned(monkeypatch, train_config):
-    """Seconds of a step of so many operations, on a device of known speed."""
+    """Return the seconds of a step with that many operations, on a device of known speed."""
     monkeypatch.setattr(duration, "_mean_batch_fraction", lambda *_: 1.0)
     monkeypatch.setattr(duration, "seconds_per_weight", lambda *_: 0.0)
     monkeypatch.setattr(duration, "training_rate", lambda *_: 1e12)
@@ -37,7 +37,7 @@ def planned(monkeypatch, train_config):
 
 def test_operations_take_their_time_however_small_they_are(planned):
     assert planned(CPU, 1e11, 1000) == pytest.approx(0.1 + 0.01)
-    assert planned(GPU, 1e11, 1000) == pytest.approx(0.1)  # it is asked while it computes
+    assert planned(GPU, 1e11, 1000) == pytest.approx(0.1)  # launches overlap with computing
     assert planned(GPU, 1e9, 20_000) == pytest.approx(0.2)
     assert planned(GPU, 1e9, 20_000, gradient_accumulation_steps=3) == pytest.approx(0.6)
 
@@ -52,13 +52,13 @@ def test_an_operation_takes_more_than_none_and_all_are_counted():
     weight = torch.ones(3, requires_grad=True)
     with LiveMemory() as counted:
         (weight * 2).sum().backward()
-    assert counted.operations >= 4  # multiply, sum, and what they are passed back by
+    assert counted.operations >= 4  # multiplication, sum, and their backward operations
 
 
 @pytest.mark.parametrize("repeats", [1, 5])
 @pytest.mark.parametrize("by_pixels", [True, False])
 def test_short_batches_count_as_short(train_config, repeats, by_pixels):
-    """As the epoch's own batches have it: few images of many shapes fill none of them."""
+    """The epoch's own batches have few images of many shapes, which fill no batch."""
     sizes = [Size(128 + 64 * (n % 10), 512) for n in range(20)] + [Size(512, 512)] * 11
     subset = Subset(repeats=repeats)
     records = [

@@ -1,4 +1,4 @@
-"""What training meets at its edges: trackers, strangers' sizes, huge captions, memory, Ctrl-C."""
+"""Edge cases of training: trackers, foreign sizes, huge captions, memory, Ctrl-C."""
 
 import re
 import signal
@@ -27,7 +27,7 @@ from impasto.training.signals import StoppedBySignal, StopRequest
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A stand-in for the wandb package, which keeps what it is started with."""
+    """A stand-in for the wandb package, which records the arguments of its start."""
     package = SimpleNamespace(given={}, error=None, Settings=dict)
 
     def init(**given):
@@ -174,7 +174,7 @@ NO_RAM = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory
     ],
 )
 def test_ram_that_runs_out_beside_a_gpu_is_called_so(error, has_state, asked, helps):
-    """Advice for VRAM moves more into RAM: it would make this worse."""
+    """VRAM advice moves more data into RAM, which would make this worse."""
     settings = {
         "output_dir": "o", "model": {"path": "m"}, "dataset": {"image_dir": "p"},
         "training": {"max_steps": 2, **asked},

@@ -1,4 +1,4 @@
-"""SDXL's empty captions: the encoded empty text, or zeros as diffusers has them if asked."""
+"""SDXL's empty captions: the encoded empty text, or zeros as in diffusers on request."""
 
 from dataclasses import replace
 
@@ -75,14 +75,14 @@ def test_no_gradient_comes_of_what_is_zeros(folder):
 
 
 def test_what_is_kept_on_disk_serves_both(model, tmp_path):
-    """The text encoders' answers are kept, not the zeros: no run reads another one's choice."""
+    """The encoders' outputs are stored, not the zeros: no run reads another's choice."""
     for zeroes in (True, False, True):
         memory = TextCache(1 << 20, CPU, TextStore(tmp_path / "texts", "same"))
         kept = conditioner(model, memory=memory, zeroes_empty_text=zeroes)
         kept.precompute(CAPTIONS)
         states, pooled, _ = told(kept)
         assert bool(states[1].any()) == bool(pooled[1].any()) == (not zeroes)
-    assert len(TextStore(tmp_path / "texts", "same")) == 2  # the words, and the empty chunk
+    assert len(TextStore(tmp_path / "texts", "same")) == 2  # the caption, and the empty chunk
 
 
 def test_models_that_know_no_zeros_refuse_them(train_config, nano_model):
@@ -103,7 +103,7 @@ def test_another_choice_is_another_run(train_config):
     (difference,) = differences(usual, zeros)
     assert 'model.empty_text (was "auto", is "zeros")' in difference
     older = {name: value for name, value in usual.items() if name != "model.empty_text"}
-    assert differences(older, usual) == []  # a state of a version that had no such setting
+    assert differences(older, usual) == []  # a state from before this setting
 
 
 def test_captions_are_encoded_and_previews_follow_the_model_unless_settings_say(

@@ -42,7 +42,7 @@ WAIT_S = 120.0
 
 
 class HeldEncoder(CountingEncoder):
-    """Stands still in its first batch until it is let go."""
+    """Blocks in its first batch until it is released."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ class HeldEncoder(CountingEncoder):
 
 
 class Notes(SilentProgress):
-    """Remembers what is noted."""
+    """Records notes."""
 
     def __init__(self):
         self.notes = []
@@ -66,7 +66,7 @@ class Notes(SilentProgress):
 
 @pytest.fixture(params=["folder", "memory", "s3"])
 def cached_in(request, tmp_path):
-    """Where latents are kept: a folder, or a place in each kind of store."""
+    """A place for latents: a folder, or an address in each kind of store."""
     if request.param == "folder":
         return tmp_path / "latents"
     return request.getfixturevalue("bucket" if request.param == "s3" else "in_memory") / "latents"
@@ -74,7 +74,7 @@ def cached_in(request, tmp_path):
 
 @pytest.fixture
 def on_waiting(monkeypatch):
-    """Have something called when a program waits for another."""
+    """Call a function when a program waits for another."""
     calls = []
 
     def watched(of):
@@ -88,13 +88,13 @@ def on_waiting(monkeypatch):
     for claims in (FolderClaims, StoredClaims):
         monkeypatch.setattr(claims, "living", watched(claims.living))
     monkeypatch.setattr(FolderClaims, "looks_every_s", 0.02)
-    monkeypatch.setattr(StoredClaims, "looks_every_s", 0.1)  # each look is some requests
+    monkeypatch.setattr(StoredClaims, "looks_every_s", 0.1)  # each check takes several requests
     return calls.append
 
 
 @pytest.fixture
 def other(cached_in):
-    """Start a program in a thread, which stands still while it encodes."""
+    """Start a program in a thread, which blocks while it encodes."""
     encoder = HeldEncoder()
     with ThreadPoolExecutor(1) as pool:
 
@@ -115,7 +115,7 @@ def folder(tmp_path):
 
 
 def filled(place, folder, **options):
-    """Another program: what it gets, what it encoded, and its cache."""
+    """Run another program; return its latents, the images it encoded, and its cache."""
     encoder, cache = CountingEncoder(), LatentCache(place)
     plan = cache_latents(plan_of(folder).images, cache, encoder.encoder, **options)
     return plan, encoder.count, cache
@@ -129,7 +129,7 @@ def copied(folder, to, numbers):
 
 
 def claims_of(place):
-    """What is left of claims that count."""
+    """Return the remaining claims."""
     if isinstance(place, Path) and place.parts[0] in ("s3:", "memory:"):
         numbers = map(str, stored_claims.numbers_in(place / "claims"))
         taken = Taken(frozenset(), frozenset(), tuple(numbers))
@@ -150,7 +150,7 @@ def test_two_programs_encode_each_image_once(cached_in, folder, other, on_waitin
 
 
 def test_what_was_finished_a_moment_ago_is_not_encoded_again(cached_in, folder, other, monkeypatch):
-    """Another program ends after this one has looked at the cache, and before it sees the claim."""
+    """Another program finishes after the cache was read, but before its claim is checked."""
     encoder, future = other(folder)
 
     def late(of):
@@ -169,7 +169,7 @@ def test_what_was_finished_a_moment_ago_is_not_encoded_again(cached_in, folder, 
 
 @pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
 def test_a_disk_that_lists_late_lets_nothing_be_encoded_twice(cached_in, folder, other, on_waiting):
-    """The claim has ended, and the other machine does not see the new shards in its listing."""
+    """The claim has ended, but this machine's listing does not show the new shards yet."""
     encoder, future = other(folder)
     on_waiting(lambda: (encoder.go.set(), future.result()))
     late = LatentCache(cached_in)
@@ -259,7 +259,7 @@ def test_what_is_left_is_encoded_meanwhile(cached_in, folder, other, tmp_path, o
 def test_large_datasets_are_shared_portion_by_portion(
     cached_in, folder, other, on_waiting, monkeypatch
 ):
-    """A program goes on with portions that no other is at, and waits at the end."""
+    """A program takes portions without a claim, and waits at the end."""
     monkeypatch.setattr(latent_orders, "PORTION", 3)
     (folder / "008.png").write_bytes((folder / "008.png").read_bytes()[:60])
     images = [image.record.path.name for image in plan_of(folder).images]
@@ -399,7 +399,7 @@ def test_a_damaged_claim_counts_for_nothing(cached_in, folder, other, damage):
     encoder.go.set()
     assert len(future.result().keys) == 9
     cache.refresh()
-    assert len(cache) == 9  # encoded twice, kept once
+    assert len(cache) == 9  # encoded twice, stored once
 
 
 def test_a_damaged_claim_in_a_store_counts_for_nothing(place, folder):
@@ -449,7 +449,7 @@ def test_who_comes_after_the_first_of_a_ray_run_waits_for_nobody(cached_in, fold
 
 
 class Failing(SingleProcess):
-    """A group of which another process fails when this one waits."""
+    """A group in which another process fails when this one waits."""
 
     has_failed = False
 
@@ -489,7 +489,7 @@ def test_who_is_waited_for_is_named(cached_in, folder, other, on_waiting, monkey
 
 
 def test_where_no_claims_can_be_kept_damaged_images_are_still_found(folder, tmp_path):
-    """As in a complete cache that is read-only."""
+    """The same holds for a complete read-only cache."""
     cache = tmp_path / "latents"
     filled(cache, folder)
     shutil.rmtree(cache / "claims")
@@ -529,7 +529,7 @@ def test_a_claim_in_a_store_gives_signs_of_life_while_it_is_held(in_memory, fold
 
 
 class Counting(SilentProgress):
-    """Counts what a stage of waiting is told."""
+    """Counts the values passed to the progress of a wait."""
 
     done, is_open = 0, False
 
@@ -563,7 +563,7 @@ def test_what_another_program_has_made_is_counted_meanwhile(
 
     on_waiting(look)
     plan, count, _ = filled(cached_in, folder, progress=shown)
-    assert not future.done()  # all is there, so nobody waits for the end of its claim
+    assert not future.done()  # the cache is complete, so no program waits for its claim
     assert (len(plan.keys), count, shown.done) == (9, 0, 9)
     encoder.go.set()
     future.result()
@@ -571,7 +571,7 @@ def test_what_another_program_has_made_is_counted_meanwhile(
 
 @pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
 def test_who_gives_no_sign_of_life_is_not_waited_for(cached_in, folder, other):
-    """A process that was stopped, or that could not remove its file, still runs."""
+    """A stopped process, or one that could not remove its claim, still exists."""
     encoder, future = other(folder)
     (presence,) = (cached_in / "claims").glob(".in-use.*.lock")
     long_ago = time.time() - 200
@@ -603,7 +603,7 @@ def test_a_look_that_fails_does_not_end_the_waiting(
 
 
 def claim_of_another_machine(place, number, keys):
-    """As the program of a machine that is gone has left it."""
+    """Write a claim as left by a program on a machine that is gone."""
     own = stored_claims._OwnClaim(place / "claims", keys)
     own._said |= {"owner": ProcessIdentity(7, 7, "ffffff").token, "host": "far"}
     own.number = number
@@ -624,7 +624,7 @@ def test_a_machine_without_a_sign_of_life_counts_as_ended(place, folder, on_wait
 
 
 def test_a_number_is_given_once(place, monkeypatch):
-    """Of two that look at the same moment, one gets it, and the other the next."""
+    """Of two programs that check at the same moment, one gets the number, the other the next."""
     folder, both = place / "claims", threading.Barrier(2)
     seen = threading.local()
     real = stored_claims.numbers_in
@@ -639,7 +639,7 @@ def test_a_number_is_given_once(place, monkeypatch):
     create, putting = stored_claims.claims.create, threading.Lock()
 
     def create_alone(where, content):
-        with putting:  # a store decides at once; those of the tests look first
+        with putting:  # a store decides atomically; those of the tests check first
             return create(where, content)
 
     monkeypatch.setattr(stored_claims, "numbers_in", numbers_in)
@@ -654,7 +654,7 @@ def test_who_gets_a_number_that_was_removed_takes_another(place, monkeypatch):
     folder, real = place / "claims", stored_claims.numbers_in
     for number in range(2, stored_claims.KEPT + 3):
         stored_claims.claims.write(stored_claims.file_of(folder, number), b"ended")
-    answers = [set()]  # as it looked before it was asleep
+    answers = [set()]  # its state before it slept
     monkeypatch.setattr(
         stored_claims, "numbers_in", lambda where: answers.pop() if answers else real(where)
     )

@@ -1,4 +1,4 @@
-"""Engines: which one is chosen, what is counted, and what is refused, without Ray running."""
+"""Engines: their selection, counts and refusals, without Ray running."""
 
 import contextlib
 import socket
@@ -172,7 +172,7 @@ class Ended(BaseException):
 
 
 class Workers:
-    """Workers that end at some items, and are started anew, around a real notebook."""
+    """Workers that end at some items, and are restarted, with a real notebook."""
 
     def __init__(self, deadly):
         self.deadly, self.ended, self.worked = deadly, 0, []
@@ -213,7 +213,7 @@ def test_a_worker_that_ends_once_costs_nothing():
 
 
 def test_a_batch_that_is_repeated_for_another_is_no_suspect():
-    """A task of several batches begins again from its first, which had been done."""
+    """A task of several batches restarts from its first batch, which had been completed."""
     workers = Workers(lambda item: False)
     for _ in range(10):
         assert workers.run([1, 2]) == [10, 20]
@@ -223,7 +223,7 @@ def test_a_batch_that_is_repeated_for_another_is_no_suspect():
 
 @pytest.mark.parametrize("batches", [[[3, 4]], [[1, 2], [3, 4], [5, 6]]])
 def test_an_item_of_several_batches_ends_no_more_workers_than_of_one(batches):
-    """The first attempt counts for all batches of a task at once, the others for each."""
+    """A first attempt counts for all batches of a task at once, later ones for each."""
     notebook, ended, worked = Notebook(), [], []
 
     class Stage:
@@ -276,7 +276,7 @@ def test_a_result_of_ray_that_is_missing_is_an_error():
 
 
 class AskedError(Exception):
-    """Ends what is tested where it has asked for what the test looks at."""
+    """Raised to end a test once the tested question was asked."""
 
 
 def test_processes_after_the_first_start_no_ray(tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ def test_processes_after_the_first_start_no_ray(tmp_path, monkeypatch):
         with pytest.raises(AskedError):
             prepare.prepare_data(config, encoder_of(None), group, SilentProgress())
         if group.rank == 0:
-            group.gather("")  # the second one waits for it
+            group.gather("")  # the second process waits for it
 
     in_threads(2, prepared)
     assert asked == [("ray", "host:1"), "ray", ("local", None), "local"]

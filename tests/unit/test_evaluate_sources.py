@@ -1,4 +1,4 @@
-"""What runs say of the models, images and prompts of an evaluation, and how samples are named."""
+"""The models, images and prompts that runs supply to an evaluation, and names of sample folders."""
 
 import shutil
 from pathlib import Path
@@ -50,12 +50,12 @@ def sources(*models, without=False, **opened):
 
 @pytest.fixture
 def spoken(tmp_path):
-    """A run that says everything of its base model."""
+    """A run that describes its base model completely."""
     return run(tmp_path / "spoken", tmp_path / "none", **SAID)
 
 
 def test_a_run_in_a_store_is_called_by_its_name():
-    """Folders of samples are called so, and Windows takes no colon in their names."""
+    """Sample folders are named by it, and Windows allows no colon in names."""
     asked = ["s3://bucket/runs/style", "gs://other/style", "owner/name"]
     assert labels_of(asked) == ["style", "style-2", "owner-name"]
 
@@ -64,7 +64,7 @@ def test_a_base_model_is_opened_as_its_run_opens_it(spoken):
     base, trained = sources(spoken)
     said = OpenOptions("sd1", "v_prediction", "ema", None, "x/vae")
     assert base == Source("x/base", said, 2, is_named=False)
-    assert trained == Source(spoken, OpenOptions("sd1", "v_prediction"), 2)  # it has its own VAE
+    assert trained == Source(spoken, OpenOptions("sd1", "v_prediction"), 2)  # it has a separate VAE
 
 
 def test_the_command_line_goes_before_the_run(spoken):
@@ -93,7 +93,7 @@ def test_a_base_model_is_there_once_for_each_way_in_which_runs_open_it(tmp_path,
 
 
 def test_images_of_every_run_are_looked_at(tmp_path):
-    """Run b was trained on what a held out: that is told, and its copies are found."""
+    """Run b was trained on images that a held out: this is reported, and copies are found."""
     pictures, held = draw_images(tmp_path / "a", 6, seed=1), draw_images(tmp_path / "held", 4)
     a, b = run(tmp_path / "run-a", pictures, held), run(tmp_path / "run-b", held)
     for order in ((a, b), (b, a)):
@@ -108,7 +108,7 @@ def test_images_of_every_run_are_looked_at(tmp_path):
 
 
 def test_a_base_model_that_is_a_run_comes_after_those_that_were_named(tmp_path):
-    """Its images are looked at too, but nobody asked for them: they may be gone."""
+    """The images of a base model's run are compared too, but may be missing: nobody named them."""
     held = draw_images(tmp_path / "held", 4)
     first = run(tmp_path / "first", tmp_path / "gone", tmp_path / "gone too")
     second = run(tmp_path / "second", draw_images(tmp_path / "a", 6, seed=1), held, path=first)
@@ -184,7 +184,7 @@ def test_previews_give_the_size_to_models_of_their_own_family_alone(tmp_path):
 
 
 def test_a_limit_changes_no_image():
-    """What was drawn with `--limit 2` is there when twice as many are asked for, and with more."""
+    """Samples of `--limit 2` are reused when twice as many are requested, and without a limit."""
     few, more = (prompts(limit=limit, count=2).of_model(contestant()) for limit in (2, 4))
     whole = prompts(count=3).of_model(contestant())
     names = [{_file_name(prompt) for prompt in drawn} for drawn in (few, more, whole)]
@@ -214,7 +214,7 @@ def settings(tmp_path):
 
 
 def test_samples_belong_to_what_they_were_drawn_with(tmp_path, settings, nano_model):
-    """Another VAE in the same file, another prediction, another clip skip: other folders."""
+    """Another VAE in the same file, another prediction type or clip skip get other folders."""
     vae = tmp_path / "vae"
     shutil.copytree(nano_model / "vae", vae)
 

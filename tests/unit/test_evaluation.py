@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, each against a formula of its own or a case that can be counted."""
+"""The measures of an evaluation, each against another formula or a case that can be counted."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def features(count, width, seed):
 
 
 def frechet_by_roots(x, y):
-    """Heusel's formula with the eigenvalues of the product of both covariances."""
+    """Compute Heusel's formula with the eigenvalues of the product of both covariances."""
     c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     roots = np.sqrt(np.maximum(np.linalg.eigvals(c @ d).real, 0)).sum()
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c) + np.trace(d) - 2 * roots
@@ -45,7 +45,7 @@ def frechet_by_roots(x, y):
 
 @pytest.mark.parametrize(("n", "m"), [(40, 50), (6, 50), (50, 5), (4, 3), (2, 2)])
 def test_the_frechet_distance_is_heusels(n, m):
-    """Also of fewer images than features, where covariances have no full rank."""
+    """The formula also holds for fewer images than features, with rank-deficient covariances."""
     x, y = features(n, 12, 1), features(m, 12, 2) + 1
     assert frechet_distance(x, y) == pytest.approx(frechet_by_roots(x, y), rel=1e-6)
 
@@ -74,7 +74,8 @@ def test_draws_for_the_frechet_distance_get_fewer_as_they_cost_more():
 
 
 def kernel_by_loops(x, groups, y, linked=()):
-    """Gretton's unbiased estimate, pair by pair; pairs of one prompt and its image left out."""
+    """Compute Gretton's unbiased estimate, pair by pair, without pairs of a prompt and its
+    image."""
     d = x.shape[1]
 
     def k(a, b):
@@ -105,7 +106,7 @@ def test_the_kernel_distance_is_a_loop_over_pairs(per_prompt):
 
 
 def test_a_draw_of_the_kernel_distance_counts_no_prompt_against_itself():
-    """A draw that has a prompt twice is a loop over its images, without pairs of that prompt."""
+    """A draw with a repeated prompt equals a loop over its images, without pairs of that prompt."""
     x, y = features(8, 5, 8), features(5, 5, 9)
     groups = np.repeat(np.arange(4), 2)
     w, v = np.array([[2, 0, 1, 1.0]]), np.array([[1, 2, 0, 1, 1.0]])
@@ -146,13 +147,13 @@ def test_the_kernel_distance_is_unbiased_for_a_handful_of_images():
         )
         for n in range(50)
     ]
-    assert np.mean(biased) > 0.5  # which is why few images come with a warning
+    assert np.mean(biased) > 0.5  # therefore few images cause a warning
 
 
 def followed(seed, count, follows):
-    """Two models of exactly the real distribution, of which the second follows captions.
+    """Return two models of exactly the real distribution, of which the second follows captions.
 
-    How much it does is `follows`, from 0 to 1; real images do by 0.9.
+    `follows` is the strength of this, from 0 to 1; real images follow their captions by 0.9.
     """
     generator = np.random.default_rng(seed)
 
@@ -165,10 +166,10 @@ def followed(seed, count, follows):
 
 
 def test_a_model_is_no_nearer_for_following_captions():
-    """Prompts are the captions of the very images that are compared with.
+    """Prompts are the captions of the very images that samples are compared with.
 
-    With pairs of a picture and the real image of its caption the distance of a model that follows
-    captions is below zero on average, by 50 standard errors here.
+    With pairs of a sample and the real image of its caption, the mean distance of a model that
+    follows captions is below zero, by 50 standard errors here.
     """
     links, none = list(range(12)), np.empty((0, 12))
     values = {"with": [], "without": []}
@@ -228,9 +229,9 @@ def test_a_mean_is_of_images_and_drawn_by_prompts():
 
 
 def test_the_interval_of_a_mean_holds_it_as_often_as_it_says():
-    """Of 600 samples of normal numbers, about 95 % of the intervals hold the true mean.
+    """Of 600 samples of normal numbers, about 95 % of the intervals contain the true mean.
 
-    Percentiles as they are hold it in 91 % of samples of ten, and in 84 % of five.
+    Plain percentiles contain it for 91 % of samples of ten, and for 84 % of samples of five.
     """
     for count in (5, 10, 40):
         draws = draw_weights(count, 1000, 0)
@@ -243,7 +244,7 @@ def test_the_interval_of_a_mean_holds_it_as_often_as_it_says():
 
 
 def test_the_quantile_is_students():
-    """Values of the table in Abramowitz and Stegun, 26.10 (0.975 on one side)."""
+    """The values are those of the table in Abramowitz and Stegun, 26.10 (0.975 on one side)."""
     table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 19: 2.093,
              30: 2.042, 120: 1.980}  # fmt: skip
     assert {n: round(student_quantile(n), 3) for n in table} == table
@@ -251,14 +252,14 @@ def test_the_quantile_is_students():
 
 
 def test_an_interval_of_few_costly_draws_is_wider():
-    """20 draws tell their own spread badly: 2.093 standard deviations and not 1.96."""
+    """20 draws estimate their own spread badly: 2.093 standard deviations instead of 1.96."""
     replicates = np.random.default_rng(0).normal(size=20)
     low, high = Estimate(1.0, replicates, "normal").interval()
     assert high - low == pytest.approx(2 * 2.093 * replicates.std(ddof=1), rel=1e-3)
 
 
 def test_no_verdict_is_told_of_few_prompts():
-    """Of nine prompts none, however sure; of ten there is one."""
+    """For nine prompts there is no verdict, however sure; for ten there is one."""
     for count, verdict in ((9, None), (10, "better")):
         draws, groups = draw_weights(count, 100, 0), np.arange(count)
         low, high = ([value] * count for value in (0.1, 0.9))
@@ -274,7 +275,7 @@ def test_no_verdict_is_told_of_few_prompts():
 
 
 def kernel_verdicts(shift, tries=60):
-    """Verdicts on a second model that is off by so much more than the first, which is off by 0.5.
+    """Return verdicts on a second model that is off by more than the first, which is off by 0.5.
 
     Both vary with the prompt alike.
     """
@@ -297,13 +298,14 @@ def kernel_verdicts(shift, tries=60):
 def test_verdicts_are_rarely_wrong_about_nothing_and_see_what_is_there():
     assert kernel_verdicts(0.0).count(NOISE) >= 52  # 57 of 60 are wanted
     assert kernel_verdicts(0.5).count("worse") >= 55
-    nearer = kernel_verdicts(-0.5)  # a distance of 0.5 that is gone is less than one that doubles
+    nearer = kernel_verdicts(-0.5)  # losing a distance of 0.5 is less than doubling it
     assert nearer.count("better") >= 35
     assert "worse" not in nearer
 
 
 def test_a_difference_is_measured_in_pairs():
-    """Two models that vary together with the prompt differ surely, though their intervals lap."""
+    """Two models that vary together with the prompt differ significantly, though intervals
+    overlap."""
     prompts = np.random.default_rng(0).normal(size=30)
     draws, groups = draw_weights(30, 500, 0), np.arange(30)
     one = mean_estimate(prompts.tolist(), groups, draws)

@@ -1,7 +1,7 @@
-"""How sure claims of validation losses are: if this failed, chance would be praised or blamed.
+"""The certainty of claims about validation losses, so that chance is neither praised nor blamed.
 
-Closed forms are compared with tables and with simulation; whole runs are simulated with cheap fake
-losses, in which nothing happens or a model over-fits, and the share of wrong claims is counted.
+Closed forms are compared with tables and with simulations; whole runs are simulated with cheap fake
+losses, in which nothing happens or a model over-fits, and the fraction of wrong claims is counted.
 """
 
 import math
@@ -25,7 +25,7 @@ from impasto.runs.validations import Validation, validations_of
 
 
 @pytest.mark.parametrize(
-    ("degrees", "t"),  # of 2.5 % above it: any table of Student's t
+    ("degrees", "t"),  # with 2.5 % above it: any table of Student's t
     [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (10, 2.228), (30, 2.042)],
 )
 def test_the_tail_of_t_is_that_of_the_tables(degrees, t):
@@ -38,7 +38,7 @@ def test_the_tail_of_many_degrees_is_the_normal_one():
 
 
 def test_the_standard_error_is_how_much_means_vary():
-    """Against simulation: the spread of many means of 12 draws is what each says of itself."""
+    """In simulation, the spread of many means of 12 draws equals the error estimated from each."""
     rng = random.Random(3)
     samples = [[rng.gauss(1, 0.3) for _ in range(12)] for _ in range(4000)]
     spread = statistics.stdev(statistics.fmean(sample) for sample in samples)
@@ -60,12 +60,12 @@ def test_a_paired_difference_forgets_what_is_hard_about_images():
 
 
 def made_run(rng, course, images, spread=0.05, kind="gaussian"):
-    """Validations of a run whose true loss is `course`, over images that differ.
+    """Return the validations of a run whose true loss is `course`, over images that differ.
 
-    Each image has a loss of its own, and at each step it moves by chance: by a gaussian number; by
-    a number of Student's t with three degrees, with heavy tails; or by a lognormal one, so that few
-    images move far more than the others. That one is drawn anew at each step, or once, as where a
-    run measures the same images at the same noise, with a small gaussian number at each step.
+    Each image has its own loss, which changes by chance at each step: by a Gaussian number; by a
+    number of Student's t with three degrees, with heavy tails; or by a lognormal one, so that few
+    images change far more than the others. The last kind is drawn for each step, or once, as if a
+    run measured the same images at the same noise, plus a small Gaussian number at each step.
     """
     bases = [math.exp(rng.gauss(-1.5, 0.4)) for _ in range(images)]
 
@@ -81,7 +81,8 @@ def made_run(rng, course, images, spread=0.05, kind="gaussian"):
 
 
 def chances_of(rng, kind, steps):
-    """How an image moves: at the base model's validation and at each step after it, 0 on average"""
+    """Draw an image's changes at the base model's validation and at each later step, 0 on
+    average."""
     if kind == "gaussian":
         return [rng.gauss(0, 1) for _ in range(steps)]
     if kind == "heavy":
@@ -111,9 +112,9 @@ def heavy(rng):
 )
 @pytest.mark.parametrize("steps", [2, 10])
 def test_of_runs_that_learn_nothing_hardly_any_is_judged(images, steps, kind):
-    """Nothing is claimed of more than the promised share, with steps to choose from.
+    """Claims are wrong for at most the promised fraction of runs, with steps to choose from.
 
-    Student's t alone would claim something of up to half of the runs whose images move unevenly.
+    Student's t alone would be wrong for up to half of the runs whose images change unevenly.
     """
     rng, runs = random.Random(images), 600 if images < 100 else 300
     found = [
@@ -127,7 +128,7 @@ def test_of_runs_that_learn_nothing_hardly_any_is_judged(images, steps, kind):
 
 
 def would_be_judged(learning):
-    """Whether Student's t alone tells a step from the base model."""
+    """Return whether Student's t alone finds a difference between a step and the base model."""
     base, chance = learning.first, learning.chance
     return any(
         learning.compared(one, base).is_clear_if_gaussian(chance) for one in learning.validations
@@ -139,7 +140,7 @@ def would_be_judged(learning):
     [(8, 5), (12, 3), (30, 1.5), (100, 0.8)],
 )
 def test_what_is_truly_learnt_is_found_on_gaussian_images(images, falls):
-    """The guide's table of power: a run of ten validations, nearly always."""
+    """The guide's table of power: a run of ten validations finds it nearly always."""
     rng, runs = random.Random(images), 200
     learnt = [-falls + rng.gauss(0, 1) for _ in range(images * runs)]
     chance = chance_of_each(30)
@@ -160,7 +161,7 @@ def test_t_is_taken_back_to_the_quantile_that_skewness_moved(skewness):
 
 
 def test_a_tail_on_the_side_of_the_mean_is_no_doubt():
-    """Images that gain much more than the others make no one doubt a gain; losers do."""
+    """Images that gain much more than others leave a gain certain; images that lose do not."""
     gains = [-1.0, -1.1, -1.2, -1.3, -1.4, -1.2, -1.1, -1.3, -1.2, -1.2, -1.0, -1.4] * 3
     far, near = [*gains, -3.0, -3.5], [*gains, -0.1, -0.1]
     nothing = [0.0] * len(far)
@@ -185,7 +186,8 @@ def is_judged(learning):
 
 
 def test_a_run_that_is_looked_at_after_each_validation_is_hardly_ever_told_what_is_not_so():
-    """Each look is a chance to be wrong: judged by what is there so far, runs often would be."""
+    """Each look is a chance of error: judged by the values so far, runs would often be
+    misjudged."""
     rng, runs, number = random.Random(7), 300, 20
     by_all, by_what_is_there = 0, 0
     for _ in range(runs):
@@ -223,7 +225,7 @@ def test_what_is_still_to_be_measured_is_known_from_the_settings(
 
 
 def test_naive_claims_would_be_wrong_often():
-    """What the lowest of ten by chance says without this: most runs seem to have learnt."""
+    """Without this correction, the lowest of ten by chance suggests learning in most runs."""
     rng, runs = random.Random(1), 300
     courses = [learning_of(made_run(rng, [1.0] * 11, 4)) for _ in range(runs)]
     fallen = sum(one.best.loss < 0.98 * one.first.loss for one in courses)
@@ -232,7 +234,7 @@ def test_naive_claims_would_be_wrong_often():
 
 @pytest.mark.parametrize("better", [0, 1])
 def test_two_models_are_hardly_ever_ordered_wrongly(better):
-    """On six images, one model truly 3 % better: the claim, where one is made, is the right one."""
+    """On six images, with one model truly 3 % better, a claim is the right one."""
     rng, runs = random.Random(better), 500
     course = [1.0, 0.97] if better else [0.97, 1.0]
     verdicts = [learning_of(made_run(rng, course, 6)).verdict for _ in range(runs)]
@@ -240,7 +242,7 @@ def test_two_models_are_hardly_ever_ordered_wrongly(better):
     assert verdicts.count(wrong) / runs <= 1 - CONFIDENCE
     means = [made_run(rng, course, 6) for _ in range(runs)]
     flipped = sum((run[1].loss < run[0].loss) != bool(better) for run in means)
-    assert flipped / runs > 0.08  # the bare means alone order many of them wrongly
+    assert flipped / runs > 0.08  # means alone would order many of them wrongly
 
 
 @pytest.mark.parametrize(

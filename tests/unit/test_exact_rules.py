@@ -1,6 +1,6 @@
-"""Small rules held to the letter: by closed forms, exhaustive search, or another implementation.
+"""Small rules checked exactly: by closed forms, exhaustive search, or another implementation.
 
-A wrong sign, a bound off by one, or an exchanged flag changes what is learnt without an error.
+A wrong sign, a bound off by one, or a swapped flag changes what is learned without an error.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def kohya_tokens(length):
 
 @given(SIDES, SIDES, st.integers(40, 300), st.sampled_from([32, 64]))
 def test_no_bucket_of_the_table_is_out_of_bounds(width, height, least, step):
-    """Also where the longest side is one less than a multiple of the step."""
+    """The longest side may be one less than a multiple of the step."""
     for most in (least + 3 * step - 1, least + 3 * step):
         with contextlib.suppress(ConfigError):  # no bucket fits
             table = make_bucket_sizes(Size(width + 200, height + 200), least, most, step)
@@ -63,7 +63,7 @@ def assert_in_bounds(table, area, least, most, step):
 
 
 def by_search(size, limits):
-    """`assign_native_no_upscale` by trying every bucket that there could be."""
+    """Implement `assign_native_no_upscale` by trying every possible bucket."""
     theirs, resized = _kohya_no_upscale(size, limits)
     most = 1 - theirs.area / resized.area + _ROUNDING
     for bounds in (limits, replace(limits, min_side=limits.step, max_side=max(size.wh))):
@@ -106,9 +106,9 @@ def test_without_enlarging_the_choice_is_that_of_an_exhaustive_search(width, hei
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_by_chance_hits_only_the_two_neighbours(dtype):
-    """Of normal numbers, of numbers below the least normal one, and around that one."""
+    """Checked for normal numbers, subnormal numbers, and around their boundary."""
     info = torch.finfo(dtype)
-    subnormal = info.smallest_normal * info.eps  # the distance of numbers below the least normal
+    subnormal = info.smallest_normal * info.eps  # the spacing of subnormal numbers
     generator = torch.Generator().manual_seed(1)
     for base, distance in (
         (1.0, info.eps),
@@ -128,7 +128,7 @@ def test_rounding_by_chance_hits_only_the_two_neighbours(dtype):
 
 
 def test_offset_and_perturbation_are_added():
-    """Noise + strength x a draw, with the sign of the draw."""
+    """The result is noise + strength x a draw, with the sign of the draw."""
     chance, strength = PerSampleRandomness(7, 3, tuple(range(8)), 8), 0.25
     plain = chance.normal((4, 16, 16), "noise")
     shift = chance.normal((4, 1, 1), "noise_offset")
@@ -172,7 +172,7 @@ def test_the_mean_of_what_is_cropped_is_a_mean():
     [(0, 0, 5), (0, 9, 5), (10, 0, 1), (10, 5, 3), (10, 10, 5), (10, 99, 5), (0.5, 25, 3)],
 )
 def test_tags_are_warmed_up_in_so_many_steps(steps, step, shown):
-    """floor(step x (count - least) / steps) + least, and all from `steps` on."""
+    """The count is floor(step x (count - least) / steps) + least, and all tags from `steps` on."""
     rules = CaptionRules(warmup_steps=steps, warmup_min=1, normalizes=True)
     text = rules.write("a, b, c, d, e", TrainingPosition(0, step, 100), 1, 1)
     assert len(text.split(", ")) == shown
@@ -196,7 +196,7 @@ def test_a_rate_of_one_per_cent_is_chance_too():
 
 
 def test_joins_are_those_of_the_two_programs():
-    """sd-scripts fills up to the length, has no BREAK, and takes `!` of SD 2 for padding."""
+    """sd-scripts pads to the full length, has no BREAK, and takes SD 2's `!` for padding."""
     kohya, a1111 = JOINS["kohya"], JOINS["a1111"]
     assert (kohya.fixed_length, kohya.reads_break, kohya.pads_with_token) == (True, False, True)
     assert (a1111.fixed_length, a1111.reads_break, a1111.pads_with_token) == (False, True, False)
@@ -214,7 +214,7 @@ def test_joins_are_those_of_the_two_programs():
 
 @pytest.mark.parametrize("tokens", [0, 1, 74, 75, 76, 149, 150, 151, 224, 225, 226])
 def test_the_line_of_sd_scripts_is_cut_into_chunks_of_75(tokens):
-    """[BOS, 75 of the line, EOS] three times, for SD 1, where no repair is made."""
+    """The result is three times [BOS, 75 tokens, EOS], for SD 1, where nothing is repaired."""
     text = kohya_tokens(225)(" ".join(["cat"] * tokens))
     assert [len(chunk) for chunk in text.ids] == [CHUNK + 2] * 3
     line = [i for chunk in text.ids for i in chunk[1:-1]]
@@ -225,7 +225,7 @@ def test_the_line_of_sd_scripts_is_cut_into_chunks_of_75(tokens):
 
 
 def test_a_comma_at_the_very_beginning_is_a_place_to_cut():
-    """A1111 goes back to the last comma, also where it is the first token of the chunk."""
+    """A1111 goes back to the last comma, even if it is the first token of the chunk."""
     tokens = TextTokens(tokenizer_of({}, EOS), TextLayout(225, "a1111", "comma", "off"), EOS_ID)
     comma = tokens(",").ids[0][1]
     for place in (0, 55, 60, 74):
@@ -255,7 +255,8 @@ def test_a_place_without_images_has_a_stand_in_within_the_batch():
 
 
 def test_what_open_clip_files_hold_besides():
-    """SD 2 writes a projection and a scale that it does not use; SDXL's second encoder uses it."""
+    """SD 2 files contain a projection and a scale that it does not use; SDXL's second encoder
+    does."""
     plain, projecting = open_clip_naming("a.", used=23), open_clip_naming("b.", projects=True)
     assert dict(plain.tail.ones) == {"text_projection": 2, "logit_scale": 0}
     assert dict(projecting.tail.ones) == {"logit_scale": 0}

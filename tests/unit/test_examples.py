@@ -1,4 +1,4 @@
-"""`impasto new`: the example settings, as a wheel carries them too."""
+"""`impasto new`: the example settings, also as packed in a wheel."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How often a run shows each image, and which rates and numbers of looks are usual."""
+"""How often a run shows each image, and the usual rates and numbers of showings."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def record(number, repeats=1, *, is_reg=False):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_looks_are_what_the_sampler_shows(accumulation):
-    """Counted by dealing all steps: repeats of one subset, none of regularisation."""
+    """Counted over all steps: with the repeats of one subset, without regularisation images."""
     records = [*(record(n, 3) for n in range(4)), *(record(n) for n in range(4, 9))]
     records += [record(n, 2, is_reg=True) for n in range(9, 12)]
     sampler = run_of(records, 2, accumulation)
@@ -67,7 +67,7 @@ def test_looks_are_what_the_sampler_shows(accumulation):
 
 
 def test_a_rate_may_grow_with_the_images_of_a_step():
-    """Anchored at what full models are known to bear: 5e-6 alone, 1e-4 with 2,048 images."""
+    """The bounds are known for full-size models: 5e-6 for one image, 1e-4 for 2,048."""
     assert highest_usual_lr(5e-5, 64) == pytest.approx(5e-5)
     assert highest_usual_lr(5e-5, 1) == pytest.approx(5.08e-6, rel=1e-3)
     assert 1e-4 < highest_usual_lr(5e-5, 2048) < 4e-4
@@ -88,7 +88,7 @@ def test_few_images_are_shown_more_often(images, bounds):
         (1e-5, 2, FULL, "(1e-07 to 7.4e-06)"),
         (1e-5, 32, FULL, None),
         (1e-8, 1, FULL, "below"),
-        (3e-4, 8, 5_000_000, None),  # what a small network bears says nothing of full-size ones
+        (3e-4, 8, 5_000_000, None),  # rates for a small network do not apply to full-size ones
     ],
 )
 def test_a_rate_is_judged_by_the_images_of_a_step(train_config, lr, per_step, weights, said):
@@ -110,7 +110,7 @@ def test_images_that_come_too_often_are_named(train_config):
 
 
 def test_of_a_model_with_random_weights_nothing_is_unusual_but_its_vae(train_config):
-    """Training does not change the VAE, so that such a model never draws."""
+    """Training does not change the VAE, so such a model never draws useful images."""
     where = Identity(SD1, EPSILON, "the test"), torch.device("cpu")
     often = Exposure(50, 1.0, 320.0, usual_looks(50))
     for vae in (None, "vae.safetensors"):

@@ -1,4 +1,4 @@
-"""LoRAs made of two models and merged again: values, names, errors, and what is refused."""
+"""LoRAs extracted from two models and merged again: values, names, errors, and refusals."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def distance(first, second):
 
 
 def test_the_nearest_matrices_of_a_rank_are_those_of_the_singular_values():
-    """Against torch's own decomposition, for both orientations, and by share of energy."""
+    """Checked against torch's decomposition, for both orientations, and by fraction of energy."""
     for rows, columns in ((12, 30), (30, 12)):
         matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
         u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -61,7 +61,7 @@ def test_a_matrix_of_a_low_rank_is_found_whole():
 
 
 class Whole(NamedTuple):
-    """A model, another one of it, and all the difference of its layers as a LoRA."""
+    """A model, a changed copy, and the complete difference of its layers as a LoRA."""
 
     family: str
     source: Path
@@ -72,7 +72,7 @@ class Whole(NamedTuple):
 
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
 def whole(request, nano_architecture, nano_model, nano_sd2_model, tmp_path_factory):
-    """Of each family; read-only by agreement."""
+    """One for each family. Read-only by agreement."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "sdxl":
         source = write_sdxl_file(nano_architecture, folder / "source.safetensors")
@@ -106,7 +106,7 @@ def test_at_full_rank_the_model_comes_back(whole, tmp_path):
 
 
 def test_ranks_errors_and_metadata(base, tmp_path):
-    """The error that is told is that of the file: the difference of its product, in float64."""
+    """The reported error is that of the file's product against the difference, in float64."""
     model = tuned(base, tmp_path / "tuned.safetensors")
     rules = ExtractionRules(4, 2)
     rows, worst = extracted(base, model, tmp_path / "l.safetensors", rules)
@@ -155,7 +155,7 @@ def test_energy_without_convolutions_and_text_encoders(base, tmp_path):
 
 
 def test_what_differs_by_rounding_alone_is_unchanged(base, tmp_path):
-    """What did not learn is the same in float16 and in float32."""
+    """Untrained weights are the same in float16 and in float32."""
     half, marked = tmp_path / "half.safetensors", "transformer_blocks.0.attn1.to_q"
     model = tuned(base, tmp_path / "tuned.safetensors", of=lambda name: marked in name)
     dtypes = dict.fromkeys(families.BY_SETTING.values(), torch.float16)
@@ -179,7 +179,7 @@ def halves(base, tmp_path_factory):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_float16_and_bfloat16_of_one_model_are_the_same(halves, tmp_path, order):
-    """Neither is a rounding of the other: both are of float32, each by half an ulp of its own."""
+    """Neither is a rounding of the other: both round float32, by half an ulp each."""
     first, second = halves[::order]
     with pytest.raises(ModelError, match="are the same in all"):
         extract(open_model(first), open_model(second), FULL)
@@ -217,7 +217,7 @@ def test_nan_in_a_model_leaves_no_file(base, tmp_path):
 
 
 def test_diffusers_finds_the_layer_of_every_key(whole):
-    """Its own conversion of sd-scripts' names, of which each has to be a module of the network."""
+    """diffusers' conversion of sd-scripts' names gives modules of the network."""
     tensors, networks = load_file(whole.lora), load_meta_model(whole.source).networks
     layers = len(tensors) // 3
     if whole.family == "sdxl":

@@ -1,4 +1,4 @@
-"""The table of families: consistent in itself, and the only place where networks have names."""
+"""The table of families: consistent, and the only place with names of networks."""
 
 import itertools
 import re
@@ -34,7 +34,7 @@ def test_names_of_networks_stand_in_the_table_and_the_settings_only():
     assert found == ALLOWED
 
 
-ALLOWED = [  # names of settings, and of what is not of a model
+ALLOWED = [  # names of settings, and of things outside models
     'annotate/captioners.py: tokenizer = getattr(processor, "tokenizer", None)',
     'publishing.py: "output_dir", "path", "prompt_file", "start_from", "template_file", "vae",',
     'studio/model_users.py: for section, key in (("model", "path"), ("model", "vae"), '
@@ -74,7 +74,7 @@ def test_settings_and_options_name_the_families_of_the_table():
 
 
 def test_rows_are_as_they_were():
-    """What each family is did not change when the table got components, or other rows."""
+    """The families are unchanged by the table's components and by other rows."""
     facts = [
         (f.key, f.prediction.name, f.context_width, f.head_count, f.linear_projection,
          f.upcast_attention, f.architecture, f.resolution, f.scaling_factor, f.cell)
@@ -99,7 +99,7 @@ def test_rows_are_as_they_were():
 
 
 def test_a_network_that_takes_more_than_text_is_none_of_them():
-    """A tiny U-Net with a pooled text was once taken for SD 2."""
+    """A tiny U-Net with pooled text was once mistaken for SD 2."""
 
     def shaped(*shape):
         return LazyTensor.of(torch.zeros(shape))

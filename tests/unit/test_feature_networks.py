@@ -1,4 +1,4 @@
-"""Networks that make features: what they give, how they are named, and what is refused."""
+"""Feature networks: their outputs, their names, and what is refused."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def clip(tmp_path_factory, nano_model):
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory):
-    """A DINOv2 of a few thousand numbers."""
+    """Write a DINOv2 with a few thousand parameters."""
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
     folder = tmp_path_factory.mktemp("features") / "tiny-dino"
@@ -59,13 +59,13 @@ def dino(tmp_path_factory):
 
 
 def test_features_of_a_tagger_are_what_its_last_layer_is_given(tmp_path):
-    """The stand-in's last layer is given the most of each channel."""
+    """The stand-in's last layer receives the maximum of each channel."""
     taggers.make("wd14", tmp_path)
     tagger = OnnxTagger(tmp_path, with_features=True)
     pixels = np.zeros((tagger.profile.side, tagger.profile.side, 3), np.uint8)
     pixels[0, 0] = (1, 0, 0)
     scores, features = tagger.scores_and_features([pixels, pixels * 0])
-    assert features == pytest.approx(np.array([[0, 0, 1], [0, 0, 0]]))  # blue comes first there
+    assert features == pytest.approx(np.array([[0, 0, 1], [0, 0, 0]]))  # it expects blue first
     assert scores.shape[0] == 2
 
 
@@ -129,7 +129,7 @@ def test_clip_gives_features_of_images_and_texts(clip, tmp_path):
 
 
 def test_a_tokenizer_without_a_maximum_is_cut_where_the_network_ends(clip, tmp_path):
-    """Files of tokenizers may say nothing of it: transformers then has a number of 31 digits."""
+    """Tokenizer files may lack a maximum: transformers then uses a number of 31 digits."""
     endless = tmp_path / "endless"
     shutil.copytree(clip, endless)
     file = endless / "tokenizer_config.json"
@@ -143,7 +143,7 @@ def test_a_tokenizer_without_a_maximum_is_cut_where_the_network_ends(clip, tmp_p
 
 
 def test_a_network_that_takes_no_such_images_is_refused_when_it_is_opened(dino, tmp_path):
-    """Not after hours of drawing for it."""
+    """The error comes before hours of drawing, not after them."""
     broken = tmp_path / "broken"
     shutil.copytree(dino, broken)
     file = broken / "preprocessor_config.json"
@@ -156,10 +156,10 @@ def test_a_network_that_takes_no_such_images_is_refused_when_it_is_opened(dino, 
 
 @pytest.mark.parametrize("reads", [False, True])
 def test_a_network_comes_to_the_device_when_it_is_first_used(clip, tmp_path, reads):
-    """Until then the memory there belongs to the models that draw."""
+    """The network is moved to the device at first use: before, models that draw use the memory."""
     network = load_network(str(clip), torch.device("meta"), SilentProgress(), {})
     assert network._model.device == CPU
-    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # it is there now
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # now it is there
         network.of_texts(["a cat"]) if reads else network.look(
             [network.prepare(Image.new("RGB", (20, 20)))]
         )
@@ -179,7 +179,7 @@ def test_dinov2_gives_its_class_token(dino, tmp_path):
 
 
 def test_pooling_that_a_file_does_not_have_is_not_made_up(dino, tmp_path):
-    """A ViT of a classifier has no pooler: transformers would draw one at random."""
+    """A classifier's ViT has no pooler: transformers would initialise one at random."""
     from transformers import ViTConfig, ViTModel
 
     folder = tmp_path / "tiny-vit"

@@ -1,4 +1,4 @@
-"""What is fetched of a run in an object store while its machine goes on writing it."""
+"""Downloads of a run in an object store while its machine continues writing it."""
 
 import pytest
 from stored_runs import make_run, owner_elsewhere, sent
@@ -11,7 +11,7 @@ from impasto.storage import claims, objects
 
 @pytest.fixture
 def place(bucket, tmp_path, monkeypatch):
-    """A run that another machine trains."""
+    """A run that is trained by another machine."""
     place = bucket / "run"
     sent(make_run(place), place)
     owner_elsewhere(place, 1)
@@ -20,7 +20,7 @@ def place(bucket, tmp_path, monkeypatch):
 
 
 class Replacing:
-    """A fault: what is given happens just before a request is answered, the first few times."""
+    """A fault: a function is called just before a request is answered, the first few times."""
 
     def __init__(self, server, only, *happens):
         self._server, self._only, self._happens = server, only, list(happens)

@@ -1,4 +1,4 @@
-"""Durable writing: the old content survives every failure, and nothing half-written stays."""
+"""Durable writing: the old content survives every failure, and no partial file remains."""
 
 import errno
 import os
@@ -117,7 +117,8 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
 
 def test_disks_without_permissions_and_flushed_folders(tmp_path, monkeypatch):
-    """As a share that root has mounted, and as some network disks."""
+    """A share mounted by root rejects permissions, and some network disks reject a folder's
+    flush."""
     fsync = os.fsync
 
     def refused(*_, **__):
@@ -145,7 +146,7 @@ def test_an_unwritable_place_is_explained(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are a POSIX feature")
 @pytest.mark.parametrize("writer", ["python", "safetensors", "pickle"])
 def test_a_full_disk_is_explained_and_nothing_stays(tmp_path, writer):
-    """The operating system itself refuses the bytes: a limit on file sizes, set in a child."""
+    """The operating system refuses the bytes: a limit on file sizes, set in a child process."""
     program = f"""
 import resource, signal, sys
 from pathlib import Path
@@ -176,7 +177,7 @@ except StorageError as error:
 
 
 def test_dated_names_are_in_the_order_of_time(monkeypatch):
-    """Also two of one second, which a folder of tasks or drafts is listed by."""
+    """Two names from the same second are ordered too, in folders of tasks or drafts."""
     clock = 1_700_000_000 * 10**9
     times = [clock + step * 10**9 // 7 for step in range(40)]
     names = []

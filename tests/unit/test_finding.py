@@ -1,4 +1,4 @@
-"""Keys of metadata, as other programs and machines write them, find their files and no others."""
+"""Metadata keys of other programs and machines match their files and no others."""
 
 import json
 import os
@@ -142,7 +142,7 @@ LINE_ENDS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"
 
 @pytest.mark.parametrize("ending", [".json", ".jsonl"])
 def test_what_is_written_is_read_again_by_all(tmp_path, ending):
-    """Also by readers that break lines wherever Python's splitlines does."""
+    """Even readers that split lines as Python's splitlines does read the same."""
     file = tmp_path / f"m{ending}"
     entries = [MetadataEntry("a\u2028.png", LINE_ENDS, LINE_ENDS), MetadataEntry("b.png", "x")]
     write_metadata(file, entries)
@@ -178,7 +178,7 @@ def test_half_a_character_is_named_or_skipped(folder):
 
 @pytest.mark.parametrize("key", ["C:\\old\\set\\a.png", "a", "./a.png"])
 def test_merging_keeps_the_names_that_are_there(folder, key):
-    """Else one image would be named twice."""
+    """Existing names are kept, or one image would have two entries."""
     (folder / "a.txt").write_text("new", encoding="utf-8")
     known = [MetadataEntry(key, tags="old")]
     records = scan_folder(folder, subset=Subset(root=folder)).records
@@ -192,7 +192,7 @@ def test_a_metadata_file_that_is_no_file(tmp_path):
 
 
 def test_masks_are_no_images_that_metadata_means(tmp_path):
-    """Neither is a mask taken for an image that is gone, nor do both fit one key."""
+    """A mask does not replace a missing image, and does not make a key ambiguous."""
     for name in ("a/0.png", "masks/0.png", "masks/1.png"):
         picture(tmp_path / "set" / name)
     (tmp_path / "meta.json").write_text('{"0.png": {}, "1.png": {}}', encoding="utf-8")
@@ -214,7 +214,7 @@ def test_a_key_with_an_ending_that_fits_two_files_needs_its_folder(tmp_path):
 @posix
 @pytest.mark.parametrize("is_linked", [True, False])
 def test_names_are_those_below_the_folder_that_was_given(tmp_path, monkeypatch, is_linked):
-    """Also of keys that are spelt by what the folder leads to."""
+    """Names are relative to the given folder, even for keys that use a link's target."""
     picture(tmp_path / "real/im/0.png")
     (tmp_path / "link").symlink_to(tmp_path / "real/im")
     root = tmp_path / "link" if is_linked else tmp_path / "real/im"

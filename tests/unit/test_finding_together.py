@@ -1,6 +1,7 @@
-"""Keys of one metadata file are looked up together: no image gets the words of another.
+"""Keys of one metadata file are looked up together: no image gets the caption of another.
 
-If one of these failed, an image would be trained with the caption of a deleted one of its name.
+If one of these failed, an image would be trained with the caption of a deleted image of the same
+name.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What is found before a run begins: an idle card, an old one, a missing compiler or Triton."""
+"""Checks before a run starts: an idle GPU, an old one, a missing compiler or Triton."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def smi(monkeypatch):
-    """An nvidia-smi that names a card."""
+    """An nvidia-smi that reports a GPU."""
     answer = subprocess.CompletedProcess([], 0, f"{CARD}\n", "")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("subprocess.run", lambda *_, **__: answer)
@@ -50,7 +50,7 @@ def test_a_cpu_that_is_wanted_is_taken(smi, train_config, name, value):
 
 @pytest.fixture
 def card(monkeypatch, tmp_path):
-    """A card, Triton, a compiler and headers, all as they should be."""
+    """A GPU, Triton, a compiler and headers, all valid."""
     monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: CARD)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (8, 6))
     monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_75", "sm_86", "compute_120"])

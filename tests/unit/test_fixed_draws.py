@@ -1,6 +1,7 @@
-"""The draws of validation: as many as a stated error needs, spread over the noise levels, and fair.
+"""Validation's draws: enough for a stated error, spread over the noise levels, and fair.
 
-If this failed, a small set would be judged by a handful of noise levels, or copies as evidence.
+If this failed, a few noise levels would decide about a small set, or copies would count as
+evidence.
 """
 
 import itertools
@@ -54,7 +55,7 @@ def mean_loss(found, images, curve):
 @pytest.mark.parametrize("steepness", [0, 2.5, 5.5, 8])
 @pytest.mark.parametrize("images", [1, 2, 3, 6, 7, 10, 16, 25, 64])
 def test_equal_images_have_no_gap_however_many_are_held_out(images, steepness):
-    """Of a loss that is far higher at some noise levels, on 8 training images and some others."""
+    """The loss is far higher at some noise levels, on 8 training images and some others."""
     curve = torch.exp(-steepness * torch.arange(1000) / 1000)
     draws = plan_draws(images, 4, 0.05)
     held_out = mean_loss(made(draws, images), images, curve)
@@ -96,7 +97,8 @@ def test_the_levels_of_old_runs_are_the_same_for_all_images():
 
 @pytest.mark.parametrize("images", [1, 2, 4, 10])
 def test_the_error_that_is_stated_is_an_upper_bound(images):
-    """Simulated: a loss that falls from 1.3 to 0 with the timestep, as the demo's, with noise."""
+    """In simulation, for a noisy loss that falls from 1.3 to 0 with the timestep, like the
+    demo's."""
     draws = plan_draws(images, 4, 0.05)
     found = made(draws, images)
     curve = 1.3 * (1 - torch.arange(1000) / 1000) ** 1.6

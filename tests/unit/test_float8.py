@@ -1,4 +1,4 @@
-"""Float8 products: which layers, with what numbers, on which machines, in how much memory."""
+"""Float8 products: the layers, their numbers, the machines, and the memory."""
 
 import functools
 from collections import Counter
@@ -35,7 +35,7 @@ NEAR = 0.08
 
 
 def emulate(monkeypatch):
-    """Have any device compute products from rounded numbers, in float32."""
+    """Let any device compute products from rounded numbers, in float32."""
     monkeypatch.setattr(float8, "_require_card", lambda device: None)
     product = functools.partial(float8.torchao_product, emulated=True)
     monkeypatch.setattr(float8, "torchao_product", product)
@@ -47,7 +47,7 @@ def torchao():
 
 
 class BasicTransformerBlock(nn.Module):
-    """Layers of the names and relations that a transformer block has, at any size."""
+    """Layers with the names and size ratios of a transformer block, at any size."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,8 @@ first layer of the feed-forward part alone."""
 
 @pytest.mark.parametrize("architecture", EXPECTED)
 def test_large_layers_of_transformer_blocks_are_chosen(architecture, torchao):
-    """Those that torchao would choose by size, but for what is of text or around the blocks."""
+    """The layers are those that torchao would choose by size, except those of text or outside
+    blocks."""
     unet = meta_model_of_architecture(find_architecture(architecture)).unet
     found = float8.float8_layers(unet)
     number, some = EXPECTED[architecture]
@@ -151,7 +152,7 @@ def test_numbers_are_near_those_of_bf16(rows, network, any_size, torchao):
 
 
 def test_rows_are_filled_up_to_a_multiple_of_16_and_change_nothing(any_size, torchao):
-    """77 places go in as 80; one layer, so that none of the numbers comes from another rounding."""
+    """77 positions are padded to 80; a single layer, so that no other rounding interferes."""
     by_torchao, seen = torchao_product(emulated=True), []
 
     def product(rows, weight):
@@ -170,7 +171,7 @@ def test_rows_are_filled_up_to_a_multiple_of_16_and_change_nothing(any_size, tor
 
 
 def test_rows_come_in_the_type_that_is_computed_in():
-    """What a product is given is kept for the backward pass: in 16 bits, as autocast keeps it."""
+    """A product's input is kept for the backward pass: in 16 bits, as autocast keeps it."""
     seen = []
 
     def product(rows, weight):
@@ -271,7 +272,7 @@ def test_sharded_models_and_devices_without_bf16_refuse_it(train_config):
 
 
 def one_block():
-    """SD 1.5 with its widest level alone: few operations, and layers that are large enough."""
+    """SD 1.5 with only its widest level: few operations, and layers that are large enough."""
     sd1 = find_architecture("sd1")
     unet, vae, text_encoder = sd1.configs
     fewer = {
@@ -284,9 +285,9 @@ def one_block():
 
 
 def test_its_memory_is_predicted(train_config):
-    """No 16-bit copies of weights in float32, and the same products, none of them left out.
+    """There are no 16-bit copies of float32 weights, and the same products are counted.
 
-    The images are so many that memory is fullest as the backward pass begins.
+    The batch is large enough that memory peaks at the start of the backward pass.
     """
     meter = FootprintPredictor(partial(meta_model_of_architecture, one_block()), "cuda")
     bf16 = {**FLOAT8, "float8": False}

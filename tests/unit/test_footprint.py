@@ -1,4 +1,4 @@
-"""Predicted memory against what a step really allocates, and the choice of settings by it."""
+"""Predicted memory against the allocations of a real step, and choosing settings by it."""
 
 import gc
 import weakref
@@ -39,10 +39,10 @@ KINDS = {
 
 
 class TensorBytes(TorchDispatchMode):
-    """The most bytes of tensors that operations gave and that were there together.
+    """Tracks the peak of bytes in tensors that operators returned and that are alive together.
 
-    What a kernel takes for itself while it works depends on the processor and is not counted.
-    Which of the tensors are gone is looked at only where they would make a new peak together.
+    Memory inside a kernel depends on the CPU and is not counted. Dead tensors are removed only when
+    the sum would reach a new peak.
     """
 
     def __init__(self, there_before):
@@ -69,7 +69,7 @@ class TensorBytes(TorchDispatchMode):
 
 
 def allocated_peak(work, there_before):
-    """The most bytes of real tensors that `work` makes and holds at once."""
+    """Return the peak bytes of real tensors that `work` creates and holds at once."""
     gc.collect()
     with TensorBytes(there_before) as found:
         work()
@@ -78,7 +78,7 @@ def allocated_peak(work, there_before):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_fake_step_tells_what_a_step_allocates_and_computes(name, nano_model, deeper_model):
-    """Its bytes and operations, also where a second backward pass computes activations again."""
+    """Bytes and operations agree, also if a second backward pass recomputes activations."""
     options, autocast, frees, twice = KINDS[name]
     folder = nano_model if autocast is None else deeper_model
     unet = FullFineTune(load_base_model(folder), lr=1e-4, **options).unet
@@ -126,13 +126,13 @@ def told(width):
 
 @pytest.fixture
 def bare_model(nano_architecture):
-    """Makes meta models of few operations, for choices by what a step takes."""
+    """Return a function that builds meta models of few operations, for choices by memory."""
     return partial(meta_model_of_architecture, bare_architecture(nano_architecture))
 
 
 @pytest.fixture
 def flat_model(nano_architecture):
-    """Makes meta models with attention and a middle."""
+    """Return a function that builds meta models with attention and a middle block."""
     return partial(meta_model_of_architecture, flat_architecture(nano_architecture))
 
 
@@ -150,7 +150,7 @@ RECOMPUTING, FP16 = {"gradient_checkpointing": True}, {"mixed_precision": "fp16"
     ],
 )
 def test_a_second_backward_pass_takes_its_time(training, beside, times, train_config, bare_model):
-    """Two of three parts more, or three of four where it computes activations once more."""
+    """A second backward pass adds two thirds of the time, or three quarters with recomputation."""
     meter = FootprintPredictor(bare_model, "cpu")
 
     def cost(settings):
@@ -196,7 +196,8 @@ def fitting(train_config, meta_model, device="cuda", budget=0):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_rung_takes_more(device, train_config, bare_model):
-    """But for a second backward pass, which activations wait for: here more than the gradients."""
+    """The exception is a second backward pass, for which activations are kept: more than
+    gradients."""
     ladder, config = fitting(train_config, bare_model, device)
     config = with_fields(config, "training", {"ema_decay": 0.9})
     others = ("mixed_precision", "exact")
@@ -231,7 +232,7 @@ def test_what_is_kept_in_ram_has_to_fit_there(train_config, bare_model):
     streamed = with_fields(config, "training", levers)
     kept = ladder.meter.ram(streamed)
     assert kept.keys() == {"streamed weights", "optimizer state", "average"}
-    weights = kept["average"] // 2  # the average in float32, and the weights while it is looked at
+    weights = kept["average"] // 2  # the average in float32, and the weights during its validation
     assert 2 * weights <= kept["optimizer state"] <= 4 * weights  # rounded up to powers of two
     assert kept["streamed weights"] < weights
     assert ladder.meter.ram(config) == {}
@@ -265,7 +266,8 @@ def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, bar
 def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
     train_config, bare_model
 ):
-    """By themselves where that is enough; before 8-bit states and the like, which need it."""
+    """Step graphs are dropped alone if that suffices, and before 8-bit states, which exclude
+    them."""
     ladder, _ = fitting(train_config, bare_model)
     config = train_config(
         training={"cuda_graphs": "step", "mixed_precision": "bf16", "cache_text_to_disk": True},
@@ -278,7 +280,7 @@ def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
     assert not enough.fits(config)
     _, (rung,) = enough.choose_levers(config, keep_asked=False)
     assert rung.text() == 'training.cuda_graphs = "off"'
-    chosen, _ = ladder.choose_levers(config, keep_asked=False)  # no memory is enough
+    chosen, _ = ladder.choose_levers(config, keep_asked=False)  # no amount of memory is enough
     assert (chosen.training.cuda_graphs, chosen.optimizer.kind) == ("off", "adamw8bit")
     assert chosen.training.optimizer_in_backward != "off"
     asked, _ = ladder.choose_levers(config, keep_asked=True)
@@ -287,7 +289,7 @@ def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_fits_at_no_size_is_told_without_a_step(device, train_config, bare_model, monkeypatch):
-    """Ladders of ten rungs took a fake step of seconds for each."""
+    """Settings that never fit are refused without a simulated step for each of ten rungs."""
     ladder, config = fitting(train_config, bare_model, device)
     for changes in ({}, {"cuda_graphs": "step"}, {"optimizer_in_backward": "exact"}):
         changed = with_fields(config, "training", changes)
@@ -339,15 +341,15 @@ def test_fake_steps_are_remembered(train_config, bare_model, tmp_path, monkeypat
         return bare_model()
 
     def footprint():
-        monkeypatch.setattr(phases, "_FOUND", {})  # as in another process
+        monkeypatch.setattr(phases, "_FOUND", {})  # as if in another process
         meta_models.clear()
         return FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2)
 
     first = footprint()
-    assert len(meta_models) == 2  # to look at, and for the step
+    assert len(meta_models) == 2  # for inspection, and for the step
     assert footprint() == first
     assert len(meta_models) == 1
-    record.write_text("{", encoding="utf-8")  # as good as none
+    record.write_text("{", encoding="utf-8")  # almost nothing
     assert footprint() == first
     assert len(meta_models) == 2
 
@@ -355,8 +357,8 @@ def test_fake_steps_are_remembered(train_config, bare_model, tmp_path, monkeypat
 def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
     train_config, bare_model, monkeypatch
 ):
-    """Making one of full size takes a second: ladders of ten rungs made fifty."""
-    monkeypatch.setattr(phases, "_FOUND", {})  # what other tests of this process have found
+    """Building a full-size one takes a second: ladders of ten rungs would build fifty."""
+    monkeypatch.setattr(phases, "_FOUND", {})  # results of other tests in this process
     meta_models = []
 
     def meta_model():
@@ -368,7 +370,7 @@ def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
     previews = {"prompts": ["a ball"], "width": 128, "height": 128}
     settings = {"previews": previews, "validation": {"split": 0.3, "every_steps": 2}}
     plain = meter.footprint(train_config(**settings), SIZE, 2)
-    assert len(meta_models) == 1 + 3  # to look at; for the step, validation and previews
+    assert len(meta_models) == 1 + 3  # for inspection; for the step, validation and previews
     assert meter.footprint(train_config(**settings), SIZE, 2) == plain
     offloaded = {"training": {"offload_optimizer": True}}
     meter.footprint(train_config(**settings, **offloaded), SIZE, 2)
@@ -390,7 +392,8 @@ def test_a_learning_text_encoder_and_previews_count(train_config, bare_model):
 
 
 def test_shares_of_a_model_take_less(train_config, flat_model):
-    """Of what learns each process has its part; ZeRO keeps a copy of what it steps beside."""
+    """Each process holds its part of the trained weights; ZeRO also keeps a copy of what it
+    updates."""
     config = train_config(training={"ema_decay": 0.9}, optimizer={"kind": "adamw"})
 
     def of(shares):
@@ -407,7 +410,7 @@ def test_shares_of_a_model_take_less(train_config, flat_model):
     assert fsdp.gradients == zero.gradients == whole.gradients // 4
     assert (fsdp.average, zero.average) == (whole.average // 4, whole.average)
     assert zero.weights - whole.weights == pytest.approx(learning, abs=4096)
-    assert whole.activations < fsdp.activations  # blocks that are put together
+    assert whole.activations < fsdp.activations  # gathered blocks
 
 
 def test_what_needs_whole_weights_is_not_offered_where_the_model_is_sharded(train_config):

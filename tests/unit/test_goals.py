@@ -1,4 +1,4 @@
-"""`impasto new --goal`: settings for a goal that load, and why they are as they are."""
+"""`impasto new --goal`: the settings for a goal can be loaded, and their values have reasons."""
 
 import tomllib
 from dataclasses import replace
@@ -76,14 +76,14 @@ def test_every_goal_gives_settings_that_load(name, images, resolution, vram, cap
 
 
 EXAMPLE_IMAGES = {"style": 200, "subject": 25, "large": 6400}
-"""Images of a dataset that the numbers of an example go with."""
+"""Numbers of images that suit the values of an example."""
 
 
 def test_the_values_are_those_of_the_examples():
     for name, goal in GOALS.items():
         example = tomllib.loads((CONFIGS / f"{goal.example}.toml").read_text(encoding="utf-8"))
         if name == "scratch":
-            continue  # trains what the example does not
+            continue  # trains parts that the example does not
         assert goal.lr == example["optimizer"]["lr"]
         training = example["training"]
         assert goal.batch == training["batch_size"] * training["gradient_accumulation_steps"]
@@ -110,7 +110,7 @@ def test_steps_follow_the_number_of_images_within_bounds():
     ("vram", "size", "waits"), [(8, 1, 1), (11, 1, 1), (12, 2, 1), (16, 1, 4), (None, 1, 4)]
 )
 def test_sdxl_on_a_small_card_lets_no_gradients_wait(vram, size, waits):
-    """They are freed one by one there, or it does not fit; as many images are seen as elsewhere."""
+    """Gradients are freed one by one, or it does not fit; the number of images seen is the same."""
     tree, reasons = settings_for(GOALS["style"], replace(SDXL, vram=vram))
     training = tree["training"]
     assert (training["batch_size"], training["gradient_accumulation_steps"]) == (size, waits)
@@ -129,7 +129,7 @@ def test_sdxl_on_a_small_card_lets_no_gradients_wait(vram, size, waits):
     ],
 )  # fmt: skip
 def test_sd_on_a_small_card_lets_no_gradients_wait(vram, free_gib, half, size, waits):
-    """Weights of cards without bf16 are float32; what is free on this machine's card counts too."""
+    """Without bf16, weights are float32; the free memory of this machine's GPU counts too."""
     material = replace(SD1, vram=vram, free_gib=free_gib, half=half)
     training = settings_for(GOALS["style"], material)[0]["training"]
     assert (training["batch_size"], training["gradient_accumulation_steps"]) == (size, waits)
@@ -160,7 +160,8 @@ def test_clip_skip_is_set_only_where_asked_for_and_meant():
 
 
 def test_a_subjects_name_is_learnt_by_the_text_encoder_for_a_while():
-    """At half of the U-Net's rate for SD 1, a third and two layers for SD 2, not for SDXL."""
+    """The rate is half of the U-Net's for SD 1, a third with two layers for SD 2; SDXL does not
+    train it."""
     subject = GOALS["subject"]
     few = replace(SD1, images=25)
     example = tomllib.loads((CONFIGS / "subject-12gb.toml").read_text(encoding="utf-8"))
@@ -183,7 +184,7 @@ def test_a_slight_noise_offset_is_for_models_that_predict_noise():
 @pytest.mark.parametrize("name", ["style", "subject", "large"])
 @pytest.mark.parametrize("generation", ["SD 1.x", "SD 2.x", "SDXL"])
 def test_what_a_goal_sets_is_what_is_called_usual(name, generation):
-    """The presets and the advice have tables of their own, which must not contradict each other."""
+    """Presets and advice have separate tables, which must not contradict each other."""
     goal = GOALS[name]
     for images in {"subject": (15, 25, 50), "style": (50, 200, 1000), "large": (5000, 10**5)}[name]:
         tree, _ = settings_for(goal, replace(SD1, generation=generation, images=images))
@@ -195,7 +196,7 @@ def test_what_a_goal_sets_is_what_is_called_usual(name, generation):
 
 
 def test_images_are_held_out_by_number():
-    """A share of few is none, and of many more than a loss needs."""
+    """A fraction of few images is none, and of many images more than a loss needs."""
     assert "validation" not in settings_for(GOALS["style"], replace(SD1, images=4))[0]
     for images, number in ((5, 1), (20, 4), (50, 10), (5000, 10)):
         tree, reasons = settings_for(GOALS["style"], replace(SD1, images=images))

@@ -1,4 +1,4 @@
-"""The guide names settings, options and pages that are there, and its settings are accepted."""
+"""The guide names settings, options and pages that exist, and its settings are accepted."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ FILES = (".md", ".toml", ".txt", ".json", ".py", ".safetensors", ".csv", ".html"
 
 
 def keys_of(section, before=""):
-    """All settings by their whole paths."""
+    """Return all settings by their full paths."""
     found = set()
     for name, field in section.model_fields.items():
         found.add(before + name)
@@ -81,7 +81,7 @@ def test_headings_that_the_guide_links_are_there(page):
 
 
 def commands_in(page):
-    """What the page types: the words after `impasto`, lines that go on joined."""
+    """Return the commands on a page: the arguments after `impasto`, with continued lines joined."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     return re.findall(r"^(?:\$ )?impasto ([a-z].*)$", text, re.M)
 
@@ -100,4 +100,4 @@ def test_commands_of_the_guide_have_the_options_that_it_types(page):
 
 
 def test_the_guide_types_commands():
-    assert sum(len(commands_in(page)) for page in PAGES) > 30, "the pattern above finds them"
+    assert sum(len(commands_in(page)) for page in PAGES) > 30, "the pattern above must find them"

@@ -1,4 +1,4 @@
-"""Weights of 16 bits: rounding that loses nothing, on average or at all, and float32 steps."""
+"""16-bit weights: rounding without loss, on average or exactly, and float32 steps."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=[
 
 
 def neighbours(value: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The values around one, found by trying all 65,536 of them."""
+    """Return the neighbours of a value, found by trying all 65,536 numbers."""
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     finite = every[every.isfinite()].double()
     return float(finite[finite <= value].max()), float(finite[finite >= value].min())
@@ -53,7 +53,8 @@ def test_what_fits_stays(dtype):
 
 
 def small_updates(rounding: str, dtype: torch.dtype) -> float:
-    """The share of 1,000 equal steps that arrives; each is a 60th of bfloat16's step at 0.05."""
+    """Return the fraction of 1,000 equal updates that is applied; each is 1/60 of bfloat16's
+    step."""
     weights = nn.Parameter(torch.full((1000,), 0.05, dtype=dtype))
     optimizer = ChunkedOptimizer(
         [{"params": [weights], "lr": 4e-6}],
@@ -88,7 +89,7 @@ def parts(dtype, **block_lrs):
 @pytest.mark.parametrize("kind", ["adamw", "lion", "adafactor", "adamw8bit", "came", "RAdam"])
 @pytest.mark.parametrize("chunk", [1, 1 << 30], ids=["one by one", "all at once"])
 def test_a_step_equals_the_one_in_float32(kind, chunk):
-    """From weights and gradients that fit 16 bits: the same float32 numbers, then rounded."""
+    """Weights and gradients that fit 16 bits give the same float32 result, then rounded."""
     config = OptimizerConfig(kind=kind, lr=1e-3)
     narrow, wide = parts(torch.bfloat16, **RATES), parts(torch.bfloat16, **RATES)
     wide.module.float()
@@ -137,7 +138,7 @@ def test_clipping_is_that_of_float32():
 
 
 def test_a_scaled_gradient_comes_to_its_true_size_in_float32():
-    """A gradient of 1e-6 is below float16's normal numbers, and 65,536 times it is not."""
+    """1e-6 is below float16's normal numbers, but 65,536 times it is not."""
     weights = nn.Parameter(torch.zeros(100, dtype=torch.float16))
     optimizer = ChunkedOptimizer(
         [{"params": [weights], "lr": 1.0}],

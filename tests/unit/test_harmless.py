@@ -1,4 +1,4 @@
-"""What a stranger wrote (names, captions, metadata) cannot make a terminal do anything."""
+"""Foreign text (names, captions, metadata) cannot send control sequences to a terminal."""
 
 import json
 import re

@@ -33,7 +33,7 @@ WAIT_S = 120.0
 
 @pytest.fixture(params=["folder", "memory", "s3"])
 def hashes_in(request, tmp_path):
-    """Where hashes are kept: a folder, or a place in each kind of store."""
+    """A place for hashes: a folder, or an address in each kind of store."""
     if request.param == "folder":
         return tmp_path / "latents"
     return request.getfixturevalue("bucket" if request.param == "s3" else "in_memory") / "latents"
@@ -51,14 +51,14 @@ def stamps(tmp_path):
 
 @pytest.fixture
 def small_portions(monkeypatch):
-    """Portions of 5 files and more, of a fiftieth of a second."""
+    """Make portions of at least 5 files, of a fiftieth of a second."""
     monkeypatch.setattr(content_hashes, "FIRST_FILES", 5)
     monkeypatch.setattr(portions, "SECONDS", 0.02)
 
 
 @pytest.fixture
 def read(monkeypatch, small_portions):
-    """How often each file was read, which takes its time."""
+    """Count how often each file was read, which takes a while."""
     found, counting = Counter(), threading.Lock()
     real = files.sha256_of
 
@@ -74,7 +74,7 @@ def read(monkeypatch, small_portions):
 
 
 def at_once(number, work):
-    """What some work comes to in several threads that begin together."""
+    """Run `work` in several threads that start together; return the results."""
     begin = threading.Barrier(number)
 
     def one(place):
@@ -112,7 +112,7 @@ def test_programs_at_once_read_each_file_about_once(hashes_in, stamps, read, pro
     assert len(read) == number
     assert read.total() < number * 1.6
     assert hashed(hashes_in, stamps) == expected
-    assert read.total() < number * 1.6  # it is all remembered
+    assert read.total() < number * 1.6  # all hashes are stored
 
 
 def test_what_cannot_be_read_is_found_by_each(stamps, read, tmp_path):
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_found_by_each(stamps, read, tmp_path):
 
 
 def test_a_file_that_another_program_saw_otherwise_is_read_here(stamps, read, tmp_path):
-    """As when an image is replaced between the scans of the two."""
+    """An image may be replaced between the scans of two programs."""
     first, *others = stamps
     old = dict(stamps)
     first.write_bytes(b"another image")
@@ -189,7 +189,7 @@ def test_a_program_goes_on_where_another_was_killed(stamps, read, tmp_path):
     assert all(digest == files.sha256_of(path) for path, digest in list(found.items())[:20])
     read.subtract(path.name for path in list(stamps)[:20])  # just now
     assert len(theirs) >= 100
-    assert read.total() < FILES - 20  # what was on disk when it was killed was not read again
+    assert read.total() < FILES - 20  # files hashed on disk before the kill were not read again
     assert read.total() + len(theirs) < FILES * 1.5
 
 
@@ -214,7 +214,7 @@ def test_a_look_that_fails_says_nothing(stamps, read, tmp_path, monkeypatch):
 
 
 def test_preparations_at_once_hash_each_file_about_once(read, tmp_path):
-    """One of two processes, and one of one, which are given the same images."""
+    """The two processes of one run, and one other process, prepare the same images."""
     folder = draw_images(tmp_path / "images", 60)
     images = plan_of(folder).images
 
@@ -265,18 +265,18 @@ def test_what_was_put_in_the_place_of_others_is_read_whole(tmp_path):
     other.add("the last", 1, 2, bytes(32))
     other.finish()
     assert own.look_up_new(["the last"]) == {"the last": (1, 2, bytes(32))}
-    assert len(own._rows) == tables.MANY_SEGMENTS + 3  # none twice
+    assert len(own._rows) == tables.MANY_SEGMENTS + 3  # no file twice
 
 
 @pytest.mark.parametrize("programs", [1, 2, 5])
 @pytest.mark.parametrize("seed", range(4))
 def test_portions_are_shared_out_however_many_programs_there_are(programs, seed):
-    """Programs in turn, each of which sees what was done one turn late."""
+    """Programs take turns, each of which sees the results one turn late."""
     things = 4000
     own = [Portions([0.1] * things, seed * 10 + n) for n in range(programs)]
     done, current = Counter(), [[] for _ in own]
     for turn in itertools.count():
-        number = turn % programs  # each begins a portion while the others are in theirs
+        number = turn % programs  # each starts a portion while the others work on theirs
         if not any(current) and all(program.is_done for program in own):
             break
         for other, program in enumerate(own):

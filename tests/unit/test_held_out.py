@@ -1,6 +1,6 @@
-"""Held-out images: shown with the words of training, and never a byte copy of what is trained on.
+"""Held-out images: shown with training's captions, and never copies of training images.
 
-If this failed, the validation loss would be measured on other text than training sees, or on
+If this failed, the validation loss would be measured with other captions than in training, or on
 images that the model was trained on.
 """
 
@@ -39,7 +39,7 @@ MOMENT = TrainingPosition(3, 20, 100)
         ("a ||| b, c", "a, b, c", {"shuffle": True, "keep_tokens_separator": "|||"}),
         ("a ||| b ||| z", "a, b, z", {"tag_dropout_rate": 0.5, "keep_tokens_separator": "|||"}),
         ("a ||| b, c", "a, b, c", {"warmup_steps": 50, "keep_tokens_separator": "|||"}),
-        # nothing is taken apart in training either
+        # training does not parse it either
         ("a ||| b, c", "a ||| b, c", {"keep_tokens_separator": "|||"}),
         ("a ;;; b,c", "a , b, c", {"shuffle": True, "secondary_separator": ";;;"}),
         ("a;;;b,c", "a,b,c", {"secondary_separator": ";;;"}),
@@ -53,7 +53,7 @@ def test_held_out_words_are_written_as_training_writes_them(words, steady, rules
     assert kept.steady() == kept
     assert not kept.changes_captions
     assert not kept.is_random
-    # the same tags as a showing of training in which nothing was left out
+    # the same tags as a showing in training without dropout
     shown = CaptionRules(**{**rules, "tag_dropout_rate": 0, "warmup_steps": 0})
     if "shuffle" in rules:
         parts = sorted(part.strip() for part in shown.write(words, MOMENT, 1, "x").split(","))
@@ -120,7 +120,7 @@ def test_without_copies_the_split_is_the_one_it_always_was(folder, tmp_path):
 
 
 def test_a_copy_in_a_data_set_that_holds_nothing_out(folder, tmp_path):
-    """Its image is trained on, so its copies in other datasets are too."""
+    """The held-out image is trained on there, so its copies in other datasets are too."""
     other = tmp_path / "other"
     other.mkdir()
     for path in sorted(folder.glob("[01]*.*"))[:20]:
@@ -197,7 +197,7 @@ def test_where_all_have_copies_something_is_held_out(folder, tmp_path):
 
 
 def scene(number, size=(96, 96)):
-    """A picture with structure, which looks like no other of another number."""
+    """Return an image with structure that resembles no image of another number."""
     picture = Image.new("RGB", size, (230, 220, 200))
     draw, scale = ImageDraw.Draw(picture), size[0] / 96
     for k in range(9):
@@ -210,7 +210,7 @@ def scene(number, size=(96, 96)):
 
 @pytest.fixture
 def scenes(tmp_path):
-    """Sixteen pictures, and of each fourth one that was made larger or saved again as JPEG."""
+    """Sixteen images, and a copy of each fourth one, enlarged or saved again as JPEG."""
     target = tmp_path / "scenes"
     target.mkdir()
     for i in range(16):
@@ -231,7 +231,7 @@ def sides_of(config):
 
 
 def test_pictures_that_look_the_same_are_on_one_side(scenes, tmp_path):
-    """For twenty seeds; where equal files alone count, some of them are on both."""
+    """With twenty seeds; if only equal files counted, some images would be on both sides."""
     near, by_bytes = (
         config_of(scenes, tmp_path, validation={"split": 0.25, "copies": copies})
         for copies in ("near", "bytes")
@@ -256,7 +256,7 @@ def test_pictures_that_look_the_same_are_on_one_side(scenes, tmp_path):
     ],
 )
 def test_where_nothing_can_be_held_out_it_is_said_why(tmp_path, copies, split, words):
-    """Twelve pictures that look the same: without a word there would be no best model either."""
+    """Twelve images look the same: without a message there would silently be no best model."""
     target = tmp_path / "alike"
     target.mkdir()
     for i in range(12):
@@ -272,7 +272,7 @@ def test_where_nothing_can_be_held_out_it_is_said_why(tmp_path, copies, split, w
 
 
 def test_it_is_said_how_much_more_than_the_share_is_held_out(tmp_path):
-    """Two groups of six: one picture in ten is asked for, and half of them are held out."""
+    """In two groups of six, one image in ten is requested, and half of them are held out."""
     target = tmp_path / "two"
     target.mkdir()
     for i in range(12):
@@ -313,7 +313,7 @@ def test_an_image_of_several_datasets_counts_once(scenes, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("lacks", [0, 1, 20])
 def test_buckets_of_metadata_are_for_a_whole_dataset_or_not_at_all(folder, tmp_path, lacks):
-    """What is held out is planned by itself, and in the same buckets."""
+    """Held-out images are planned separately, in the same buckets."""
     names = [f"{i:02}.png" for i in range(20)]
     asked = {"train_resolution": [64, 128]}
     entries = {
@@ -388,7 +388,7 @@ def test_a_folder_of_validation_without_what_looks_like_training(scenes, tmp_pat
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_of_an_earlier_version_held_out_by_equal_files_whoever_asks(scenes, tmp_path, seed):
-    """Measured on other images than it held out, a model would be tried on what it was taught."""
+    """With another selection, a model would be evaluated on its training images."""
     validation = {"split": 0.25, "copies": "bytes"}
     config = config_of(scenes, tmp_path, validation=validation).model_copy(update={"seed": seed})
     run = RunDirectory(tmp_path / "old")
@@ -409,5 +409,5 @@ def test_a_run_of_an_earlier_version_held_out_by_equal_files_whoever_asks(scenes
     assert {image.path.stem[:2] for image in held_out.entries} == began[1]
     settings, _ = read_settings(run.config_file.read_text(encoding="utf-8"))
     assert settings["validation.copies"] == "bytes"
-    run.status_file.unlink()  # somebody's settings of that name, which no run began with
+    run.status_file.unlink()  # a user's settings file of that name, not from a run
     assert load_run_of_source(run.config_file).validation.copies == "near"

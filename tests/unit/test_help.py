@@ -1,4 +1,4 @@
-"""The help of every verb is laid out: examples keep their lines, and every option is explained."""
+"""The help of every verb is formatted: examples keep their lines, and every option is explained."""
 
 import click
 import pytest
@@ -8,7 +8,7 @@ from impasto.cli.main import impasto
 
 
 def verbs(command, words=()):
-    """The words of each command and group of the command line."""
+    """Return the arguments of each command and group of the command line."""
     yield words
     if isinstance(command, click.Group):
         context = click.Context(command)
@@ -18,16 +18,16 @@ def verbs(command, words=()):
 
 @pytest.mark.parametrize("words", [*verbs(impasto)], ids=" ".join)
 def test_help_is_laid_out(words):
-    """A raw docstring would print the `\\b` that keeps lines, and run them together."""
+    """A raw docstring would print the `\\b` that keeps lines, and join them."""
     result = CliRunner().invoke(impasto, [*words, "--help"], terminal_width=100)
     assert result.exit_code == 0
     lines = [line.strip() for line in result.output.splitlines()]
     assert not any(line.startswith("\\b") for line in lines)
-    assert not any(line.count("impasto ") > 2 for line in lines), "examples run together"
+    assert not any(line.count("impasto ") > 2 for line in lines), "examples are joined"
 
 
 def test_every_option_is_explained():
-    """An option without help is a name that a person has to guess the meaning of."""
+    """Without help a user would have to guess the meaning of an option."""
     unexplained = []
     for words in verbs(impasto):
         command = impasto

@@ -1,4 +1,4 @@
-"""Models by their id on the Hub: which files come, and what counts as a whole copy."""
+"""Models by their id on the Hub: the downloaded files, and what counts as a complete copy."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ UNET = "unet/diffusion_pytorch_model"
 
 @pytest.fixture
 def the_hub(tmp_path, monkeypatch):
-    """A Hub of this test; downloads go into a cache of this test."""
+    """A Hub for this test; downloads go into a cache of this test."""
     with fake_hub() as there:
         take_for_the_hub(there, tmp_path / "hub", monkeypatch)
         yield there
@@ -37,7 +37,7 @@ def the_hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def repos(the_hub):
-    """What the Hub has, by owner/name and file name."""
+    """The Hub's contents, by owner/name and file name."""
     return the_hub.repos
 
 
@@ -47,7 +47,7 @@ def offline(monkeypatch):
 
 
 def of_folder(folder):
-    """A repository of a folder's files."""
+    """Return a repository with a folder's files."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     return {None: False, **found}
@@ -63,7 +63,7 @@ def names_in(folder):
 
 @pytest.fixture
 def two_sets(nano_model, tmp_path):
-    """A folder as SD 1.5's: the main file is the average, and `non_ema` is beside it."""
+    """A folder like SD 1.5's: the main file is the average, and `non_ema` is beside it."""
     folder = shutil.copytree(nano_model, tmp_path / "two")
     plain = {name: tensor + 1 for name, tensor in load_file(folder / UNET_FILE).items()}
     save_file(plain, (folder / UNET_FILE).with_suffix(".non_ema.safetensors"))
@@ -94,7 +94,7 @@ def test_the_weights_that_are_asked_for_are_downloaded(repos, offline, two_sets,
     main = load_file(two_sets / UNET_FILE)["conv_in.bias"]
     copy = download("ada/two")
     assert "unet/diffusion_pytorch_model.non_ema.safetensors" not in names_in(copy)
-    for is_offline in (False, True):  # which that copy is no answer for, though it can be opened
+    for is_offline in (False, True):  # which that copy does not satisfy, though it can be opened
         if is_offline:
             offline()
         opened = open_model("ada/two", OpenOptions(weights=weights))
@@ -105,7 +105,7 @@ def test_the_weights_that_are_asked_for_are_downloaded(repos, offline, two_sets,
 def test_a_copy_without_plain_weights_serves_without_a_network_and_says_so(
     repos, offline, nano_model, two_sets
 ):
-    """Whether the Hub has any is not known then; most repositories have none."""
+    """Offline it is unknown whether the Hub has plain weights; most repositories have none."""
     repos["ada/one"], repos["ada/two"] = of_folder(nano_model), of_folder(two_sets)
     for name in ("ada/one", "ada/two"):
         download(name)
@@ -131,7 +131,7 @@ def test_of_a_sharded_model_only_its_shards_come_and_each_of_them(repos, offline
     others = {name for name in everything if ".fp16." in name or ".non_ema." in name}
     assert names_in(copy) == everything - others - {"README.md"}
     second = next((copy / "unet").glob("*-00002-of-00002.safetensors"))
-    second.unlink()  # as a download that was interrupted leaves it
+    second.unlink()  # as after an interrupted download
     assert names_in(download("ada/big")) == names_in(copy)
     assert second.is_file()
     second.unlink()
@@ -150,7 +150,7 @@ def test_a_copy_that_lacks_a_file_is_completed(repos, nano_model, file):
 
 
 def test_a_variant_that_came_in_part_is_completed(repos, offline, nano_model, tmp_path):
-    """The main files of an earlier download do not stand in for it, but without a network."""
+    """Main files of an earlier download replace the variant only without a network."""
     folder = shutil.copytree(nano_model, tmp_path / "both")
     for name in ("unet", "vae"):
         main = next((folder / name).glob("*.safetensors"))
@@ -171,7 +171,7 @@ def test_a_variant_that_came_in_part_is_completed(repos, offline, nano_model, tm
 def test_a_copy_in_half_precision_is_no_answer_to_who_asks_for_all_of_it(
     repos, offline, nano_model, tmp_path
 ):
-    """An earlier run with the variant left it; without a network it serves, and that is said."""
+    """An earlier run left the variant; offline it is used, with a message."""
     folder = shutil.copytree(nano_model, tmp_path / "both")
     for main in [*folder.rglob("*.safetensors")]:
         half = {name: tensor.half() for name, tensor in load_file(main).items()}
@@ -209,7 +209,7 @@ def test_a_vae_by_itself_is_downloaded_and_used(repos, offline, nano_model, tmp_
 
 
 def test_a_vae_by_itself_is_copied_with_its_configuration(repos, nano_model, tmp_path):
-    """Which says what it scales latents by: a bare file of it would be doubted."""
+    """The configuration has the scaling factor: without it the file would cause a warning."""
     repos["ada/vae"] = of_folder(nano_model / "vae")
     found = fetch_copy("ada/vae", tmp_path / "models", folder_layouts(), SilentProgress())
     assert found == tmp_path / "models" / "vae"
@@ -228,7 +228,7 @@ def test_one_checkpoint_is_downloaded_and_opened(repos, offline, nano_model, tmp
 
 
 def test_a_file_comes_with_the_yaml_beside_it(repos, nano_model, tmp_path, monkeypatch):
-    """Which alone says what many files of SD 2 predict; a copy without it is completed."""
+    """Only the YAML says what many SD 2 files predict; a copy without it is completed."""
     file = tmp_path / "style.safetensors"
     convert_model(str(nano_model), file, "safetensors", {}, OpenOptions())
     metadata = dict(open_tensor_file(file).metadata)
@@ -249,20 +249,21 @@ def test_a_file_comes_with_the_yaml_beside_it(repos, nano_model, tmp_path, monke
         )
         assert found == tmp_path / folder / "style.safetensors"
         assert names_in(found.parent) == {"style.safetensors", "style.yaml"}
-    (tmp_path / "mine").mkdir()  # whose file would say something else of the model
+    (tmp_path / "mine").mkdir()  # whose file would describe another model
     (tmp_path / "mine" / "style.yaml").write_text("mine", encoding="utf-8")
     with pytest.raises(
         RunError, match=r"style\.yaml already exists and differs from the model's own"
     ):
         fetch_copy("ada/file", tmp_path / "mine", folder_layouts(), SilentProgress())
     assert names_in(tmp_path / "mine") == {"style.yaml"}
-    (tmp_path / "mine" / "style.yaml").write_bytes(said)  # that of the .ckpt that came before
+    (tmp_path / "mine" / "style.yaml").write_bytes(said)  # the one of the earlier .ckpt
     fetch_copy("ada/file", tmp_path / "mine", folder_layouts(), SilentProgress())
     assert names_in(tmp_path / "mine") == {"style.safetensors", "style.yaml"}
 
 
 def test_a_command_asks_for_a_file_once(the_hub, nano_model, tmp_path):
-    """So that it reads what it compared with its target, whatever changes on the Hub meanwhile."""
+    """A command reads the file that it compared with its target, even if the Hub changes
+    meanwhile."""
     file = tmp_path / "style.safetensors"
     convert_model(str(nano_model), file, "safetensors", {}, OpenOptions())
     the_hub.repos["ada/file"] = {None: False, file.name: file.read_bytes()}
@@ -271,7 +272,7 @@ def test_a_command_asks_for_a_file_once(the_hub, nano_model, tmp_path):
 
 
 def test_a_command_asks_once_for_half_precision_that_is_all_there_is(the_hub, nano_model, tmp_path):
-    """A copy of it can never be all that is asked for."""
+    """With half precision only, a copy can never become complete."""
     folder = shutil.copytree(nano_model, tmp_path / "half")
     for main in [*folder.rglob("*.safetensors")]:
         main.rename(main.with_suffix(".fp16.safetensors"))
@@ -285,7 +286,7 @@ def test_a_command_asks_once_for_half_precision_that_is_all_there_is(the_hub, na
 
 @dataclass
 class Told(SilentProgress):
-    """Remembers the stages and notes."""
+    """Records stages and notes."""
 
     stages: list = field(default_factory=list)
     notes: list = field(default_factory=list)
@@ -299,14 +300,14 @@ class Told(SilentProgress):
 
 
 def test_a_hub_that_does_not_answer_is_waited_for_once(the_hub, nano_model, tmp_path, monkeypatch):
-    """By a command that names two models of it and opens them several times."""
+    """A command may name two models on the Hub and open them several times."""
     vae = shutil.copytree(nano_model, tmp_path / "model")
     for name, source in (("base", nano_model), ("other", vae)):
         file = tmp_path / f"{name}.safetensors"
         convert_model(str(source), file, "safetensors", {}, OpenOptions())
         the_hub.repos[f"ada/{name}"] = {None: False, file.name: file.read_bytes()}
-        download(f"ada/{name}", weights="plain")  # which no other question is about
-    with socket.create_server(("127.0.0.1", 0)) as dead:  # takes connections, and says nothing
+        download(f"ada/{name}", weights="plain")  # no other request asks about it
+    with socket.create_server(("127.0.0.1", 0)) as dead:  # accepts connections, and sends nothing
         address = f"http://127.0.0.1:{dead.getsockname()[1]}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         monkeypatch.setattr(hub, "TIMEOUT_S", 0.1)

@@ -1,4 +1,4 @@
-"""Files of hypernetworks: forms of every era there and back, and those that are not right."""
+"""Hypernetwork files: round trips of forms of every era, and invalid files."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_there_and_back(tmp_path, dialect):
 
 
 def test_every_key_of_a1111_is_written(tmp_path):
-    """As its `Hypernetwork.save` has them, by `../formats` of its last version."""
+    """The keys are those of A1111's `Hypernetwork.save` in its last version."""
     structure = Structure((1, 2, 2, 1), "relu", dropout=(0, 0.1, 0.2, 0))
     write_hypernetwork(contents(structure), tmp_path / "n.pt", "a1111")
     content = torch.load(tmp_path / "n.pt", weights_only=True)
@@ -117,7 +117,7 @@ def test_novelais_names_and_lists(tmp_path):
     [
         ({}, Structure()),
         ({"activation_func": None, "layer_structure": None}, Structure()),
-        # before activate_output there was always one
+        # before activate_output there always was one
         (
             {"activation_func": "relu", "layer_structure": [1.0, 2.0, 1.0]},
             Structure((1, 2, 1), "relu", activate_output=True),
@@ -141,7 +141,7 @@ def test_novelais_names_and_lists(tmp_path):
             Structure((1, 2, 2, 1), dropout=(0, 0.3, 0.3, 0)),
         ),
         ({"use_dropout": True}, Structure()),  # [1, 2, 1] has no layer for it
-        # the newer key wins
+        # the newer key has priority
         (
             {
                 "layer_structure": [1, 2, 2, 1],
@@ -224,7 +224,7 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, capsys):
 
 
 def test_words_of_a_safetensors_file_that_are_no_words_are_passed_over(tmp_path):
-    """As those of a `.pt` are: inspect joins them with others."""
+    """Metadata values that are not text are ignored, as in a `.pt`: inspect would join them."""
     file = tmp_path / "style.safetensors"
     write_hypernetwork(contents(), file, "safetensors")
     with safe_open(file, "pt") as opened:
@@ -265,7 +265,7 @@ def test_what_a_form_cannot_say_is_said_before_writing(tmp_path):
 
 
 def test_what_is_drawn_with_drops_nothing_out(tmp_path):
-    """Else previews would be drawn with half of a hypernetwork, another half at each step."""
+    """With dropout, previews would be drawn with another half of the hypernetwork at each step."""
     structure = Structure((1, 2, 1), "relu", dropout=(0.0, 0.5, 0.0))
     write_hypernetwork(contents(structure), tmp_path / "style.pt", "a1111")
     stack = load_hypernetworks([str(tmp_path / "style.pt")])

@@ -1,4 +1,4 @@
-"""What a model is, and what says so: each witness, their order, and where none knows."""
+"""What a model is: each source of evidence, their priority, and the case without any."""
 
 import dataclasses
 
@@ -137,7 +137,7 @@ def test_settings_options_and_forms_know_the_tables():
 
 
 def test_a_file_without_texts_needs_a_word_or_its_yaml(nano_sd2_model, ldm_file, tmp_path, capsys):
-    """SD 2 with its metadata taken away: an error, then a sidecar, then the user's word."""
+    """SD 2 without its metadata is an error; a sidecar or the user's setting resolves it."""
     from impasto.models.reading.configs import CONFIGS_KEY
 
     file = ldm_file(nano_sd2_model)
@@ -171,7 +171,7 @@ def test_a_small_model_without_its_configuration_is_not_guessed(nano_model, ldm_
 
 
 def refused(capsys, *words):
-    """The exit code of what is refused, and why."""
+    """Return the exit code and the message of a refusal."""
     with pytest.raises(SystemExit) as caught:
         main([str(word) for word in words])
     return caught.value.code, capsys.readouterr().err

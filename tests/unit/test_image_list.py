@@ -1,4 +1,4 @@
-"""The list of a dataset's images: what the verb writes, and what a damaged one is read as."""
+"""The list of a dataset's images: the verb's output, and how damaged lists are read."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_every_image_file_is_listed_with_what_is_known(cats, tmp_path):
     assert of["more/small.jpg"].enlarged > 2
     assert of["empty.jpg"].skipped == "the file is empty"
     assert of["empty.jpg"].bucket == ""
-    assert not of["cut.jpg"].skipped  # headers do not tell
+    assert not of["cut.jpg"].skipped  # headers do not show
 
     assert impasto(*words, "--copies").returncode == 0
     compared = {image.path: image for image in read_image_list(out).images}
@@ -79,7 +79,7 @@ def test_every_image_file_is_listed_with_what_is_known(cats, tmp_path):
     assert "truncated" in compared["cut.jpg"].skipped
     assert len(compared["a.png"].sha256) == 64
 
-    assert impasto(*words).returncode == 0  # what was found out is not forgotten
+    assert impasto(*words).returncode == 0  # known results are kept
     again = read_image_list(out)
     assert {image.path: image for image in again.images} == compared
     assert again.compared == 4

@@ -1,4 +1,4 @@
-"""Images in columns of Parquet and Arrow tables: which columns, and what becomes of odd rows."""
+"""Images in columns of Parquet and Arrow tables: the columns, and unusual rows."""
 
 import os
 import struct
@@ -144,7 +144,7 @@ def test_a_batch_has_no_more_rows_than_its_bytes_can_hold(tmp_path):
     whole = path.read_bytes()
     at = whole.rindex(struct.pack("<q", 3), 0, whole.index(png()))
     places = [n for n in range(at + 1) if whole[n : n + 8] == struct.pack("<q", 3)]
-    places = places[-3:]  # of the batch and of its two columns
+    places = places[-3:]  # for the batch and its two columns
     assert places[2] - places[1] == 16
     for rows in (4, 1 << 40):
         for changed in (places[:1], places):
@@ -190,7 +190,7 @@ def with_images(path, table):
 
 
 def scanned(place, derived):
-    """Words, sizes and hashes of the images of a place."""
+    """Return captions, sizes and hashes of the images in a place."""
     records = list(scan_folder(place, index=derived / "scan-1.json").records)
     stamps = {record.path: record.stamp for record in records}
     hashes = ContentHashes(derived / "hashes.json").of(stamps)

@@ -1,4 +1,4 @@
-"""Images go into the trash of their dataset with what belongs to them, and come back."""
+"""Images are moved to their dataset's trash with the files that belong to them, and restored."""
 
 import os
 import sys
@@ -57,7 +57,7 @@ def test_a_folder_is_listed_once_however_many_images_go(cats, monkeypatch, numbe
     images = [cats / f"{n}.png" for n in range(number)]
     entry = put_away(cats, images, [cats.parent])
     assert listed.count(str(cats)) == 1
-    assert listed.count(str(cats.with_name("cats-masks"))) == 2  # to know which names have a mask
+    assert listed.count(str(cats.with_name("cats-masks"))) == 2  # to find names with masks
     assert len([p for p in entry.path.iterdir() if p.is_file()]) == 3 * number
     assert len(list((entry.path / ".masks-beside").iterdir())) == number
 
@@ -80,7 +80,7 @@ def test_what_is_beside_an_image_goes_with_it_and_comes_back(client, studio, cat
         "cats/a.png", "cats/a.txt", "cats/a.caption", "cats/a.png.crop.json", "cats/a.npz",
         "cats/a_0064x0064_sd.npz", "cats/a_te_outputs.npz", "cats-masks/a.png", "cats/twin.png",
     }  # fmt: skip
-    assert len(scan_folder(cats).records) == 3  # what is in the trash is no image of the dataset
+    assert len(scan_folder(cats).records) == 3  # files in the trash are not part of the dataset
     assert "a.png, twin.png" in answer.text
     [entry] = trashed(cats)
     client.post(f"{here}/trash/{entry.name}/restore", headers=FROM_HERE)

@@ -1,4 +1,4 @@
-"""Every kind of image file comes out as the upright sRGB pixels that a person sees."""
+"""Every kind of image file is read as the upright sRGB pixels that a viewer shows."""
 
 import io
 
@@ -14,7 +14,7 @@ RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
 
 
 def corner_picture() -> Image.Image:
-    """White with a red top left corner, wider than high."""
+    """Return a white image with a red top left corner, wider than high."""
     image = Image.new("RGB", (64, 32), WHITE)
     image.paste(RED, (0, 0, 16, 8))
     return image
@@ -94,7 +94,7 @@ def test_a_wide_gamut_profile_changes_pixels(tmp_path):
 
 
 def _matrix_profile() -> bytes:
-    """sRGB's profile with the red colorant moved outwards: a wider gamut."""
+    """Return sRGB's profile with the red colorant moved outwards: a wider gamut."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = int.from_bytes(data[128:132], "big")
     for index in range(count):
@@ -197,7 +197,7 @@ def test_a_png_may_hold_megabytes_of_text(tmp_path):
 
 
 def test_a_heic_of_another_ending_is_read_as_one(tmp_path, monkeypatch):
-    """Whatever was read before: the decoder is asked for by what the file begins with."""
+    """The decoder is chosen by the file's first bytes, whatever was read before."""
     (tmp_path / "p.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     asked = []
 
@@ -209,6 +209,6 @@ def test_a_heic_of_another_ending_is_read_as_one(tmp_path, monkeypatch):
     with pytest.raises(images.UnreadableImageError, match="pillow-heif") as raised:
         images.read_rgb(tmp_path / "p.jpg")
     assert raised.value.is_transient
-    with pytest.raises(images.UnreadableImageError, match="known format"):  # it is damaged
+    with pytest.raises(images.UnreadableImageError, match="known format"):  # the image is damaged
         images.read_rgb(tmp_path / "p.jpg")
     assert len(asked) == 2

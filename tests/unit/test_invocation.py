@@ -1,4 +1,4 @@
-"""Hints that a user pastes: the command as it was called, quoted, and what installs what."""
+"""Hints to paste: the command as it was called, quoted, and how to install what is missing."""
 
 import os
 import re
@@ -95,7 +95,7 @@ def test_start_py_hears_of_a_missing_extra_and_the_user_does_not(monkeypatch, tm
         run_and_report(fails)
     assert (tmp_path / "extra.txt").read_text(encoding="utf-8") == "trackers"
     assert capsys.readouterr().err == ""
-    monkeypatch.setenv(invocation.EXTRAS, "tagging trackers")  # it is there, and does not work
+    monkeypatch.setenv(invocation.EXTRAS, "tagging trackers")  # it exists, but does not work
     with pytest.raises(SystemExit):
         run_and_report(fails)
     assert "Install it with: " in capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_every_extra_that_may_be_missing_is_in_pyproject():
 
 
 def test_nothing_advises_to_install_the_project_by_its_name():
-    """The name on the package registry is nobody's."""
+    """The project's name on the package registry does not belong to it, so no hint uses it."""
     pattern = re.compile(r"pip install\s+['\"]?impasto")
     pages = [*SOURCE.rglob("*.py"), *DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]
     assert not [str(page) for page in pages if pattern.search(page.read_text(encoding="utf-8"))]

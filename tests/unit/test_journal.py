@@ -1,6 +1,6 @@
-"""Notes of changes and taking them back: wherever the folder is, whoever laid the notes there.
+"""Journals of changes and undoing them, in any folder, and journals written by strangers.
 
-If one of these failed, words of the user would be lost, or files outside of the dataset touched.
+If one of these failed, a user's captions would be lost, or files outside of the dataset changed.
 """
 
 import base64
@@ -76,7 +76,7 @@ def test_a_folder_that_was_moved_or_copied_is_restored(folder, tmp_path, move):
     move(folder, other)
     assert undo(folders_of(other)).restored == 5
     assert words_of(other) == before
-    if folder.exists():  # a copy has notes of its own
+    if folder.exists():  # a copy has a separate journal
         assert undo(folders_of(folder)).restored == 5
         assert words_of(folder) == before
 
@@ -86,7 +86,7 @@ def test_a_hand_edit_is_kept_until_it_is_asked_for(folder):
     write(folder)
     (folder / "a.txt").write_text("edited", encoding="utf-8")
     (folder / "b.txt").unlink()
-    for _ in range(2):  # again and again: the notes stay
+    for _ in range(2):  # repeatedly: the journal stays
         undone = undo(folders_of(folder))
         assert undone.restored == 3
         assert [(p.name, why) for p, why in undone.unchanged] == [
@@ -125,7 +125,7 @@ def test_one_change_at_a_time(folder):
 
 
 def test_a_hand_edit_between_two_halves_of_a_command_comes_back(folder):
-    """An interrupted command that is continued rewrites a file that somebody edited meanwhile."""
+    """An interrupted command is continued and rewrites a file that was edited by hand meanwhile."""
     with pytest.raises(ZeroDivisionError), Journal(folders_of(folder), "tag") as journal:
         journal.write(folder / "a.txt", "machine", "0:a.webp")
         raise ZeroDivisionError
@@ -148,7 +148,7 @@ def test_an_interrupted_command_goes_on_but_for_what_was_taken_away(folder):
         raise ZeroDivisionError
     (path,) = journals_in(folders_of(folder).journals)
     with path.open("a", encoding="ascii") as file:
-        file.write('{"root": 0, "fi')  # cut off by the crash
+        file.write('{"root": 0, "fi')  # truncated by the crash
     (folder / "b.txt").unlink()
     with Journal(folders_of(folder), "tag") as journal:
         assert journal.done == {"0:a.webp", "0:sub/c.webp", "0:nothing-to-say.webp"}
@@ -156,7 +156,7 @@ def test_an_interrupted_command_goes_on_but_for_what_was_taken_away(folder):
     assert len(journals_in(folders_of(folder).journals)) == 1
     assert read_notes(path).damaged == []
     with Journal(folders_of(folder), "tag") as journal:
-        assert journal.done == set()  # that command came to its end
+        assert journal.done == set()  # that command was completed
 
 
 def test_a_command_taken_back_in_part_is_not_continued(folder):
@@ -180,7 +180,8 @@ def test_a_command_that_changed_nothing_leaves_no_notes(folder):
 
 @POSIX
 def test_a_fault_half_way_costs_nothing(folder):
-    """A folder that cannot be written: the others are restored, the notes stay, and it goes on."""
+    """If a folder cannot be written, the others are restored, the journal stays, and undo
+    continues."""
     before = words_of(folder)
     write(folder)
     (folder / "b.txt").unlink()
@@ -223,7 +224,8 @@ def test_nothing_is_written_through_a_link_that_leads_out(folder, tmp_path):
 
 
 def hostile_notes(spots, contents, *, old):
-    """Notes that came with a dataset: restore, create and delete files of its victim."""
+    """Return a stranger's journal in a dataset: it restores, creates and deletes files
+    elsewhere."""
     if old:
         lines = [{"begin": "tag", "at": 1}]
         for spot, (before, after) in zip(spots, contents, strict=True):
@@ -269,18 +271,19 @@ def test_strange_notes_touch_nothing_outside(folder, tmp_path, force, old, lead)
     name = "29990101-000000.jsonl" if old else "edit-000001.jsonl"
     (folders.journals / name).write_text(notes, encoding="utf-8")
     before = {p: p.read_bytes() for p in [*home.iterdir(), folder / ".bashrc", folder / "a.png"]}
-    if lead == "door" and not old:  # a link that somebody may have put there since
+    if lead == "door" and not old:  # a link that may have been created since
         assert undo(folders, force=force).restored == 0
     else:
         with pytest.raises(RunError, match="Nothing was changed"):
             undo(folders, force=force)
     assert {p: p.read_bytes() for p in before} == before
     assert sorted(home.iterdir()) == [home / "precious.txt", home / "rc"]
-    assert (folders.journals / name).is_file()  # nothing was used up either
+    assert (folders.journals / name).is_file()  # no backup was consumed either
 
 
 def test_notes_of_an_earlier_version_are_taken_back(folder):
-    """Absolute paths, `same` for metadata; also those that a failed undo had put away."""
+    """Earlier journals have absolute paths and `same` for metadata; some come from a failed
+    undo."""
     before = words_of(folder)
     folders = folders_of(folder)
     folders.journals.mkdir(parents=True)
@@ -319,7 +322,7 @@ def test_old_notes_of_a_folder_that_moved_are_kept(folder, tmp_path):
 
 
 def test_several_data_sets_with_one_folder_of_notes(tmp_path):
-    """As with one --cache-dir for all: each takes back its own."""
+    """With one --cache-dir for all, each dataset undoes its own changes."""
     places = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -337,7 +340,7 @@ def test_several_data_sets_with_one_folder_of_notes(tmp_path):
 
 
 def test_a_command_of_another_dataset_with_the_same_notes_is_not_continued(tmp_path):
-    """Its images have the same names, and would be taken for done."""
+    """Another dataset's images have the same names, and would be skipped as completed."""
     one, two = (
         DatasetFolders((tmp_path / name,), tmp_path / "cache" / "annotations") for name in "ab"
     )
@@ -347,9 +350,9 @@ def test_a_command_of_another_dataset_with_the_same_notes_is_not_continued(tmp_p
             assert journal.done == set()
             journal.write(folders.roots[0] / "x.txt", "new", "0:x.webp")
             raise ZeroDivisionError
-    with Journal(one, "tag") as journal:  # though that of the other is newer
+    with Journal(one, "tag") as journal:  # though the other's is newer
         assert journal.done == {"0:x.webp"}
-    shutil.rmtree(tmp_path / "b")  # for undo, it may be one that was moved
+    shutil.rmtree(tmp_path / "b")  # for undo, the dataset may have been moved
     with Journal(one, "tag") as journal:
         assert journal.done == set()
 
@@ -381,7 +384,7 @@ def test_notes_on_a_full_disk_are_one_sentence(folder, monkeypatch):
 
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_what_a_later_change_wrote_is_never_forced_back(folder, by_hand):
-    """Not where it was changed by hand since, and not where it is in the middle of that change."""
+    """A file stays if it was changed by hand since, or is in the middle of that change."""
     write(folder, "first", names=("a",))
     with Journal(folders_of(folder), "later") as journal:
         for text in ("second", "third"):
@@ -409,7 +412,7 @@ def test_two_commands_at_once(folder):
     )
     killed = subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
     assert killed.returncode == 9
-    assert undo(folders_of(folder)).restored == 1  # a process that died holds nothing
+    assert undo(folders_of(folder)).restored == 1  # a dead process holds no lock
 
 
 def test_damaged_notes_are_named_and_not_used_up(folder):
@@ -428,7 +431,7 @@ def test_damaged_notes_are_named_and_not_used_up(folder):
 
 
 def mutated(content, rng):
-    """A file's bytes with a few of the damages that disks and people do."""
+    """Return a file's bytes with a few kinds of damage that occur in practice."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(data) + 1)
@@ -455,7 +458,7 @@ def mutated(content, rng):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_whatever_notes_hold_only_our_errors_come(folder, tmp_path, old):
-    """1,000 mutations each: in words or done, the dataset's own files at most, nothing outside."""
+    """1,000 mutations each: an error or success, changing only the dataset's own files."""
     outside = tmp_path / "outside.txt"
     outside.write_text("own", encoding="utf-8")
     folders = folders_of(folder)
@@ -512,7 +515,7 @@ def test_a_folder_of_notes_stands_for_its_data_set(folder):
 
 @pytest.mark.parametrize("noted", [None, "", "x", "9" * 40, "-3"])
 def test_the_number_of_a_change_that_was_taken_back_is_not_given_again(folder, noted):
-    """Unless its note is gone: then a number that no journal has."""
+    """Unless its journal is gone: then it gets a number that no journal has."""
     notes = folder / ".impasto" / "annotations"
     names = []
     for words in ("one", "two", "three"):
@@ -545,7 +548,7 @@ def test_spots_and_endings():
 
 
 def test_one_rule_of_what_has_words(tmp_path):
-    """Words of any kind, in any spelling of the name, and bytes that are not UTF-8 too."""
+    """Captions of any kind count, in any spelling of the name, and bytes that are not UTF-8."""
     pictures = sorted(PICTURES.glob("*.webp"))[:8]
     for path in pictures:
         shutil.copy(path, tmp_path)
@@ -565,7 +568,7 @@ def test_one_rule_of_what_has_words(tmp_path):
 
 @pytest.mark.parametrize("after", ["another change", "its undo"])
 def test_what_a_killed_command_was_writing_goes_with_the_next_one(folder, after):
-    """What a process that runs is writing stays."""
+    """Temporary files of a running process stay."""
     write(folder)
     program = (
         "import sys; from pathlib import Path; from impasto.temporary_names import partial_name; "

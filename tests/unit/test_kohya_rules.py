@@ -1,4 +1,4 @@
-"""`--rules kohya` gives what sd-scripts gives: values recorded from its own program."""
+"""`--rules kohya` gives sd-scripts' results: values recorded from its own program."""
 
 import pytest
 
@@ -16,10 +16,10 @@ from impasto.annotate.cleaning import KohyaCleaner
         ("red hair ornament, hair ornament", "red hair ornament"),
         ("t-shirt, white t-shirt", "white t-shirt"),
         ("half-closed eyes, eyes", "half-closed eyes, eyes"),
-        # people are looked for in what is left of the rating
+        # people are searched for in the rest of the rating
         ("blue eyes, red eyes, rating:2girls", "blue eyes, red eyes"),
         ("2girls, blue-green eyes, red eyes, solo", "2girls, solo"),
-        # nothing but commas
+        # only commas
         (", ", ""),
         (", , ", ", "),
         ("", ""),

@@ -1,4 +1,4 @@
-"""Labels of settings: each has one, and the names that other trainers have for it are found."""
+"""Labels of settings: each has one, and the names of other trainers find them."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_labels_fit_a_column_and_are_told_apart_within_a_section():
 def test_an_option_of_sd_scripts_leads_to_the_setting_that_it_sets(flag):
     known = {path: label_of(path).sd_scripts for path in _TABLE}
     path = flag.to if flag.to in known else flag.to.rpartition(".")[0]
-    if path == "saving.metadata":  # there are many of them
+    if path == "saving.metadata":  # many settings match
         assert any(name.startswith("metadata_") for name in known[path])
         return
     assert flag.name in known[path]

@@ -1,4 +1,4 @@
-"""A process that comes to an exchange when another one has failed and left."""
+"""A process that reaches an exchange after another one has failed and left."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The latent cache: content decides, nothing is encoded twice, nothing broken is served."""
+"""The latent cache: content decides, nothing is encoded twice, no damaged latents are returned."""
 
 import dataclasses
 import errno
@@ -34,7 +34,7 @@ from impasto.storage_errors import storage_error
 
 
 class CountingEncoder:
-    """Stands in for a VAE: moments follow from the pixels, and images are counted."""
+    """A stand-in for a VAE: moments are computed from the pixels, and images are counted."""
 
     def __init__(self, fingerprint="vae-1", batch_size=4, exactly=None):
         self.count = 0
@@ -89,7 +89,7 @@ def test_nothing_is_encoded_twice(folder, tmp_path):
 
 def test_one_new_picture_encodes_one(folder, tmp_path):
     run(folder, tmp_path)
-    shutil.copy(folder / "000.png", folder / "copy.png")  # the same content: nothing to do
+    shutil.copy(folder / "000.png", folder / "copy.png")  # the same content: nothing to encode
     draw_images(tmp_path / "more", 1, seed=99)
     shutil.copy(tmp_path / "more" / "000.png", folder / "new.png")
     _, cached, encoder = run(folder, tmp_path)
@@ -136,7 +136,7 @@ def test_a_broken_picture_is_skipped_with_its_name(folder, tmp_path):
 
 
 def broken(path):
-    """Put an image there that opens and does not decode."""
+    """Write an image that can be opened but not decoded."""
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     content = path.read_bytes()
@@ -144,7 +144,7 @@ def broken(path):
 
 
 def masked(folder, tmp_path):
-    """Make a folder of masks for some images; returns it, and the images as its subset."""
+    """Write a folder of masks for some images; return it, and the images as its subset."""
     masks = tmp_path / "masks"
     masks.mkdir()
     return masks, Subset(root=folder, masks=MaskRules(folder=masks))
@@ -176,7 +176,7 @@ def test_a_copy_takes_the_place_of_a_picture_whose_mask_is_broken(folder, tmp_pa
 
 
 def goes_once_hashed(file, cache, monkeypatch):
-    """A file vanishes between its hash and its decoding."""
+    """A file disappears between its hash and its decoding."""
     real = cache.hashes.of
 
     def hashed_then_gone(*arguments, **named):
@@ -268,7 +268,7 @@ def test_a_damaged_shard_is_encoded_again(folder, tmp_path, damage):
 
 
 def test_a_shard_without_index_does_not_exist(folder, tmp_path):
-    """What a process killed between tensors and index leaves behind."""
+    """A process killed between tensors and index leaves such a shard."""
     run(folder, tmp_path)
     for index in (tmp_path / "latents").glob("shard-*.json"):
         index.unlink()
@@ -352,7 +352,7 @@ def test_masks_are_kept_beside_the_latents_and_follow_their_file(folder, tmp_pat
 
 
 def overflowing(pixels):
-    """What a VAE in half precision makes of some images: here, of those with much red."""
+    """Return moments that overflow for some images, as in half precision: those with much red."""
     mean, logvar = CountingEncoder().encode(pixels)
     mean[pixels[:, 0].mean((1, 2)) > pixels[:, 2].mean((1, 2))] = torch.nan
     return mean, logvar
@@ -446,7 +446,7 @@ def test_verifying_finds_what_a_look_at_the_header_does_not(folder, tmp_path, da
         shard.write_bytes(content[:-10])
     elif damage == "index":
         shard.with_suffix(".json").write_text("{", encoding="utf-8")
-    else:  # written like this, with a fitting hash
+    else:  # written in this state, with a matching hash
         keys = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
         bad = torch.full((len(keys), 4, 8, 8), torch.inf)
         shard.unlink()
@@ -502,7 +502,7 @@ def test_a_flipped_bit_is_found_where_it_is_read_and_made_anew(folder, tmp_path)
 
 
 def test_pruning_does_not_pass_on_a_flipped_bit(folder, tmp_path):
-    """What is written anew would get a CRC-32 of its own, and look whole ever after."""
+    """A rewritten shard would get a new CRC-32, and look intact for ever."""
     _, cached, _ = run(folder, tmp_path)
     shard = shard_files(tmp_path)[1]
     keys = json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
@@ -565,7 +565,7 @@ def keys_in(shard):
 
 
 def without_room(monkeypatch):
-    """Have the disk be full from now on."""
+    """Make the disk full from now on."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -628,7 +628,7 @@ def test_tensors_that_nobody_finds_again_go_after_an_hour(folder, tmp_path):
 
 
 def test_several_resolutions_share_a_folder(folder, tmp_path):
-    """sd-scripts put both under one name, and trained on the wrong one."""
+    """sd-scripts used the same name for both, and trained on the wrong latents."""
     cache, small, _ = run(folder, tmp_path)
     records = scan_folder(folder).records
     large = plan_images(
@@ -642,7 +642,7 @@ def test_several_resolutions_share_a_folder(folder, tmp_path):
 
 
 def test_a_process_that_is_killed_loses_only_two_shards(folder, tmp_path):
-    """What was written before is not encoded again."""
+    """Latents written before are not encoded again."""
     draw_images(folder, 30, seed=3)
     program = f"""
 import os, sys
@@ -670,7 +670,7 @@ cache_latents(tests.plan_of(Path({str(folder)!r})).images, cache, Dying(batch_si
 
 
 def test_shards_are_written_while_others_are_filled(folder, tmp_path, monkeypatch):
-    """The first shard's writing waits for a later batch to be encoded: no order of one hangs."""
+    """The first shard's write waits until a later batch is encoded, so it must not block."""
     monkeypatch.setattr(latent_writing, "SHARD_BYTES", 2 * 1024)
     went_on = threading.Event()
     encoder = CountingEncoder(batch_size=1)

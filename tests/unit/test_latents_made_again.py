@@ -1,4 +1,4 @@
-"""Latents that overflow in half precision: encoded again in float32, counted, never kept.
+"""Latents that overflow in half precision: encoded again in float32, counted, never stored.
 
 The stand-in's half precision is infinite for images with more red than blue.
 """
@@ -134,7 +134,7 @@ def test_a_run_says_it_once(tmp_path):
 
 
 class OverflowingVae(torch.nn.Module):
-    """Is infinite in half precision where an image is bright: what is above 1 is too large."""
+    """A VAE that overflows in half precision for bright images, above 1."""
 
     use_tiling = False
 

@@ -1,4 +1,4 @@
-"""What validation losses and losses of images say of a run, and where the studio shows it."""
+"""Conclusions from validation and image losses about a run, and where the studio shows them."""
 
 import html
 import json
@@ -86,7 +86,7 @@ def dog(folder):
 def test_checkpoints_are_told_by_their_names(dog):
     names = ("m-step00000020.safetensors", "m-000001.safetensors", "m.safetensors", "m-best")
     make_models(dog, *names)
-    (dog.path / "models" / "m-000001.safetensors").unlink()  # it is no longer kept
+    (dog.path / "models" / "m-000001.safetensors").unlink()  # its file has been removed
     found = [(c.path.name, c.step) for c in checkpoints_of(dog)]
     assert found == [(names[0], 20), (names[2], 40), (names[3], None)]
 
@@ -114,7 +114,7 @@ def test_the_best_checkpoint_is_the_nearest_to_the_lowest_loss(dog, names, best)
 
 
 def test_the_step_of_the_best_model_is_what_was_written_down_with_it(dog):
-    """Not where the metrics are lowest: after a kill they may not know of it, or not yet."""
+    """The lowest metrics may be another step: after a kill they may be incomplete."""
     make_models(dog, "m-best.safetensors", "m-step00000018.safetensors", "m.safetensors")
     record = dog.read_json("models.json")
     own = OwnModels(dog)
@@ -122,7 +122,7 @@ def test_the_step_of_the_best_model_is_what_was_written_down_with_it(dog):
     own.end_best(best, 37, 0.25)
     assert kept_best(dog, read_learning(dog)) == (best, 37)
     assert dog.read_json("models.json")["written"] == record["written"]
-    OwnModels(dog).begin_best(best)  # what a kill in the middle leaves: nobody knows which it is
+    OwnModels(dog).begin_best(best)  # as after a kill: the step is unknown
     assert kept_best(dog, read_learning(dog)) == (best.with_name("m-step00000018.safetensors"), 18)
     OwnModels(dog).end_best(best, 20, 0.3)
     assert kept_best(dog, read_learning(dog)) == (best, 20)
@@ -133,7 +133,7 @@ def test_the_step_of_the_best_model_is_what_was_written_down_with_it(dog):
     "name", ["cats-20261128", "cats-202611", "dog-best", "dog-ema", "cats-step00000007"]
 )
 def test_the_name_of_a_run_says_nothing_of_its_models(dog, name, settings):
-    """Whose folder may end with a date, or be called as endings are."""
+    """A run's folder name may end with a date, or with a suffix used for models."""
     dog.config_file.write_text(settings.format(name), encoding="utf-8")
     make_models(
         dog, name, f"{name}-2.ckpt", f"{name}-ema.ckpt", f"{name}-step00000020.ckpt",
@@ -183,7 +183,7 @@ def write_losses(file, rows):
 
 
 def test_an_image_is_compared_at_the_same_noise(tmp_path):
-    """One that was only shown at little noise, where each loss is high, is not called bad."""
+    """An image shown only at little noise, where every loss is high, is not reported."""
     rows = [(1, "easy", 10, 0.9), (1, "x", 10, 1.1), (2, "bad", 900, 0.2), (2, "y", 900, 0.1)]
     rows += [(3, "y", 900, 0.1), (3, "x", 10, 1.0)]
     write_losses(tmp_path / "l.csv", rows)

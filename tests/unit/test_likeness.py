@@ -1,4 +1,4 @@
-"""Perceptual hashes: those of the ImageHash library, which caches of earlier versions hold."""
+"""Perceptual hashes: those of the ImageHash library, which caches of earlier versions contain."""
 
 import json
 from pathlib import Path

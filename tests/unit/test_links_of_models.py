@@ -1,4 +1,4 @@
-"""Links in a stranger's model folder: only a snapshot of the Hub's cache leads to its own blobs."""
+"""Links in a stranger's model folder: only a snapshot in the Hub's cache may use its own blobs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Which arguments of the command line take a URL, and that the others refuse one at once."""
+"""The command-line arguments that take a URL; all others refuse one at once."""
 
 import sys
 
@@ -16,16 +16,16 @@ TAKE_URLS = {
     "ask run", "compare runs", "ema run", "publish source", "report run", "resume run", "send run",
     "show run", "evaluate images", "evaluate training", "new data", "new output_dir",
 }  # fmt: skip
-"""Paths that may be URLs, but for those of `OF_IMAGES`; each verb says what it does with one."""
+"""Path arguments that may be URLs, except those of `OF_IMAGES`; each verb documents its own."""
 
 OF_IMAGES = {"source", "image_dir", "cache_dir"}
-"""Of `impasto dataset`: read from a store, or refused with words of their own."""
+"""Commands of `impasto dataset`: they read from a store, or refuse with a specific message."""
 
 OWN_WORDS = {"dataset show image", "dataset crop image"}
 
 
 def parameters(command, words=()):
-    """The words of each command -> its parameters that are paths."""
+    """Return the name of each command -> its parameters that are paths."""
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):

@@ -1,4 +1,4 @@
-"""Locks between processes: held, let go, taken from the dead, and never from the living."""
+"""Locks between processes: held, released, taken from dead processes, never from living ones."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_a_killed_process_holds_nothing(tmp_path, other):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no zombies on Windows")
 def test_what_remains_of_a_killed_process_holds_nothing(tmp_path, other):
-    """It has ended, and its parent has not asked for the result: its number is still taken."""
+    """The process is a zombie: its number is still in use."""
     os.kill(other.pid, signal.SIGKILL)
     while locks.lock_holder(tmp_path) is not None:
         time.sleep(0.01)
@@ -86,7 +86,7 @@ def test_what_remains_of_a_killed_process_holds_nothing(tmp_path, other):
 
 
 def test_a_number_that_was_given_anew_is_another_process(tmp_path):
-    """The lock's process has ended, and this one has got its number."""
+    """The lock's process has ended, and this process has its number."""
     me = current_process()
     written_by(ProcessIdentity(me.pid, me.start - 5000, me.machine), tmp_path)
     with locks.FolderLock(tmp_path, "training", refuse):
@@ -234,7 +234,7 @@ def test_two_beginners_of_one_run_do_not_disturb_each_other(tmp_path):
         first.config_file.write_text("x", encoding="utf-8")
         with pytest.raises(RunError, match="being trained just now"), RunDirectory.begun(path):
             pass
-        with pytest.raises(RunError, match="being trained just now"):  # and not "delete it"
+        with pytest.raises(RunError, match="being trained just now"):  # instead of "delete it"
             RunDirectory.require_free(path)
         assert first.config_file.is_file()
     with pytest.raises(RunError, match="already exists and is not empty"), RunDirectory.begun(path):
@@ -259,7 +259,7 @@ def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypat
         file = tmp_path / locks.LOCK_NAME
         text = file.read_text(encoding="utf-8")
         file.unlink()
-        file.mkdir()  # reading it fails, as on a network disk that is away
+        file.mkdir()  # reading it fails, as on a disconnected network disk
         time.sleep(0.1)
         assert not lock.is_lost
         file.rmdir()
@@ -272,7 +272,7 @@ def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypat
 def test_a_lock_that_cannot_be_read_holds_while_its_owner_gives_signs(tmp_path):
     now = time.time()
     for name in (locks.LOCK_NAME, ".in-use.somebody.lock"):
-        (tmp_path / name).mkdir()  # reading it fails, as on a network disk that is away
+        (tmp_path / name).mkdir()  # reading it fails, as on a disconnected network disk
         os.utime(tmp_path / name, (now - 60, now - 60))
     assert locks.lock_holder(tmp_path).description == "a process whose lock cannot be read just now"
     assert len(locks.shared_lock_holders(tmp_path)) == 1
@@ -294,7 +294,7 @@ def wait_until(condition):
 
 
 def test_of_two_that_find_a_dead_lock_one_removes_it(tmp_path):
-    """The slower one would remove the lock that the faster has taken since."""
+    """The slower one would remove the lock that the faster one has taken since."""
     dead = written_by(replace(current_process(), start=1), tmp_path)
     found = locks.lock_holder(tmp_path) or lock_file.read_lock(dead, now=time.time())
     own = tmp_path / "own"
@@ -304,12 +304,12 @@ def test_of_two_that_find_a_dead_lock_one_removes_it(tmp_path):
     taken = written_by(current_process(), tmp_path)  # by the faster
     lock_file.remove_dead(dead, found, own)
     assert taken.exists()
-    # while another is removing, nobody else does
+    # only one process removes at a time
     written_by(current_process(), tmp_path, ".breaking.lock")
     old = written_by(replace(current_process(), start=1), tmp_path)
     lock_file.remove_dead(old, lock_file.read_lock(old, now=time.time()), own)
     assert old.exists()
-    # and one that died while removing does not keep others from it for ever
+    # a process that died while removing does not block others for ever
     written_by(replace(current_process(), start=1), tmp_path, ".breaking.lock")
     for _ in range(2):
         lock_file.remove_dead(old, lock_file.read_lock(old, now=time.time()), own)

@@ -1,4 +1,4 @@
-"""LoRAs merged into a model: strengths, names of other programs, kernels, and what is refused."""
+"""LoRAs merged into a model: strengths, names of other programs, kernels, and refusals."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def base(nano_model, tmp_path_factory):
 
 
 def test_loras_are_added_with_their_strengths(base, tmp_path):
-    """Twice, once with a negative strength: 0.5 - 0.25 of the difference."""
+    """Added twice, once with a negative strength: 0.5 - 0.25 of the difference."""
     model = tuned(base, tmp_path / "tuned.safetensors", of=of_a_lora)
     lora = tmp_path / "l.safetensors"
     extracted(base, model, lora)
@@ -96,7 +96,7 @@ def test_names_of_other_programs(base, tmp_path, down, up, metadata, scale):
 
 
 def test_a_tucker_convolution(base, tmp_path):
-    """up * mid * down, as LyCORIS rebuilds it: a 3x3 kernel between two 1x1."""
+    """The result is up * mid * down, as in LyCORIS: a 3x3 kernel between two 1x1 kernels."""
     generator = torch.Generator().manual_seed(4)
     name = "lora_unet_mid_block_resnets_0_conv1"
     parts = {
@@ -180,7 +180,7 @@ def test_a_model_as_lora_and_a_lora_as_model(base, nano_sd2_model, tmp_path):
     ],
 )
 def test_peft_adapters_without_a_scale_that_is_known(tmp_path, settings, words):
-    """PEFT's own files have no alpha among the tensors, and a guess is wrong by 2 or 8."""
+    """PEFT's files have no alpha among the tensors, and a guess is wrong by a factor of 2 or 8."""
     file = tmp_path / "adapter_model.safetensors"
     save_file(
         {f"base_model.model.{PEFT}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}, file
@@ -196,7 +196,7 @@ def test_peft_adapters_without_a_scale_that_is_known(tmp_path, settings, words):
     "key", ["to_q", "attn1.to_q", "^attn1.to_q", "n1.to_q", "1.to.q", "0.attn1.to_q"]
 )
 def test_alpha_patterns_are_matched_as_peft_does(key):
-    """Its `get_pattern_key` is `re.match(rf"(.*\\.)?({key})$", name)`."""
+    """PEFT's `get_pattern_key` is `re.match(rf"(.*\\.)?({key})$", name)`."""
     for name in ("attn1.to_q", "blocks.0.attn1.to_q", "attn1.to_q.0", "attn1xto_q"):
         theirs = re.match(rf"(.*\.)?({key})$", name) is not None
         alphas = Alphas({"": (1.0, {key: 2.0})})
@@ -228,7 +228,7 @@ def test_convolutions_of_odd_shapes(base, tmp_path, tensors, words):
 
 
 def test_two_names_for_one_layer_are_refused(base, tmp_path):
-    """Of the two one would be lost without a word."""
+    """One of the two would silently be lost."""
     file, pair = tmp_path / "l.safetensors", (("lora_down", (2, 8)), ("lora_up", (8, 2)))
     other = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
     both = {f"{n}.{role}.weight": torch.ones(s) for n in (TO_Q, other) for role, s in pair}
@@ -244,7 +244,7 @@ def test_two_names_for_one_layer_are_refused(base, tmp_path):
 
 
 def test_a_fused_attention_in_8_bits_is_lifted_as_a_whole(nano_sd2_model, tmp_path):
-    """SD 2's files have query, key and value as one tensor, of which only one changes here."""
+    """SD 2's files have query, key and value in one tensor, of which only one changes here."""
     small = tmp_path / "small.safetensors"
     dtypes = {families.BY_SETTING["text_encoder"]: torch.float8_e4m3fn}
     convert_model(str(nano_sd2_model), small, "safetensors", dtypes, OpenOptions())

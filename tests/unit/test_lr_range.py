@@ -1,4 +1,4 @@
-"""The learning-rate range test as numbers: rates, smoothing, and what is suggested of a curve."""
+"""The learning-rate range test as numbers: rates, smoothing, and suggestions from a curve."""
 
 import math
 
@@ -22,7 +22,8 @@ def curve_of(loss, first=1.0):
 
 
 def valley(rate):
-    """Least at 1e-4, where it is 0.5; a parabola over the logarithm, flat at 1 far below."""
+    """Return a loss of 0.5 at its minimum, 1e-4: a parabola in the logarithm, flat at 1 far
+    below."""
     return min(1.0, 0.5 + 0.125 * (math.log10(rate) + 4) ** 2) if rate < 1e-4 else steep(rate)
 
 
@@ -55,7 +56,7 @@ def test_a_spike_of_noise_is_not_taken_for_the_least():
 
 
 def test_the_mean_of_neighbours_does_not_lag():
-    """Of a straight line it is the line itself, up to its ends."""
+    """The mean of a straight line is the line itself, up to its ends."""
     line = LrCurve(1.0, RATES[:20], [1 - 0.01 * i for i in range(20)])
     assert line.smoothed == pytest.approx(line.losses)
 

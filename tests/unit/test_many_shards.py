@@ -1,4 +1,4 @@
-"""A cache of very many shards: few mappings, small folders, and a start that reads one file."""
+"""A cache of very many shards: few mappings, small folders, and one file read at the start."""
 
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def test_what_is_written_later_and_by_others_is_found_too(kept):
     one, other = LatentCache(kept), LatentCache(kept)
     values = torch.stack(list(extra.values()))
     other.write_shard(SIDE, list(extra), values, values)
-    one.write_shard(SIDE, KEYS[:3], values[:3], values[:3])  # they are there: nothing is written
+    one.write_shard(SIDE, KEYS[:3], values[:3], values[:3])  # they exist: nothing is written
     assert all(key in one for key in extra)
     assert len(list(kept.glob("shard-*.json"))) == 13
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_a_changed_value_is_noticed_by_the_sums_of_the_copy(kept):
 
 
 def test_a_shard_that_was_encoded_again_is_not_compared_with_former_sums(kept):
-    """It has the same name and length, and another device may have given other bits."""
+    """The shard has the same name and length, but another device may have given other bits."""
     shard = sorted(kept.glob("shard-*.safetensors"))[5]
     writer = LatentCache(kept)
     key = next(key for key in KEYS if writer._moments._index.find([key])[0][0] == shard.stem)

@@ -1,4 +1,4 @@
-"""Masks in `cats-masks` beside `cats` are found by `new`, by the studio, and told as no dataset."""
+"""Masks in `cats-masks` beside `cats` are found by `new` and the studio, and are not a dataset."""
 
 import tomllib
 from pathlib import Path
@@ -61,11 +61,11 @@ def test_the_names_agree_with_what_training_takes(cats):
         picture(masks / name, "L")
     records = scan_folder(cats).records
     found = mask_names(cats, [cats.parent])
-    folder, number = masks_of(cats, records)  # which asks training's own `mask_file`
+    folder, number = masks_of(cats, records)  # which uses training's own `mask_file`
     assert folder == masks
     assert number == sum(found.has(record.file_name) for record in records)
     assert found.has("b.jpg")
-    assert mask_names(cats, [cats]) is None  # beside it is outside of what is shown
+    assert mask_names(cats, [cats]) is None  # beside it would be outside of the shown folders
     picture(cats / ".masks" / "a.png", "L")
     assert mask_names(cats, [cats]).folder == cats / ".masks"
 
@@ -74,9 +74,9 @@ def test_folders_of_masks_are_no_datasets_and_others_are(cats):
     data = cats.parent
     picture(data / "cats-masks" / "a.png", "L")
     picture(data / "cats-masks" / "sub" / "c.png", "L")
-    picture(data / "carnival-masks" / "a.png")  # beside no folder of that name
+    picture(data / "carnival-masks" / "a.png")  # no folder of that name beside it
     picture(data / "dogs" / "a.png")
-    picture(data / "dogs-masks" / "venice.png")  # of none of their names
+    picture(data / "dogs-masks" / "venice.png")  # with none of their names
     picture(data / "birds" / "a.png")
     picture(data / "birds-masks" / "a.png")
     (data / "birds-masks" / "a.txt").write_text("a bird with a mask", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Masks are found whatever their endings, are part of what a run is, and are named if unused.
+"""Masks are found with any suffix, are part of a run's identity, and reported if unused.
 
-If one of these failed, the loss would silently count what the user had masked out.
+If one of these failed, the loss would silently include masked areas.
 """
 
 import pytest
@@ -84,7 +84,7 @@ def test_a_mask_of_another_subset_is_used(tmp_path):
 
 
 def test_the_masks_of_augmented_images_are_in_the_fingerprint(tmp_path):
-    """Their latents are not encoded ahead, so no key says which mask was used."""
+    """Latents of augmented images are not cached, so no cache key records which mask was used."""
     drawn(tmp_path / "set" / "a.png")
     masks = tmp_path / "masks"
     masks.mkdir()

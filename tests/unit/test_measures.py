@@ -1,4 +1,4 @@
-"""What is measured of a model, on a few numbers that can be worked out by hand."""
+"""Measures of a model, on a few numbers that can be computed by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_each_measure_is_what_it_says(material):
     )
     found = measure(samples, material, lambda _: None)
     cosines = {
-        ("image_similarity", NET): [10, 30, 0, 35],  # degrees to the real image of the prompt
+        ("image_similarity", NET): [10, 30, 0, 35],  # degrees from the real image of the prompt
         ("text_similarity", NET): [0, 20, 10, 45],
         ("nearest_training", NET): [10, 10, 10, 35],
     }
@@ -107,7 +107,7 @@ def test_real_images_tell_what_a_good_number_is(material):
 
 
 def test_a_hash_that_is_nearly_the_same_is_a_copy(material):
-    """Six of 64 bits differ in a copy, seven do not; an image of one colour is none."""
+    """A copy differs in six of 64 bits, not in seven; an image of one colour is no copy."""
     training = material.training
     near, far = [int(training.hashes[3]) ^ (2**bits - 1 << 45) for bits in (6, 7)]
     samples = looks("samples", hashes=[near, far, near, far])
@@ -136,7 +136,7 @@ def test_a_copy_by_its_pixels_is_shown_beside_its_original(material):
 
 
 def test_a_mirrored_copy_is_a_copy_by_its_pixels_and_by_its_hash(material):
-    """Training mirrors images where `flip_aug` is set, so a model may repeat them mirrored."""
+    """Training mirrors images with `flip_aug`, so a model may repeat them mirrored."""
     training = looks("training", hashes=[2**63 + 2**n - 1 for n in (0, 10, 20, 30, 40)])
     samples = looks("samples")
     samples.mirrored_hashes[1] = training.hashes[3]
@@ -172,7 +172,7 @@ def test_images_are_looked_at_in_the_mirror_too(tmp_path):
 
 
 def test_brackets_that_give_weight_are_no_part_of_words(material):
-    """`((cat))` names the tag cat where brackets are emphasis; in a caption they are letters."""
+    """`((cat))` is the tag cat if brackets are emphasis; in a caption they are letters."""
     prompts = ("a ((cat)) with [dog]", r"red, fox \(animal\)")
     plain = replace(material, prompts=prompts)
     weighted = replace(plain, emphasis="mean")
@@ -190,7 +190,7 @@ def test_a_run_that_was_trained_on_real_images_is_named(material):
 
 
 def test_the_frechet_distance_is_not_judged_where_prompts_are_captions_of_its_images(material):
-    """A model that follows captions would be better for that alone (86 of 150 times, 40 images)."""
+    """A model that follows captions would win by that alone (86 of 150 times, 40 images)."""
     samples = looks("samples", tags=[frozenset()] * 4)
     for linked, is_dependent in (((0, 1), True), ((None, None), False)):
         found = measure(samples, replace(material, linked=linked), lambda _: None).estimates

@@ -1,4 +1,4 @@
-"""What a run takes beside training: encoding, validation, averages, remembered texts, libraries."""
+"""A run's memory beside training steps: encoding, validation, averages, cached texts, libraries."""
 
 import itertools
 import os
@@ -38,13 +38,13 @@ def sd1_vae():
     [(512, 1, 0.625), (512, 4, 2.5), (768, 1, 1.40625), (1024, 1, 2.5)],
 )
 def test_encoding_takes_what_the_vae_of_sd1_takes_on_a_gpu(pixels, batch, gib):
-    """Values of fake tensors that said `cuda`: beside its weights, in float32."""
+    """Values from fake `cuda` tensors: memory beside the weights, in float32."""
     found = encoding_peak(sd1_vae(), Size(pixels, pixels), batch)
     assert found / GIB == pytest.approx(gib, rel=0.01)
 
 
 def test_tiles_and_half_precision_take_less():
-    """Than what the test before this one says of whole images in float32."""
+    """Less than the previous test's values for whole images in float32."""
     tiled = sd1_vae()
     tile(tiled, tiled=True)
     assert encoding_peak(tiled, Size(1024, 1024), 1) < 0.3 * 2.5 * GIB
@@ -73,7 +73,7 @@ class Told:
 
 @pytest.fixture
 def bare_model(nano_architecture):
-    """Makes meta models whose U-Net has few operations."""
+    """Return a function that builds meta models whose U-Net has few operations."""
     return partial(meta_model_of_architecture, bare_architecture(nano_architecture))
 
 
@@ -117,10 +117,10 @@ AVERAGED = {"ema_decay": 0.999}
 
 
 def test_validation_never_takes_more_than_an_update(train_config, bare_model):
-    """For every rung: forward passes without gradients, of no more images than a batch has.
+    """For every rung: forward passes without gradients, with no more images than a batch.
 
-    At a batch of 1 the weights take most, at one of 4 the activations; larger ones are validated
-    in smaller pieces.
+    At a batch size of 1 weights take most, at 4 activations; larger batches are validated in
+    smaller pieces.
     """
     for batch, averaged in itertools.product((1, 4), (False, True)):
         training = {"batch_size": batch, "mixed_precision": "bf16"} | (AVERAGED if averaged else {})
@@ -149,7 +149,7 @@ def test_a_validation_batch_is_no_larger_than_a_training_batch(train_config):
 
 
 def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, bare_model):
-    """Sent to the CPU it would encode each new caption there, tens of times slower."""
+    """On the CPU it would encode each new caption, tens of times slower."""
     steady = train_config()
     changing = train_config(dataset={"shuffle_caption": True})
     assert TEXT_TO_DISK.applies(steady)
@@ -177,7 +177,7 @@ def test_remembered_texts_count_up_to_what_may_be_kept(train_config, bare_model)
     assert cache(9, method={"train_text_encoder": True}) == 0
     assert cache(9, held_out=2) == cache(9, held_out=2, device="cpu") == 12 * 77 * width * 4
     assert cache(10**9, held_out=10**9) == 512 << 20
-    assert cache(10**9, held_out=10**9, device="cpu") == 256 << 20  # one cache, of all captions
+    assert cache(10**9, held_out=10**9, device="cpu") == 256 << 20  # one cache for all captions
 
 
 def test_weights_of_16_bits_are_widened_a_few_at_a_time(monkeypatch):

@@ -37,7 +37,7 @@ UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_mo
 
 @pytest.fixture(scope="module")
 def three(nano_architecture, tmp_path_factory):
-    """Three models as files, in float32."""
+    """Write three models as files, in float32."""
     folder = tmp_path_factory.mktemp("three")
     first = write(nano_architecture, folder / "a", 0)
     files, generator = [first], torch.Generator().manual_seed(1)
@@ -52,7 +52,7 @@ def three(nano_architecture, tmp_path_factory):
 
 
 def values(tensors, names):
-    """All values of some tensors in one row, in float64."""
+    """Return all values of some tensors in one row, in float64."""
     return torch.cat([tensors[name].double().flatten() for name in names])
 
 
@@ -86,7 +86,7 @@ TAUGHT = {
 
 @pytest.fixture
 def of_velocity(three, tmp_path):
-    """The three as models that predict velocity, the second as a run of its own writes it."""
+    """Write the three as velocity models, the second as a run writes it."""
     velocity = {"modelspec.prediction_type": "v"}
     files = [tmp_path / f"{name}.safetensors" for name in ("first", "taught", "third")]
     for source, file, more in zip(three, files, ({}, TAUGHT, {}), strict=True):
@@ -109,7 +109,7 @@ def of_velocity(three, tmp_path):
 def test_a_mixture_is_drawn_as_the_model_that_it_has_most_of(
     of_velocity, tmp_path, formula, changes, is_taught
 ):
-    """Layer of CLIP, size, layout of prompts, empty ones, noise; and what differs is told."""
+    """CLIP layer, size, prompt layout, empty captions, noise; differences are reported."""
     target = tmp_path / "m.safetensors"
     rows = merge(target, of_velocity[: formula.models], formula, **changes)
     said = metadata(target)
@@ -164,7 +164,7 @@ def test_an_average_counts_shares(three, tmp_path):
 
 
 def test_few_tensors_are_in_memory_whatever_the_number_of_models(three, tmp_path):
-    """Of six models two tensors at most are there at once, and none before something is written."""
+    """Of six models at most two tensors are in memory, and none before something is written."""
     alive, most = weakref.WeakSet(), [0]
 
     def watched(lazy):
@@ -197,7 +197,7 @@ def test_more_models_than_letters():
 
 
 def test_ratios_of_blocks_networks_and_modules(three, tmp_path):
-    """IN01 is 1 but for what diffusers' name for its residual block says; the VAE stays."""
+    """IN01 has ratio 1, except its residual block, named as in diffusers; the VAE stays."""
     named = {"in1": 1.0, "down_blocks.0.resnets.0": 0.5, "vae": 0.0, "time_embedding": 0.25}
     merge(tmp_path / "m.safetensors", three[:2], FORMULAS["weighted-sum"], ratio=0.1, named=named)
     a, b = map(load_file, three[:2])
@@ -241,7 +241,7 @@ def test_a_list_of_all_blocks_begins_with_the_base(three, tmp_path):
     with pytest.raises(ConfigError, match="--ratio has no effect: the"):
         merge(
             tmp_path / "n", three[:2], FORMULAS["weighted-sum"], listed=numbers, ratio=0.3
-        )  # no tensor would have it
+        )  # no tensor has this name
 
 
 def test_several_files_that_are_read_as_a_whole_are_warned_of(three, tmp_path):
@@ -255,7 +255,7 @@ def test_several_files_that_are_read_as_a_whole_are_warned_of(three, tmp_path):
 
 
 class Notes(SilentProgress):
-    """Keeps what a person is told."""
+    """Records notes."""
 
     def __init__(self):
         self.notes = []
@@ -271,7 +271,7 @@ def test_sdxl_has_the_blocks_that_a1111_lists(nano_architecture):
 
 
 def test_every_family_and_form_in_and_out(nano_sdxl_model, nano_sd2_model, three, tmp_path):
-    """At ratio 0 what comes out is the first model, at 1 the second, through every form."""
+    """At ratio 0 the result is the first model, at 1 the second, through every form."""
     folder = three[0].with_suffix("")
     for models, name, ratio in (
         ([three[1], folder], "mixed", 1.0),
@@ -311,7 +311,7 @@ def test_what_is_written_has_the_first_models_precision(three, tmp_path):
 
 
 def test_eight_bits_are_too_few_for_new_values(three, tmp_path):
-    """What is mixed of a model in fp8 is float16, what is not stays as it is."""
+    """Mixed tensors of an fp8 model are float16; unchanged ones keep their dtype."""
     tensors = {
         name: tensor.to(torch.float8_e4m3fn) if tensor.dim() > 1 else tensor
         for name, tensor in load_file(three[0]).items()
@@ -361,7 +361,7 @@ def test_how_one_of_them_was_trained_is_not_said_of_the_mixture(three, tmp_path)
 
 @pytest.mark.parametrize("fault", ["missing", "more", "shape"])
 def test_models_of_other_tensors_are_refused(three, tmp_path, nano_architecture, fault):
-    """Each of them is whole by itself; what differs is named."""
+    """Each model is complete by itself; differences are reported."""
     unet, vae, text = nano_architecture.configs
     changed = {
         "missing": (unet, vae, {**text, "num_hidden_layers": 2}),
@@ -429,7 +429,7 @@ def test_numbers_of_models_and_targets(three, tmp_path):
 
 @pytest.mark.parametrize("name", ["s", "the-best", "my-ema"])
 def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, name):
-    """By step, the finished one last, also of a run made longer; a name may end in a variant's."""
+    """Models are sorted by step, the finished one last; names may end like a variant's."""
     config = train_config(output_dir=str(tmp_path), saving={"name": name})
     (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
     steps = [f"{name}-step{step:08d}" for step in (2, 4, 6, 10)]
@@ -449,7 +449,7 @@ def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, n
 
 
 def test_a_finished_model_beside_that_of_another_run_is_not_of_an_epoch(train_config, tmp_path):
-    """Its name was taken while the run was at work, so it got a number of its own."""
+    """A finished model whose name was in use got a numbered name, which is not an epoch's."""
     config = train_config(output_dir=str(tmp_path), saving={"name": "dog"})
     (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
     names = ["dog-2", "dog-000001", "dog-000002-2", "dog-000003"]

@@ -1,4 +1,4 @@
-"""Networks without values are those with values in all else."""
+"""Networks without values equal those with values in everything else."""
 
 import logging
 from dataclasses import replace
@@ -34,7 +34,7 @@ def test_first_weights_are_drawn_again_afterwards():
 def test_networks_are_imported_without_remarks_on_packages_that_they_do_not_use(
     tmp_path, monkeypatch, caplog
 ):
-    """For Python callers too; what these loggers tell afterwards is theirs."""
+    """Python callers see no import warnings either, but later messages of these loggers."""
     loud = "import logging\nlogging.getLogger('torchao.kernel').warning('no library')\n"
     (tmp_path / "loud_library.py").write_text(f"{loud}class Network: ...\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

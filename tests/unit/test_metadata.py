@@ -1,4 +1,4 @@
-"""Metadata: every form of sd-scripts is read, nothing is lost in writing, faults are named."""
+"""Metadata: every form of sd-scripts is read, nothing is lost in writing, errors are specific."""
 
 import json
 from pathlib import Path

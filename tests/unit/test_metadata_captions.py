@@ -1,4 +1,4 @@
-"""Words into one metadata file: entries keep what else they say, and images their names there.
+"""Captions in one metadata file: entries keep their other values, and images their names.
 
 If one of these failed, captions and buckets of the user's metadata would be lost, an image would be
 named twice, or an interrupted command would append the same words again.
@@ -146,7 +146,7 @@ def test_two_images_of_one_key_are_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("into", ["sidecars", "metadata"])
 def test_a_kill_right_after_the_write_does_not_append_twice(folder, into, monkeypatch):
-    """The note that an image is done comes after the write, and may be lost."""
+    """The record of completed images is written after the metadata, and may be lost."""
     file = folder / "meta.json"
     (folder / "a.txt").write_text("old\n", encoding="utf-8")
     file.write_text('{"a.png": {"tags": "old"}}', encoding="utf-8")

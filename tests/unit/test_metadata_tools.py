@@ -1,4 +1,4 @@
-"""Scripts of sd-scripts' `finetune/` for metadata: what they check first, what they write."""
+"""Scripts of sd-scripts' `finetune/` for metadata: their early checks, and their output."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ def meta(tmp_path):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a script; its exit code, and all that it says."""
+    """Run a script; return its exit code and all output."""
 
     def run_tool(tool, *words):
         monkeypatch.setattr(sys, "argv", [f"{tool.__name__}.py", *map(str, words)])
@@ -43,7 +43,7 @@ def prepare(run, meta, out, *words):
 
 
 def test_metadata_is_read_before_a_model_is(run, meta):
-    """Encoding takes hours, and all of it was lost."""
+    """Encoding takes hours, which a late error would waste."""
     out = meta.with_name("out.json")
     meta.write_text("{", encoding="utf-8")
     code, told = prepare(run, meta, out)

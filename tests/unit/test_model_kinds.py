@@ -1,4 +1,4 @@
-"""Files given by mistake are named for what they are, whichever program wrote them."""
+"""Files given by mistake are identified, whichever program wrote them."""
 
 import pytest
 import torch

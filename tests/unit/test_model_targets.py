@@ -1,4 +1,4 @@
-"""What a path asks for: one rule about endings, for every verb that writes a model."""
+"""The form that a path stands for: one rule about suffixes for every verb that writes a model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a run keeps in its own directory is found where the directory was moved to."""
+"""Files in a run's own directory are found after the directory was moved."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ from impasto.training.fingerprints.fingerprint import settings_fingerprint
 
 @pytest.fixture
 def begun(train_config, tmp_path):
-    """The directory of a run with its cache in it, as the demo's has."""
+    """Write the directory of a run with its cache in it, like the demo's."""
     before = tmp_path / "before" / "run"
     config = train_config(output_dir=str(before), dataset={"cache_dir": str(before / "derived")})
     before.mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_a_relative_cache_is_found_from_another_folder(tmp_path, monkeypatch):
 
 
 def begin_relative(folder, values):
-    """The directory of a run that was begun in a folder, by paths relative to it."""
+    """Write the directory of a run that was started in a folder, with paths relative to it."""
     run = folder / "runs" / "dog"
     run.mkdir(parents=True)
     (folder / "pictures").mkdir()
@@ -117,7 +117,7 @@ def test_a_pattern_of_files_begins_there_too(tmp_path, run_values, monkeypatch):
 def test_a_run_that_was_moved_with_its_data_reads_what_moved(
     tmp_path, run_values, monkeypatch, is_copy
 ):
-    """Also where the data is still in the old place, and where something else is."""
+    """The moved data is used even if the old place still has the data, or other files."""
     before, after = tmp_path / "before", tmp_path / "after"
     begin_relative(before, run_values)
     (shutil.copytree if is_copy else shutil.move)(before, after)

@@ -1,4 +1,4 @@
-"""Damaged files of the dataset: each reader gives a value, an error of ours, or a clean rebuild.
+"""Damaged dataset files: each reader returns a value, an error of Impasto's, or rebuilds.
 
 Inputs are mutated by a fixed seed, as bytes and as JSON trees; `IMPASTO_FUZZ_SEED` and
 `IMPASTO_FUZZ_ROUNDS` try others.
@@ -41,7 +41,7 @@ DEEP = ("[" * 30_000, '{"a":' * 30_000, "[" * 3000 + "]" * 3000)
 
 
 def mutated_tree(value, rng):
-    """A JSON value with one of its parts replaced."""
+    """Return a JSON value with one of its parts replaced."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key = rng.choice(list(value))
         changed = dict(value)
@@ -90,7 +90,7 @@ def mutated(content: bytes, rng) -> bytes:
 
 
 def storm(read, name, *files):
-    """Read files in many damaged forms; anything but our own errors escapes."""
+    """Read files in many damaged forms; exceptions other than Impasto's own escape."""
     contents = [file.read_bytes() for file in files]
     rng = random.Random(f"{SEED}-{name}")
     for _ in range(ROUNDS):

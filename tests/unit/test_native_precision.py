@@ -1,4 +1,4 @@
-"""The precision that a device is fast in: found out, chosen, said, and not offered where slow."""
+"""The precision in which a device is fast: measured, chosen, reported, and offered only there."""
 
 import threading
 from functools import partial
@@ -46,7 +46,7 @@ class Notes(SilentProgress):
 
 @pytest.fixture
 def on(monkeypatch):
-    """Pretend a CPU that is fast in something, and takes 31 times as long in the rest."""
+    """Simulate a CPU that is fast in one precision, and 31 times slower in the others."""
 
     def pretend(native):
         monkeypatch.setattr(module, "default_device", lambda: CPU)

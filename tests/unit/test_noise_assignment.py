@@ -1,4 +1,4 @@
-"""Which noise goes to which image of a batch (`noise.immiscible`)."""
+"""The assignment of noise to the images of a batch (`noise.immiscible`)."""
 
 from itertools import permutations
 
@@ -53,12 +53,12 @@ def test_batches_of_one_have_nothing_to_choose():
 
 
 CUTS = [(4, 1), (2, 2), (1, 4)]
-"""Accumulation and processes of the same four batches a step."""
+"""Numbers of accumulated batches and of processes that give the same four batches a step."""
 
 
 @pytest.mark.parametrize("order", ["shuffled", "proportional"])
 def test_a_run_goes_on_in_another_cut_where_it_has_the_same_batches(order):
-    """What a batch chooses of is the same then: its images, and their places in the step."""
+    """The choices within a batch are then equal: its images, and their places in the step."""
     values = {
         "output_dir": "run",
         "model": {"path": "m"},

@@ -1,4 +1,4 @@
-"""Losses and gradients that are NaN or infinite: no weight takes them in, no state keeps them."""
+"""NaN or infinite losses and gradients: they reach no weight, and no state is saved with them."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(kind, way, limit):
         with torch.no_grad():
             net.first.fill_(0.0 if step else 1.0)
         before = net.second.detach().clone()
-        loss = net.first.sqrt().sum() + net.second.square().sum()  # the root's slope at 0
+        loss = net.first.sqrt().sum() + net.second.square().sum()  # the square root's slope at 0
         if step == 0:
             update.backward(loss)
             update.apply(loss)
@@ -70,7 +70,7 @@ def test_a_fault_is_counted_from_where_it_was():
         updates.stepped()
     with pytest.raises(NonFiniteError) as found:
         updates.require_applied()
-    assert found.value.passed_over == 3  # the second, and all that followed
+    assert found.value.passed_over == 3  # the second one, and all later ones
     assert found.value.weights_intact
 
 
@@ -108,7 +108,7 @@ def test_tensors_are_looked_at(values, expected, dtype):
 
 
 def test_no_state_is_made_of_weights_that_are_not_finite(train_config, monkeypatch):
-    """An optimizer may break weights by itself; the state before it stays, as the only one."""
+    """An optimizer may break weights by itself; the earlier state remains the only one."""
     real = Saver.save_state
 
     def save(self, done, best, **options):

@@ -1,4 +1,4 @@
-"""sd-scripts' latents: what it says of a crop, and files that hold several sizes."""
+"""sd-scripts' latents: the crop that they record, and files with several sizes."""
 
 from dataclasses import replace
 

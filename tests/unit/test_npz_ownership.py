@@ -1,4 +1,4 @@
-"""sd-scripts' latents are used only for the image that they were made of, as it was then."""
+"""sd-scripts' latents are used only for the unchanged image that they were made from."""
 
 import errno
 import os
@@ -147,7 +147,7 @@ def test_links_are_followed_within_the_data_set_only(tmp_path):
 
 
 def test_a_name_as_long_as_allowed_is_written(tmp_path):
-    """A temporary name beside it would have been too long."""
+    """A temporary name beside it would be too long."""
     folder = tmp_path / "set"
     picture(folder / ("x" * 235 + ".png"))
     file = write_npz(planned(folder)[0], latents(), None)
@@ -251,7 +251,7 @@ def test_families_say_what_their_latents_are_called():
 
 
 def test_pruning_keeps_latents_of_sd_scripts_and_writes_nothing_to_know_them(tmp_path):
-    """The disk may be full: nothing is imported before there is room."""
+    """The disk may be full, so nothing is imported before there is space."""
     folder = tmp_path / "set"
     for name in ("a.png", "b.png"):
         picture(folder / name)
@@ -272,7 +272,7 @@ def test_latents_of_sd_scripts_that_cannot_be_read_end_pruning(tmp_path, monkeyp
     file = write_npz(planned(folder)[0], latents(), None)
     _, cache = cached(folder, tmp_path)
     read = content_hashes.files.sha256_of
-    os.utime(file, ns=(1, 1))  # so that it is read anew
+    os.utime(file, ns=(1, 1))  # so that it is read again
 
     def refuse(path):
         if path == file:

@@ -1,4 +1,4 @@
-"""Numbers that are none and names that are no file names are refused wherever they are given."""
+"""Invalid numbers and names that are no file names are refused wherever they are given."""
 
 import pytest
 from click.testing import CliRunner

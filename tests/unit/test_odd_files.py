@@ -1,4 +1,4 @@
-"""One odd file never stops a folder: it is used, or skipped by name, or mentioned."""
+"""An unusual file never stops a folder: it is used, skipped by name, or reported."""
 
 import contextlib
 import errno
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 @contextlib.contextmanager
 def taking_any_name():
-    """Make files with names that are not UTF-8, where the file system takes them."""
+    """Create files with names that are not UTF-8, if the file system allows them."""
     try:
         yield
     except OSError as error:
@@ -136,7 +136,7 @@ def test_damage_of_every_format_is_a_reason(folder):
 
 
 def test_a_decoder_that_raises_anything_is_a_reason(folder, monkeypatch):
-    """Pillow's AVIF plugin answers damage with RuntimeError."""
+    """Pillow's AVIF plugin raises RuntimeError for damaged files."""
 
     def fail(*_):
         raise RuntimeError("Failed to decode frame 0: Invalid argument")
@@ -162,7 +162,7 @@ def test_a_decoder_that_raises_anything_is_a_reason(folder, monkeypatch):
     ids=["float to 1", "float to 255", "float to 65535", "8 in 32 bits", "16 in 32", "32 bits"],
 )
 def test_floating_point_and_32_bits_keep_their_tones(tmp_path, values, white):
-    """They came out all white or all black."""
+    """Floating-point and 32-bit images were once read as all white or all black."""
     Image.fromarray(np.tile(values, (8, 1))).save(tmp_path / "a.tif")
     grey = np.asarray(images.read_rgb(tmp_path / "a.tif"))[0, :, 0].astype(int)
     assert grey[0] == 0
@@ -298,7 +298,7 @@ def test_an_ending_of_captions_may_have_any_case_and_several_dots(folder):
 
 
 def test_a_face_crop_has_the_words_of_its_whole_picture(folder):
-    """As in kohya-ss/sd-scripts, `library/train_util.py`, read_caption."""
+    """A face crop gets its image's caption, as in kohya-ss/sd-scripts' `read_caption`."""
     picture(folder / "good_0010_0020_0030_0040.png")
     picture(folder / "good_1_2_3_4.png", words="its own")
     picture(folder / "good_a_b_c_d.png")

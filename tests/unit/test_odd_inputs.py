@@ -1,4 +1,4 @@
-"""Values of the environment, commands, names and taggers' files that are not of the usual form."""
+"""Unusual values of environment variables, commands, names and taggers' files."""
 
 import os
 import sys
@@ -99,7 +99,7 @@ def test_a_title_from_a_name_that_is_not_utf8_is_shown_with_escapes(tmp_path):
 def test_an_old_command_becomes_toml_whatever_is_in_its_words(flag, odd):
     try:
         text = command_to_toml([*COMMAND, flag, odd])
-    except ConfigError:  # no name of a file
+    except ConfigError:  # not a file name
         assert flag == "--output_name"
         return
     settings = tomllib.loads(text)

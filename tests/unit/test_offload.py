@@ -1,4 +1,4 @@
-"""Networks whose tensors wait in a file come back with the values that they had."""
+"""Networks whose tensors are offloaded to a file return with the same values."""
 
 import copy
 import shutil
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_changed_tensor_is_not_narrowed(tmp_path):
-    """A tensor that code changed since it was read from fp16 would lose what was changed."""
+    """A tensor changed by code after it was read from fp16 would lose the change."""
     network = nn.Linear(3, 2)
     with torch.no_grad():
         for tensor in network.parameters():
@@ -64,14 +64,14 @@ def halves(nano_model, tmp_path):
 
 
 def waiting_model(folder, keeper):
-    """A base model whose VAE and text encoders wait."""
+    """Return a base model whose VAE and text encoders are offloaded."""
     keepers = {name: partial(keeper, name) for name in ("vae", "text_encoder")}
     return load_base_model(folder, waiting=lambda _: keepers)
 
 
 @pytest.mark.parametrize("place", ["RAM", "file"])
 def test_what_waits_is_what_is_read_at_once(halves, place, tmp_path):
-    """Values, hashes that name caches, and what is exported; without the model's files."""
+    """Values, cache hashes, and exports are the same, without the model's files."""
 
     def keep(name, tensors):
         if place == "RAM":
@@ -97,7 +97,7 @@ def test_what_waits_is_what_is_read_at_once(halves, place, tmp_path):
 
 
 def test_a_cast_copy_of_what_waits_is_that_of_its_values(halves):
-    """As images are encoded where the VAE is not in float32."""
+    """Images are encoded this way if the VAE is not in float32."""
     plain = load_base_model(halves)
     model = waiting_model(halves, lambda _, tensors: keep_in_ram(tensors))
     cast = cast_network(copy.deepcopy(model.vae), torch.bfloat16)
@@ -144,7 +144,7 @@ def test_a_damaged_network_is_refused_though_it_waits(halves, tmp_path):
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
 def test_layers_that_widen_themselves_compute_the_same_bits(nano_model, tmp_path, stored):
-    """Frozen text encoders beside a GPU: half the bytes, and the states as in float32."""
+    """Frozen text encoders beside a GPU take half the bytes, and give float32's states."""
     folder = tmp_path / "stored"
     dtypes = dict.fromkeys(ComponentKind, stored)
     convert_model(str(nano_model), folder, "diffusers", dtypes, OpenOptions())
@@ -153,7 +153,7 @@ def test_layers_that_widen_themselves_compute_the_same_bits(nano_model, tmp_path
     network = model.networks["text_encoder"]
     before = weights_fingerprint(network)
     keep_stored_types(network)
-    assert weights_fingerprint(network) == before  # of float32: caches go by it
+    assert weights_fingerprint(network) == before  # of float32, as used in cache keys
     ids = torch.arange(154).reshape(2, 77)
     states = TextStates.of(model)
     with states.awake(CPU), torch.no_grad():
@@ -171,7 +171,7 @@ def test_layers_that_widen_themselves_compute_the_same_bits(nano_model, tmp_path
     assert {tensor.dtype for tensor in kept.values()} == {stored}
     for name, tensor in kept.items():
         own = inside[named_as_in(inside, name)]
-        assert tensor.read().data_ptr() == own.data_ptr()  # and nothing else holds them
+        assert tensor.read().data_ptr() == own.data_ptr()  # and nothing else references them
     exported = {name: tensor.read() for name, tensor in kept.items()}
     assert exported.keys() == plain.contents.components["text_encoder"].keys()
     for name, tensor in plain.contents.components["text_encoder"].items():

@@ -1,4 +1,4 @@
-"""What Windows does otherwise: files that are open, Ctrl-Break, RAM that cannot be pinned."""
+"""Behaviour specific to Windows: open files, Ctrl-Break, RAM that cannot be pinned."""
 
 import signal
 
@@ -15,7 +15,7 @@ from impasto.training.optim.pinned_memory import pinned_like
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Renames fail as long as somebody has the file open."""
+    """Make renames fail while another program has the file open."""
     for module in ("files", "storage_errors"):
         monkeypatch.setattr(f"impasto.{module}.os", WindowsOs())
     monkeypatch.setattr("impasto.files.time.sleep", lambda _: None)
@@ -23,7 +23,7 @@ def windows(monkeypatch):
 
 
 def busy(times):
-    """A rename that fails a number of times, as with a file that a virus scanner reads."""
+    """A rename that fails several times, as for a file that a virus scanner reads."""
     from pathlib import Path
 
     plain, left = Path.replace, [times]
@@ -72,7 +72,7 @@ def test_every_signal_that_asks_to_stop_is_heard():
 
 
 def test_another_stop_signal_stops_as_the_others_do(monkeypatch):
-    """SIGUSR1 in the place of SIGBREAK, which only Windows has."""
+    """SIGUSR1 stands for SIGBREAK, which only Windows has."""
     other = getattr(signal, "SIGUSR1", None)
     if other is None:
         pytest.skip("this system has no further signal to send")

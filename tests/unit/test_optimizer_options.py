@@ -21,14 +21,14 @@ pytestmark = [
 ]
 
 SPEED_ONLY = {"foreach", "fused", "capturable"}
-"""Ways to compute the same numbers."""
+"""Options that select another way to compute the same values."""
 
 BESIDE = {
     (kind, "fixed_decay"): {"weight_decouple": True}
     for kind in ("dadapt_adam", "dadapt_adagrad", "dadapt_lion", "dadapt_sgd")
 }
 BESIDE["dadapt_adagrad", "fixed_decay"] |= {"momentum": 0.5}
-"""What an option belongs to."""
+"""Other options that an option requires."""
 
 NAMED = {"betas", "eps", "weight_decay"}
 
@@ -42,7 +42,7 @@ class Weights(nn.Module):
 
 
 def walk(kind, given, *, decay, steps=30):
-    """Where weights are after some steps towards a goal, with a rate that rises and falls."""
+    """Return weights after some steps towards a target, with a rate that rises and falls."""
     finds = OPTIMIZERS[kind].finds_lr
     given = {"weight_decay": 0.1, **given} if decay else given
     named = {k: v for k, v in given.items() if k in NAMED and not isinstance(v, list)}
@@ -53,7 +53,7 @@ def walk(kind, given, *, decay, steps=30):
     setter = LrSetter(optimizer)
     torch.manual_seed(1)
     goal = [torch.randn_like(p) for p in module.parameters()]
-    scale = 300 if finds and kind != "dadapt_adan" else 1  # so that a rate is found in these steps
+    scale = 300 if finds and kind != "dadapt_adan" else 1  # finds a rate in these steps
     for step in range(steps):
         setter.set(min(1.0, 0.25 * (step + 1)) * (1 if step < 20 else 0.3))
         for parameter, target in zip(module.parameters(), goal, strict=True):
@@ -65,7 +65,7 @@ def walk(kind, given, *, decay, steps=30):
 
 @cache
 def usual_walk(kind, *, decay):
-    """That of no option, which each of them is compared with."""
+    """The weights without options, which the others are compared with."""
     return walk(kind, {}, decay=decay)
 
 
@@ -115,7 +115,7 @@ def test_each_option_has_an_effect_or_is_refused(kind, name, default):
             else:
                 refusals.append(None)
     assert refusals
-    assert all(refusals), f"{kind}: {name} has no effect and is taken"
+    assert all(refusals), f"{kind}: {name} has no effect, but is accepted"
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -1,4 +1,4 @@
-"""Steps within the backward pass against the plain order, and states that are kept elsewhere."""
+"""Steps within the backward pass against the usual order, and states stored elsewhere."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ EACH = ChunkRules(each_alone=True)
 
 
 class Net(nn.Module):
-    """Layers of which some are computed again in the backward pass."""
+    """Layers, some of which are recomputed in the backward pass."""
 
     def __init__(self, *, checkpointed: bool = False) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Net(nn.Module):
 def trained(
     way, rules, *, kind="adamw", limit=0.1, updates=4, checkpointed=False, precision="no", size=3.0
 ):
-    """Weights and norms after some steps on the same data."""
+    """Return weights and norms after some steps on the same data."""
     net = Net(checkpointed=checkpointed)
     if rules.rounding is not None:
         net.to(torch.bfloat16)
@@ -66,7 +66,7 @@ def trained(
             loss = (net(x.to(parameters[0].dtype)).float() * size).square().mean()
         update.backward(loss)
         norms.append(update.apply(loss))
-        assert update.is_stepping  # until whoever counts steps takes it back
+        assert update.is_stepping  # until the step counter takes it back
         update.is_stepping = False
         optimizer.zero_grad()
     assert all(p.grad is None for p in parameters)
@@ -87,7 +87,7 @@ def test_stepping_in_the_backward_pass_changes_no_bit(kind, limit):
     plain = trained("off", AT_ONCE, kind=kind, limit=limit)
     assert_same(trained("exact", EACH, kind=kind, limit=limit), plain)
     if limit:
-        assert float(plain[1][0]) > limit  # it was limited
+        assert float(plain[1][0]) > limit  # it was clipped
 
 
 def test_checkpointed_layers_are_computed_again_for_each_pass():

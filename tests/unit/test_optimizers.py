@@ -1,4 +1,4 @@
-"""Optimizers by name: each moves the weights, resumes bit for bit, and checks its arguments."""
+"""Optimizers by name: each updates the weights, resumes bit for bit, and checks its arguments."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ pytestmark = [
 
 
 def part(**options) -> TrainedModule:
-    """Large enough for 8-bit states, which begin at 4,096 numbers."""
+    """A weight large enough for 8-bit states, which start at 4,096 elements."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(4, 40, 3, padding=1), nn.Flatten(1), nn.Linear(640, 128), nn.Linear(128, 2)
@@ -52,14 +52,14 @@ def part(**options) -> TrainedModule:
 
 
 def test_those_of_the_collection_that_look_at_all_weights_are_known():
-    """A new version of it may bring others, or have one that steps weights otherwise."""
+    """A new version of the library may add some, or change which ones step weights jointly."""
     found = set()
     for name, class_name in optimizers._collection_names().items():
         row = find_row(class_name)
         if row.looks_at_all_together:
             continue
         build = functools.partial(optimizers._load(row), lr=1e-2)
-        with contextlib.suppress(Exception):  # those that want a closure, or a whole model
+        with contextlib.suppress(Exception):  # those that need a closure, or a whole model
             found |= set() if steps_weights_alone(build, torch.device("cpu")) else {name}
     assert found == COUPLED
 
@@ -94,7 +94,7 @@ class LooksAtAll(torch.optim.SGD):
 @pytest.mark.parametrize("kind", ["radam_schedule_free", "pytorch_optimizer.ScheduleFreeRAdam"])
 @pytest.mark.parametrize("silent", [True, False])
 def test_the_first_steps_of_radam_without_a_schedule_have_its_rate(kind, silent):
-    """They are SGD's, by the authors' code, or none; the library took them at a rate of 1."""
+    """By the authors' code the steps are SGD's, or none; the library took them at a rate of 1."""
     config = OptimizerConfig(kind=kind, lr=1e-3, arguments={"silent_sgd_phase": silent})
     trained = part()
     trained = dataclasses.replace(trained, lr=config.lr)
@@ -111,7 +111,7 @@ def test_the_first_steps_of_radam_without_a_schedule_have_its_rate(kind, silent)
 
 @pytest.mark.parametrize("kind", [kind for kind, row in OPTIMIZERS.items() if row.finds_lr])
 def test_a_step_without_a_rate_leaves_no_trace_in_what_finds_its_rate(kind):
-    """As in prodigyopt and dadaptation, which the old commands name."""
+    """Steps with rate 0 change no state of rate finders, as in prodigyopt and dadaptation."""
     found = []
     for rates in ((0.0, 0.5, 1.0, 1.0), (0.5, 1.0, 1.0)):
         trained = dataclasses.replace(part(), lr=1.0)
@@ -188,7 +188,7 @@ def test_eight_bit_states_are_eight_bits(kind):
     ],
 )
 def test_eight_bit_steps_leave_weights_in_their_order_and_place(kind, rules):
-    """bitsandbytes makes them contiguous, and steps as it would those that are."""
+    """bitsandbytes makes weights contiguous, and the steps must equal those of contiguous ones."""
     stepped = []
     for order in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
@@ -292,7 +292,7 @@ def test_what_a_run_could_not_go_on_with_is_refused_before_training(kind, reason
 @pytest.mark.parametrize("saved_in_chunks", [True, False])
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "ranger"])
 def test_groups_may_be_cut_another_way_when_resumed(kind, saved_in_chunks):
-    """As where states are offloaded from now on: the rates of blocks stay with their weights."""
+    """When states become offloaded, the rates of blocks stay with their weights."""
     rates = {"2": 1e-3, "3": 0.0}
 
     def build(trained, *, in_chunks):
@@ -370,7 +370,8 @@ def test_names_are_found_however_they_are_written():
     "kind", [*OPTIMIZERS, "pytorch_optimizer.AdaFactor", "torch.optim.Adafactor"]
 )
 def test_what_an_optimizer_keeps_is_known_beforehand(kind):
-    """By the weights' shapes: of a convolution Adafactor keeps 2.7 bytes a number."""
+    """The size follows from the weights' shapes: Adafactor keeps 2.7 bytes per convolution
+    weight."""
     module = nn.Sequential(
         nn.Conv2d(64, 64, 3, bias=False), nn.Linear(640, 128, bias=False), nn.Linear(128, 640)
     )

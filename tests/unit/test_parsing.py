@@ -1,4 +1,4 @@
-"""Text of unknown origin: what cannot be parsed is one kind of error, lines end at \\n alone."""
+"""Text of unknown origin: all parse failures are one kind of error; only \\n ends a line."""
 
 import json
 import os
@@ -100,11 +100,11 @@ def test_names_that_are_not_utf8_can_be_shown():
 
 @pytest.mark.parametrize("pattern", [r"\bjson\.loads?\(", r"\btomllib\.loads?\("])
 def test_nothing_parses_past_this_module(pattern):
-    """Python's own parsers raise RecursionError, which nobody catches."""
+    """Python's own parsers raise RecursionError, which no caller catches."""
     users = [
         path.relative_to(SOURCE).as_posix()
         for path in SOURCE.rglob("*.py")
         if re.search(pattern, path.read_text(encoding="utf-8"))
-        and path.name != "substitution.py"  # runs without this package, as a file (-I -S)
+        and path.name != "substitution.py"  # runs as a file without this package (-I -S)
     ]
     assert users == ["parsing.py"]

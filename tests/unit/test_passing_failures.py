@@ -1,4 +1,4 @@
-"""What is remembered of a file is true of the file: not of rights, memory or decoders of one day.
+"""Cached facts are true of the file itself, not of temporary permissions, memory or decoders.
 
 If one of these failed, an image that was unreadable once would be skipped for ever.
 """
@@ -84,7 +84,7 @@ def test_a_likeness_is_looked_for_again(folder, error, monkeypatch):
 
 
 def test_what_is_damaged_is_remembered(folder, monkeypatch):
-    """As what is sound is: neither is opened again."""
+    """Neither damaged nor valid files are opened again."""
     (folder / "a.png").write_bytes(b"no image")
     assert len(scan(folder).skipped) == 1
     monkeypatch.setattr(Image, "open", failing(AssertionError("opened again"), ".png"))
@@ -110,7 +110,7 @@ def test_nothing_usable_for_lack_of_rights_is_no_lasting_verdict(folder, monkeyp
 
 
 def test_what_could_not_be_read_is_told_from_what_is_damaged(folder, monkeypatch):
-    """Pruning ends where an image may be needed again, and goes on where one is no image."""
+    """Pruning stops if an image may be needed again, and continues if a file is no image."""
     (folder / "damaged.png").write_bytes(b"no image")
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", failing(PASSING[0]))

@@ -1,7 +1,7 @@
-"""The pickled files that we write pass the check that A1111 makes before it loads one.
+"""The pickled files that Impasto writes pass the check that A1111 makes before loading one.
 
-Its rules, in own words, from `modules/safe.py`: a file that is no zip holds five pickles, and each
-may name only ordered dictionaries, the rebuilding of tensors, and some classes of storage. Newer
+The rules of A1111's `modules/safe.py`, restated: a file that is not a zip holds five pickles, and
+each may name only ordered dicts, functions that rebuild tensors, and some storage classes. Newer
 zip files of PyTorch have members that it refuses.
 """
 
@@ -51,7 +51,7 @@ def test_a_checkpoint_names_only_what_passes(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", PICKLABLE, ids=str)
 def test_marks_without_elements_stand_beside_tensors_of_another_type(tmp_path, dtype):
-    """As `v_pred` and `ztsnr` of an SDXL do, which have the address of a neighbour when mapped."""
+    """SDXL's `v_pred` and `ztsnr` are such marks; mapped, they have the address of a neighbour."""
     marks = {name: LazyTensor.of(torch.empty(0)) for name in ("v_pred", "ztsnr")}
     tensors = {"a": LazyTensor.of(torch.ones(3, dtype=dtype)), **marks, "z": marks["ztsnr"]}
     write_ckpt(tmp_path / "m.ckpt", tensors, {"format": "pt"})
@@ -64,7 +64,8 @@ def test_marks_without_elements_stand_beside_tensors_of_another_type(tmp_path, d
 
 @pytest.mark.parametrize("write", [write_ckpt, write_safetensors])
 def test_what_no_network_uses_may_be_infinite_and_weights_may_not(tmp_path, write):
-    """LDM's buffers of a schedule that ends in noise alone; OpenCLIP's mask of what comes later."""
+    """LDM's buffers of a schedule that ends in pure noise, and OpenCLIP's causal mask, are
+    infinite."""
     tensors = {name: LazyTensor.of(torch.tensor([1.0, -torch.inf])) for name in ("mask", "weight")}
     with pytest.raises(ModelError, match="weight has values that are NaN, infinite"):
         write(tmp_path / "m", tensors, {}, unchecked={"mask"})
@@ -90,7 +91,7 @@ def test_a_hypernetwork_names_only_what_passes(tmp_path, dialect, dtype):
 
 
 def saved_and_repacked(folder, values):
-    """A checkpoint, and the same one as zip programs repack it."""
+    """A checkpoint, and the same one repacked by a zip program."""
     file, packed = folder / "m.ckpt", folder / "packed.ckpt"
     torch.save({"state_dict": {"a": values, "b": values[:5].clone()}}, file)
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w") as new:
@@ -107,7 +108,7 @@ def test_a_file_that_is_compressed_to_fill_the_ram_is_refused(tmp_path):
 
 
 def test_a_zip_file_with_compressed_members_is_read_as_numbers(tmp_path):
-    """Mapped, its compressed bytes would be the numbers."""
+    """Mapped, its compressed bytes would be read as values."""
     values = torch.arange(10_000, dtype=torch.float32)
     file, packed = saved_and_repacked(tmp_path, values)
     assert packed.stat().st_size < file.stat().st_size

@@ -27,14 +27,14 @@ from impasto.training.saving.averages import named, read_snapshots, write_snapsh
 
 
 def profile_of(step, sigma_rel, length):
-    """The shares of all steps: the power function integrated over each, one by one."""
+    """Return the weights of all steps: the power function, integrated over each step."""
     exponent = gamma_of(sigma_rel) + 1
     i = np.arange(1, length + 1.0)
     return np.where(i <= step, i**exponent - (i - 1) ** exponent, 0) / step**exponent
 
 
 def track(sigma_rel, weights, every=1, at=None):
-    """The average that a run would keep of these weights, one number a step."""
+    """Return the average that a run would store of these weights, one number per step."""
     parameter = nn.Parameter(torch.zeros(1))
     average = EmaWeights({"w": parameter}, power_decay(sigma_rel, every), every=every)
     for step, weight in enumerate(weights[:at]):
@@ -56,7 +56,7 @@ def test_exponents_are_those_of_the_paper():
 @pytest.mark.parametrize("every", [1, 5])
 def test_what_is_tracked_has_the_profile(every):
     weights = torch.randn(60, generator=torch.Generator().manual_seed(1)).tolist()
-    taken = np.repeat(weights[every - 1 :: every], every)  # the same till the next time
+    taken = np.repeat(weights[every - 1 :: every], every)  # the same until the next one is stored
     wanted = float(profile_of(60, 0.1, 60) @ taken)
     assert track(0.1, weights, every) == pytest.approx(wanted, abs=1e-6)
 
@@ -72,7 +72,8 @@ def test_products_are_those_of_the_functions():
 
 
 def test_the_average_of_another_length_is_nearly_that_of_a_run_that_kept_it():
-    """At 8 times of storing, errors are those that the fit tells, and small where it says so."""
+    """With 8 stored averages the errors are those that the fit predicts, and small if it says
+    so."""
     length, times = 800, 8
     steps = [length * (k + 1) // times for k in range(times)]
     known = [Profile(step, sigma_rel) for step in steps for sigma_rel in TRACKED]
@@ -102,7 +103,7 @@ def test_what_was_tracked_is_found_again():
 
 @pytest.mark.parametrize("odd", [1, 2, 3])
 def test_the_file_that_is_of_other_weights_is_named(tmp_path, odd):
-    """Whichever it is; where it is the last one, the first that differs from it."""
+    """Any file may differ; if the last one does, the first that differs from it is reported."""
     run = RunDirectory(tmp_path)
     for step in (1, 2, 3):
         own = {"unet.w": LazyTensor.of(torch.zeros(2 if step == odd else 3))}
@@ -114,7 +115,7 @@ def test_the_file_that_is_of_other_weights_is_named(tmp_path, odd):
 
 
 def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeypatch):
-    """A run that goes on writes over them; one that begins anew in their directory does not."""
+    """A resumed run overwrites them; a new run in their directory does not."""
     config = SimpleNamespace(output_dir=tmp_path, saving=SavingConfig())
     plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=0, models=0)
     monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
@@ -128,7 +129,7 @@ def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeyp
 
 
 def test_states_are_no_room_for_models_on_another_disk(tmp_path, monkeypatch):
-    """Each disk has to hold its share, with what the run wrote on that one alone."""
+    """Each disk needs space for its own files, less what the run has already written there."""
     run, models = tmp_path / "run", tmp_path / "models"
     config = SimpleNamespace(output_dir=run, saving=SavingConfig(model_dir=models))
     plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=4 << 20, models=1)

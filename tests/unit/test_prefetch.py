@@ -1,4 +1,4 @@
-"""Batches on their way to a device: in order, one ahead, with their captions encoded."""
+"""Prefetching batches to a device: in order, one ahead, with their captions encoded."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A run that is just beginning names its models, and leaves nothing behind where it fails."""
+"""A run that is just starting names its models, and leaves no files behind if it fails."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Numbers of previews: which images are compared, what counts as alike, and where errors are."""
+"""Measures of previews: the compared images, what counts as similar, and locations of errors."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ class MeanColour:
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Files of plain colours that differ."""
+    """Write images of different plain colours."""
     rng = np.random.default_rng(4)
 
     def make(number, prefix):
@@ -64,7 +64,7 @@ def test_errors_are_told_from_enough_prompts_on(pictures, count):
 
 
 def test_the_similarity_is_to_the_image_of_the_caption(pictures):
-    """The same files: 1; with captions the other way round, less; of no caption, nothing."""
+    """Equal files give 1, exchanged captions less, and no caption no value."""
     files = pictures(2, "r")
     same = distance(files, ["a", "b"], ["a", "b"]).measure(files, SilentProgress())
     assert same["preview_similarity"] == pytest.approx(1)
@@ -76,7 +76,7 @@ def test_the_similarity_is_to_the_image_of_the_caption(pictures):
 
 
 def test_a_preview_and_the_image_of_its_caption_are_drawn_together(pictures):
-    """Previews that are the images of their captions: what is drawn of one is drawn of both."""
+    """Previews that equal the images of their captions are resampled together with them."""
     files, words = pictures(FEW, "r"), [f"thing {n}" for n in range(FEW)]
     together = distance(files, words, words).measure(files, SilentProgress())
     apart = distance(files, words, [f"other {n}" for n in range(FEW)])
@@ -88,7 +88,7 @@ def test_a_preview_and_the_image_of_its_caption_are_drawn_together(pictures):
 
 
 def test_previews_of_the_same_words_are_no_pair(pictures):
-    """Of one prompt alone there is no distance, however often it is drawn."""
+    """A single prompt gives no distance, however often it is drawn."""
     real, drawn = pictures(5, "r"), pictures(3, "p")
     found = distance(real, ["a"] * 3, ["a"] * 5).measure(drawn, SilentProgress())
     assert "preview_kernel_distance" not in found
@@ -110,7 +110,7 @@ def test_of_many_images_those_of_the_captions_are_among_the_chosen(monkeypatch, 
     assert chosen_real(many[:10], []) == many[:10]
     places = [many.index(picture) for picture in chosen]
     assert places == sorted(places)
-    assert max(places) > 60  # spread over all, not the first ones
+    assert max(places) > 60  # spread over all images, not the first ones
     most = chosen_real(many, [f"thing {n}" for n in range(20, 29)])
     assert len(most) == 10
     assert chosen_real(many, [f"thing {n}" for n in range(5)])[-1] is many[81]  # 5 + 96 * 4 // 5
@@ -118,7 +118,7 @@ def test_of_many_images_those_of_the_captions_are_among_the_chosen(monkeypatch, 
 
 
 class Sharpness(MeanColour):
-    """How much neighbouring pixels differ."""
+    """A network that measures how much neighbouring pixels differ."""
 
     def prepare(self, image):
         return np.asarray(image, np.float32)[..., 0].std(keepdims=True).ravel()

@@ -1,4 +1,4 @@
-"""Several processes fill one cache: each does its part, and all come to what one would."""
+"""Several processes fill one cache: each does its part, and the result equals one process's."""
 
 import shutil
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_parts_cost_about_the_same():
 
 
 class Watched(CountingEncoder):
-    """Remembers the batches that it has encoded."""
+    """Records the batches that it has encoded."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class Watched(CountingEncoder):
 
 
 def filled(tmp_path, folder, processes, subset=PLAIN, where=lambda rank: "latents"):
-    """What each process comes to, with its encoder and cache."""
+    """Return each process's results, with its encoder and cache."""
 
     def one(group):
         place = tmp_path / where(group.rank)
@@ -75,7 +75,7 @@ def test_processes_come_to_what_one_does(tmp_path, processes):
     one = cache_latents(plan_of(folder, subset).images, expected, alone.encoder)
     found = filled(tmp_path, folder, processes, subset)
     together = [batch for _, encoder, _, _ in found for batch in encoder.batches]
-    assert together == alone.batches  # of the same images, so of the same bits, and none twice
+    assert together == alone.batches  # of the same images, hence the same bits, and none twice
     assert all(encoder.batches for _, encoder, _, _ in found)
     for plan, _, cache, _ in found:
         assert list(plan.keys) == list(one.keys)
@@ -121,7 +121,7 @@ def test_images_that_change_are_looked_at_by_shares(tmp_path):
 
 
 def test_who_shares_no_folder_encodes_for_itself(tmp_path):
-    """Three processes on two machines: two see one folder, the third has its own."""
+    """Three processes on two machines: two share a folder, the third has a separate one."""
     folder = draw_images(tmp_path / "pictures", 12)
     found = filled(tmp_path, folder, 3, where=lambda rank: f"machine-{rank // 2}")
     assert [peers.members for *_, peers in found] == [(0, 1), (0, 1), (2,)]
@@ -179,7 +179,7 @@ def test_chunks_of_captions_are_encoded_by_shares(tmp_path):
 
 
 def test_batches_cost_the_same_where_a_file_cannot_be_read(tmp_path):
-    """Else the parts of two processes leave a batch out, or make one twice."""
+    """An unreadable file does not shift portions: no batch is omitted or encoded twice."""
     planned = plan_of(draw_images(tmp_path / "pictures", 6)).images
     lacks = np.array([[True, True, False]] * 3 + [[True, False, False]] * 3)
     keys = [LatentKeys(f"{n}", f"{n}-flipped") for n in range(6)]

@@ -1,4 +1,4 @@
-"""What is shown while work goes on: grammatical counts, no dead lines, every wait named."""
+"""Progress displays: grammatical counts, no leftover lines, and every wait is named."""
 
 import contextlib
 import io
@@ -73,7 +73,7 @@ def test_a_slow_stage_is_shown_once_it_is_slow(monkeypatch):
 
 
 def left(output: io.StringIO) -> str:
-    """What is on the terminal after the last of what was erased."""
+    """Return the terminal's contents after the last erased line."""
     last = output.getvalue().rsplit("\x1b[2K", 1)[-1]
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", last)
 
@@ -158,7 +158,7 @@ def wait_for(words: str, output: io.StringIO) -> None:
 
 
 def test_json_is_not_mixed_with_progress(tmp_path):
-    """Standard output of a verb that prints JSON is JSON, whatever is imported meanwhile."""
+    """The standard output of a verb that prints JSON contains only JSON, whatever is imported."""
     import json
 
     from safetensors.numpy import save_file
@@ -177,7 +177,7 @@ def test_json_is_not_mixed_with_progress(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)
     assert "Loading PyTorch ..." in result.stderr
-    assert "noise" not in result.stderr  # of torch itself, to those who write for it
+    assert "noise" not in result.stderr  # a deprecation of torch, for its developers
 
 
 def test_libraries_are_quiet_and_the_users_wishes_stay():

@@ -1,4 +1,4 @@
-"""Paths with spaces, within sentences and of any system, stay out of what is published."""
+"""Paths with spaces, within sentences and of any system, are removed from published data."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is given away of a run's settings: no path of the machine, no prompt, unless asked."""
+"""The published part of a run's settings: no local path, and no prompt unless requested."""
 
 import types
 import typing
@@ -63,7 +63,7 @@ def test_the_last_part_of_a_path_of_any_system():
 
 
 def path_fields(section):
-    """Names of all settings that hold a path."""
+    """Return the names of all settings that contain a path."""
     for name, field in section.model_fields.items():
         for kind in inner(field.annotation):
             if kind is Path:

@@ -1,4 +1,4 @@
-"""The queue of runs: its order, what is true of its jobs, and no job lost or done twice."""
+"""The queue of runs: its order, the true states of its jobs, and no job lost or run twice."""
 
 import contextlib
 import json
@@ -81,7 +81,7 @@ CHANGES = st.one_of(
 @settings(max_examples=15, deadline=None)
 @given(st.lists(CHANGES, max_size=10))
 def test_the_order_is_that_of_a_list(changes):
-    """Whatever is done, a second reader sees what a list in memory would hold."""
+    """After any change, a second reader sees the order of a list in memory."""
     with tempfile.TemporaryDirectory() as folder:
         queue, model, last = Queue(Path(folder) / "queue"), [], 0
         for what, *which in [("add",), ("add",), ("add",), *changes]:
@@ -111,7 +111,7 @@ def test_the_order_is_that_of_a_list(changes):
 
 
 def test_a_job_of_no_order_comes_last_and_a_damaged_order_loses_none(queue):
-    """As if the process had been killed before the order was written, or the disk were damaged."""
+    """A kill before the order is written, or a damaged order, loses no job."""
     for name in "abc":
         add(queue, name)
     queue.move(3, "first")
@@ -161,7 +161,7 @@ def test_processes_that_add_and_take_at_once_lose_no_job_and_take_none_twice(que
 
 
 def test_threads_of_one_program_take_turns(queue):
-    """As the requests of a studio do."""
+    """Requests of a studio use such threads."""
     together = [
         threading.Thread(target=lambda n=n: [add(queue, f"{n}-{k}") for k in range(5)])
         for n in range(4)
@@ -222,7 +222,7 @@ def test_settings_that_somebody_has_damaged_are_named(queue):
     job.settings_file.unlink()
     with pytest.raises(ConfigError, match=r"settings\.toml cannot be read"):
         queue.repeat(1)
-    assert queue.claim("0").number == 1  # `train` says what is wrong
+    assert queue.claim("0").number == 1  # `train` reports the error
 
 
 def test_a_place_that_is_taken_is_refused_at_once(queue, tmp_path):
@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_the_queue_as_it_was(queue, monkeypatch):
     assert add(queue, "cat").number == 2
 
 
-# what is true
+# true states
 
 
 def written_by(queue, job, token, **more):
@@ -327,7 +327,7 @@ def test_a_job_whose_runner_was_killed_is_seen_as_what_it_is(
 def test_a_job_is_worked_on_as_long_as_its_runner_or_its_process_lives(queue):
     job = written_by(queue, add(queue, "dog"), current_process().token)
     told(job, BEGIN)
-    assert queue.find(1).state == "waiting"  # the process lives and works on something else
+    assert queue.find(1).state == "waiting"  # the process is alive and works on another job
     with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("0")):
         assert queue.find(1).state == "working"
         assert queue.claim("1") is None
@@ -359,11 +359,11 @@ def test_what_is_begun_again_is_resumed_only_where_it_is_its_own(queue):
     (first.run.path / ".lock").write_text(json.dumps(said), encoding="utf-8")
     first.run.commands.mkdir()
     assert arguments_for(first)[0] == "train"
-    RunDirectory.require_free(first.run.path)  # which `train` looks for
+    RunDirectory.require_free(first.run.path)  # which `train` checks
     first.run.config_file.write_text("", encoding="utf-8")
     assert arguments_for(first) == ["resume", str(first.run.path)]  # killed before its first state
     add(queue, "cat")
-    make_run(queue.find(2).run.path, phase="finished", process=GONE)  # a stranger's, come since
+    make_run(queue.find(2).run.path, phase="finished", process=GONE)  # another's, created since
     queue.pause(1)
     assert queue.claim("0") is None
     assert queue.find(2).state == "failed"
@@ -434,7 +434,7 @@ def test_only_the_runner_that_was_asked_stops(queue, tmp_path):
     assert runners_of(queue.folder) == {}
 
 
-# working jobs off, with small programs in the place of training
+# running jobs, with small programs in place of training
 
 SLEEPS = "import time; time.sleep(600)"
 STOPS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(600)"  # fmt: skip # noqa: E501
@@ -445,7 +445,7 @@ signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIG
 
 
 class Programs:
-    """Starts a program for each job by its name, and remembers them."""
+    """Starts a program for each job by its name, and records them."""
 
     def __init__(self, **programs):
         self.programs, self.begun = programs, {}
@@ -467,7 +467,7 @@ class Programs:
 
 @pytest.fixture
 def run_queue(queue, monkeypatch):
-    """Work the queue off on a thread; returns what was started, the thread, and its errors."""
+    """Run the queue in a thread; return the started programs, the thread, and its errors."""
     programs = []
 
     def begin(*, wait=False, console=None, **named):
@@ -507,7 +507,7 @@ def test_a_job_that_fails_is_named_and_the_next_one_begins(queue, run_queue, mon
     assert states(queue) == {"bad": "failed", "stopped": "stopped", "good": "done"}
     assert "It is broken." in queue.find(1).message
     task = queue.find(3).task
-    assert task.last_lines() == [f"{task.path} 7"]  # a task of its own, and the device
+    assert task.last_lines() == [f"{task.path} 7"]  # a separate task, and the device
     queue.go_on(2)
     assert states(queue)["stopped"] == "waiting"
 
@@ -582,7 +582,7 @@ def test_the_command_that_goes_on_is_for_the_same_device(queue, monkeypatch):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     eventually(lambda: runners_of(queue.folder))
-    for _ in range(300):  # who is only beginning forgets what was asked before
+    for _ in range(300):  # a starting runner ignores earlier requests
         with contextlib.suppress(RunError):
             ask_runner_to_stop(queue.folder, "3")
         thread.join(timeout=0.2)
@@ -592,7 +592,7 @@ def test_the_command_that_goes_on_is_for_the_same_device(queue, monkeypatch):
 
 
 def test_a_process_that_outlived_its_runner_is_waited_for(queue, run_queue):
-    """And nothing else begins on the device meanwhile."""
+    """Nothing else starts on the device meanwhile."""
     job, _ = add(queue, "dog"), add(queue, "cat")
     orphan = subprocess.Popen([sys.executable, "-c", SLEEPS])
     write_job(replace(job, state="working", runner=GONE, device="7", tries=1, owns_run=True))
@@ -622,7 +622,7 @@ with RunDirectory(path).held() as run:
 
 
 class Counted(SilentProgress):
-    """Remembers how long each stage was, and how much of it was counted; says when it began."""
+    """Records the length of each stage, its progress, and when it started."""
 
     def __init__(self, seen):
         self.seen, self.stages = seen, []
@@ -637,7 +637,7 @@ class Counted(SilentProgress):
 
 @pytest.mark.parametrize(("saved", "step", "counted"), [(None, 2, 30), (20, 23, 10)])
 def test_the_steps_of_a_job_are_those_of_this_try(queue, run_queue, tmp_path, saved, step, counted):
-    """From its beginning, or the state that it goes on from, to the last."""
+    """Steps are counted from the start, or from the resumed state, to the last step."""
     job = add(queue, "dog")
     if saved is not None:
         run = make_run(job.run.path, phase="training", step=22, total_steps=30, process=GONE)
@@ -661,7 +661,7 @@ def test_a_folder_that_is_gone_fails_its_job_in_words(queue, run_queue, tmp_path
 
 
 def test_a_run_of_somebody_else_is_never_taken_for_the_jobs_own(queue, run_queue):
-    """One that came to the place between the look and the start, so that `train` refused."""
+    """Another run appeared there between the check and the start, so `train` refused."""
     job = add(queue, "dog")
     _, thread, _ = run_queue(
         dog="import pathlib, sys; p = pathlib.Path('runs/dog'); p.mkdir(parents=True)\n"
@@ -674,7 +674,7 @@ def test_a_run_of_somebody_else_is_never_taken_for_the_jobs_own(queue, run_queue
 
 
 def test_a_run_begun_by_hand_after_a_job_failed_is_not_the_jobs_own(queue, run_queue):
-    """Retrying the job would else resume what its settings never asked for."""
+    """Retrying a failed job must not resume a run that its settings never described."""
     job = add(queue, "dog")
     _, thread, _ = run_queue(dog="import sys; sys.exit(2)")
     thread.join(timeout=60)

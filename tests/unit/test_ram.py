@@ -1,4 +1,4 @@
-"""RAM is what the machine has, or what a container or batch job may take of it."""
+"""RAM is what the machine has, or what a container or batch job may use of it."""
 
 import psutil
 import pytest
@@ -21,14 +21,14 @@ def group(folder, *, v1=False, limit, used, cache=0):
 
 @pytest.fixture
 def system(tmp_path):
-    """A machine's root, in the control groups of version 2 as a container sees them."""
+    """The root folder of a machine with version 2 control groups, as seen in a container."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("0::/\n", encoding="utf-8")
     return tmp_path
 
 
 def test_a_container_may_take_what_is_left_under_its_limit(system):
-    """Page cache counts in what a group takes, and goes as soon as RAM is needed."""
+    """A group's usage includes the page cache, which is freed when RAM is needed."""
     group(system / "sys/fs/cgroup", limit=100 * MIB, used=90 * MIB, cache=30 * MIB)
     assert ram.free_bytes(system) == 40 * MIB
     assert ram.total_bytes(system) == 100 * MIB
@@ -47,7 +47,7 @@ def test_the_least_of_all_groups_around_a_process_is_left(system):
 
 @pytest.mark.parametrize("seen_as", ["docker/abc", "."])
 def test_groups_of_version_1_limit_as_well(seen_as, system):
-    """Also where the container sees as the root what /proc names from outside."""
+    """Version 1 limits apply even if the container sees as root what /proc names from outside."""
     lines = "12:cpu,cpuacct:/docker/abc\n9:memory:/docker/abc\n0::/docker/abc\n"
     (system / "proc/self/cgroup").write_text(lines, encoding="utf-8")
     folder = system / "sys/fs/cgroup/memory" / seen_as

@@ -1,4 +1,4 @@
-"""A model says that its weights are random as long as they are, and no longer."""
+"""A model is marked as having random weights until it is trained."""
 
 import torch
 

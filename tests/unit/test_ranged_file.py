@@ -1,4 +1,4 @@
-"""`RangedFile`: any seeks and reads give what a file with the same bytes gives."""
+"""`RangedFile`: any seeks and reads give the same as a file with these bytes."""
 
 import io
 import os
@@ -20,7 +20,7 @@ STEPS = st.lists(
 
 
 class Ranges:
-    """Reads ranges of `CONTENT`, at most `most` bytes at a time, and notes which."""
+    """Reads ranges of `CONTENT`, at most `most` bytes at a time, and records them."""
 
     def __init__(self, most=1000):
         self.asked, self.most = [], most

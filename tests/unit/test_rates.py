@@ -1,4 +1,4 @@
-"""Learning rates of blocks and of single text encoders; what has rate 0 does not learn."""
+"""Learning rates of blocks and of single text encoders; a part with rate 0 is not trained."""
 
 from typing import get_args
 
@@ -30,7 +30,7 @@ def config(**method):
 
 @pytest.fixture
 def build(nano_architecture):
-    """What learns of a small SDXL by settings of the method; tensors have no values."""
+    """Build the trained parts of a small SDXL by settings of the method, without values."""
 
     def make(**method):
         model = meta_model_of_architecture(architecture(nano_architecture, SDXL))

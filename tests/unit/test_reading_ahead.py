@@ -1,4 +1,4 @@
-"""Tensors that are read ahead are those that are read when they are asked for, errors included."""
+"""Tensors read ahead equal those read on demand, errors included."""
 
 import os
 import threading
@@ -51,7 +51,7 @@ def reads_ahead():
 @pytest.mark.parametrize("batch", [1, 100, 1 << 20])
 @pytest.mark.parametrize("waits", [True, False])
 def test_what_was_read_ahead_is_what_is_read_later(values, file, dtype, batch, waits, monkeypatch):
-    """Bit for bit, in each type, whether the thread is faster or who asks is."""
+    """Bit for bit, in each dtype, whichever thread is faster."""
     monkeypatch.setattr(reading_ahead, "_BATCH", batch)
     monkeypatch.setattr(tensors_module, "_AT_ONCE", 16)
     tensors = open_tensor_file(file).tensors | {"given": LazyTensor.of(torch.ones(3))}
@@ -68,7 +68,7 @@ def test_what_was_read_ahead_is_what_is_read_later(values, file, dtype, batch, w
 
 
 def test_what_is_asked_for_as_its_batch_begins_is_not_left_out_of_it(values, file, monkeypatch):
-    """The thread may take up a batch at any moment of another's asking for a tensor of it."""
+    """The thread may start a batch at any moment while another thread requests a tensor of it."""
     with monkeypatch.context() as held:
         held.setattr(threading.Thread, "start", lambda thread: None)
         ahead = ReadAhead(open_tensor_file(file).tensors, torch.float32)
@@ -88,7 +88,7 @@ def test_what_is_asked_for_as_its_batch_begins_is_not_left_out_of_it(values, fil
 
 
 def test_what_was_read_for_another_type_is_read_again(values, file):
-    """Settings of memory may still change it."""
+    """Memory settings may still change the dtype."""
     tensors = open_tensor_file(file).tensors
     ahead = ReadAhead(tensors, torch.bfloat16)
     for name, lazy in ahead.tensors.items():
@@ -97,7 +97,7 @@ def test_what_was_read_for_another_type_is_read_again(values, file):
 
 
 def test_each_is_given_once_and_then_let_go(file):
-    """Two networks never share memory; what nobody took is freed."""
+    """Two networks never share memory; tensors that are never requested are freed."""
     ahead = ReadAhead(open_tensor_file(file).tensors, torch.float32)
     first, second = (ahead.tensors["01"].read_as(torch.float32) for _ in range(2))
     assert first.data_ptr() != second.data_ptr()
@@ -106,7 +106,7 @@ def test_each_is_given_once_and_then_let_go(file):
 
 
 def test_a_file_that_changes_meanwhile_is_told_as_usual(values, file):
-    """Whether it is replaced before it is read ahead or after."""
+    """A file replaced before or after it is read ahead is reported as usual."""
     ahead = ReadAhead(open_tensor_file(file).tensors, torch.float32)
     ahead._thread.join()
     os.truncate(file, file.stat().st_size - 8)
@@ -120,7 +120,7 @@ def test_a_file_that_changes_meanwhile_is_told_as_usual(values, file):
 
 
 def test_whatever_goes_wrong_ahead_is_said_by_who_reads_it(file, monkeypatch):
-    """The thread says nothing, and leaves nobody waiting."""
+    """The thread reports nothing itself, and leaves no reader waiting."""
     real = StoredBytes.read_into
 
     def failing(stored, *buffers):
@@ -138,7 +138,7 @@ def test_whatever_goes_wrong_ahead_is_said_by_who_reads_it(file, monkeypatch):
 
 
 def test_nothing_is_read_ahead_without_room(file, monkeypatch):
-    """What a run takes is predicted first: until then there has to be room to spare."""
+    """A run's memory is predicted first: until then there must be room to spare."""
     monkeypatch.setattr(ram, "free_bytes", lambda: 1 << 30)
     tensors = open_tensor_file(file).tensors
     ahead = ReadAhead(tensors, torch.float32)
@@ -150,7 +150,7 @@ def test_nothing_is_read_ahead_without_room(file, monkeypatch):
 @pytest.mark.parametrize("has_preadv", [True, False])
 @pytest.mark.parametrize("most", [1, 2, 512])
 def test_buffers_are_filled_one_after_another(has_preadv, most, tmp_path, monkeypatch):
-    """By systems that fill many at a time, and by those that fill one; never past the end."""
+    """Buffers are filled many at once or one at a time, and never past the end."""
     monkeypatch.setattr(stored_bytes, "_MOST_BUFFERS", most)
     if not has_preadv:
         monkeypatch.delattr(os, "preadv", raising=False)
@@ -166,7 +166,7 @@ def test_buffers_are_filled_one_after_another(has_preadv, most, tmp_path, monkey
 
 
 def test_few_bytes_at_a_time_are_asked_for_again(tmp_path, monkeypatch):
-    """Systems may fill less than was asked for."""
+    """Systems may read fewer bytes than requested."""
     real = stored_bytes._read_some
     (tmp_path / "x").write_bytes(bytes(range(100)))
     monkeypatch.setattr(
@@ -178,7 +178,7 @@ def test_few_bytes_at_a_time_are_asked_for_again(tmp_path, monkeypatch):
 
 
 def test_a_model_is_opened_ahead_where_it_is_here_and_whole(nano_model, tmp_path):
-    """What is wrong with one is said when its turn comes."""
+    """Errors of a model are reported when it is read."""
     opened = open_ahead(nano_model, OpenOptions(), torch.float32)
     unet = open_model(nano_model).components["unet"]
     for name, lazy in opened.current().components["unet"].items():
@@ -194,7 +194,7 @@ def test_a_model_is_opened_ahead_where_it_is_here_and_whole(nano_model, tmp_path
 
 
 def test_a_model_that_is_another_by_now_is_opened_anew(nano_model, ldm_file):
-    """A file that was replaced while memory was predicted is no error, as it never was."""
+    """A file replaced while memory was predicted is not an error."""
     copy = ldm_file(nano_model)
     opened = open_ahead(copy, OpenOptions(), torch.float32)
     assert opened.current() is opened.contents
@@ -207,7 +207,7 @@ def test_a_model_that_is_another_by_now_is_opened_anew(nano_model, ldm_file):
 
 
 def test_a_run_that_is_refused_leaves_no_thread(run_values, monkeypatch):
-    """Nor a directory: nothing was written before it was refused."""
+    """No directory is left either: nothing was written before the refusal."""
 
     def refuse(*_args, **_kwargs):
         raise ModelError("refused")

@@ -1,4 +1,4 @@
-"""Records as columns are the same records, in the order they always had, in few bytes."""
+"""Records stored as columns are the same records, in the same order, in few bytes."""
 
 import dataclasses
 import hashlib
@@ -56,7 +56,7 @@ ROOTS = st.sampled_from([Path(), Path("set"), Path("/abs"), Path("/"), Path("set
 @settings(deadline=None)
 @given(RECORDS, st.lists(st.tuples(NAMES, ROOTS), min_size=6, max_size=6), st.booleans())
 def test_names_and_captions_are_those_of_the_records(records, places, as_given):
-    """Also of paths as a scan hands them over, which are not written as `Path` writes them."""
+    """Scans give paths that are not written as `Path` writes them."""
     records = [
         dataclasses.replace(
             record, path=Path(name), subset=dataclasses.replace(record.subset, root=root)
@@ -97,7 +97,7 @@ def test_columns_and_their_plans_hold_the_same_records(one, other, data):
 
 
 def assert_counted(records):
-    """What is counted of columns is what is counted of records."""
+    """Require that counts of columns equal counts of records."""
     scan = Scan("x", RecordTable.of(records), (), ())
     paths = {r.path for r in records}
     worded = {r.path for r in records if r.caption_text.strip()}
@@ -109,7 +109,7 @@ def assert_counted(records):
 
 
 def assert_planned(parts):
-    """Plans as columns hold the same images."""
+    """Require that plans as columns contain the same images."""
     plans = [plan_images(records, Size(512, 512)) for records in parts]
     images = [image for plan in plans for image in plan.images]
     joined = join_planned([plan.table for plan in plans])
@@ -137,7 +137,7 @@ def test_keys_as_columns_are_the_same_keys():
 
 
 def test_an_image_takes_at_most_120_bytes_of_a_process():
-    """Without paths and words, which stay in a file that all processes map."""
+    """Not counted are paths and captions, which stay in a file that all processes map."""
     count = 20_000
     rng = np.random.default_rng(0)
     records = RecordTable.of(
@@ -159,7 +159,7 @@ def test_an_image_takes_at_most_120_bytes_of_a_process():
 
 
 def test_the_order_is_that_of_earlier_versions():
-    """Digests of epochs as they were dealt by lists of objects, before there were arrays."""
+    """Digests of epochs, recorded when records were lists of objects."""
     buckets = [Size(512, 512), Size(576, 448), Size(448, 576)]
     groups = [Group(n % 2, buckets[n * n % 3]) for n in range(300)]
     found = {}
@@ -218,7 +218,7 @@ def test_tables_that_records_were_asked_of_are_freed_at_once_and_can_be_sent():
         assert repr(list(pickle.loads(pickle.dumps(part)))) == repr(list(part))
         gone = weakref.ref(part)
         del part
-        assert gone() is None  # without the collection of cycles
+        assert gone() is None  # without garbage collection of cycles
 
 
 GOLDEN = {

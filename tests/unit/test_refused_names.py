@@ -1,4 +1,4 @@
-"""Names that the system refuses to look at end in one sentence, with the exit code of bad input."""
+"""Names that the system refuses end in one sentence, with the exit code of bad input."""
 
 import errno
 

@@ -1,7 +1,7 @@
-"""Regularisation images and class tokens: sd-scripts' counts, words and weights.
+"""Regularisation images and class tokens: sd-scripts' counts, captions and weights.
 
-If this failed, a DreamBooth dataset of sd-scripts would be trained on other images, other words or
-another loss than there, without a word.
+If this failed, a DreamBooth dataset of sd-scripts would silently be trained on other images, other
+captions or another loss than there.
 """
 
 import json
@@ -44,7 +44,7 @@ def config_of(dataset, **others):
 
 @pytest.fixture
 def sets(tmp_path):
-    """Settings of a dataset: so many images to train on, and so many of the class."""
+    """Return settings of a dataset with several training images and class images."""
 
     def build(train, regularisation, *, repeats=1, reg_repeats=1, **keys):
         subsets = [
@@ -66,7 +66,7 @@ def sets(tmp_path):
 
 
 def as_in_sd_scripts(repeats, wanted):
-    """One showing after another, as its loop counts them."""
+    """Count showings one after another, as sd-scripts' loop does."""
     found = {}
     total, rounds = 0, 0
     while total < wanted:
@@ -127,7 +127,7 @@ def test_each_dataset_is_balanced_on_its_own(sets, tmp_path):
 
 
 def test_several_subsets_are_taken_in_their_order(sets, tmp_path):
-    """The first subset's images with its repeats, then those of the second, until it is enough."""
+    """The first subset's images with their repeats, then the second's, until there are enough."""
     content = sets(5, 2, reg_repeats=2)
     more = str(images_in(tmp_path / "more", 3, "a dog", 9))
     content["datasets"][0]["subsets"].insert(0, {"image_dir": more, "is_reg": True})
@@ -162,7 +162,7 @@ def test_without_regularisation_images_records_are_the_same(tmp_path):
 def test_they_are_never_held_out_and_balance_what_is_left(sets, seed):
     config = config_of(sets(10, 30, repeats=2), validation={"split": 0.3}, seed=seed)
     found = survey(config)
-    assert len(found.split.held_out) == 3  # a share of the ten, not of the forty
+    assert len(found.split.held_out) == 3  # a fraction of the ten, not of the forty
     assert not any(record.subset.is_reg for record in found.split.held_out)
     assert (found.balance.trained, found.balance.showings) == (14, 14)
 
@@ -181,7 +181,8 @@ def test_holding_out_all_that_is_trained_on_is_an_error(sets):
 
 
 def test_images_of_a_validation_folder_are_called_as_those_trained_on(sets, tmp_path):
-    """Not as the class, though regularisation images come first here."""
+    """Validation images do not get the class as caption, though regularisation images come
+    first."""
     content = sets(2, 2)
     content["datasets"][0]["subsets"].reverse()
     for subset, words in zip(content["datasets"][0]["subsets"], ("dog", "sks dog"), strict=True):
@@ -197,7 +198,7 @@ def test_damaged_images_that_leave_regularisation_alone_are_an_error(sets):
         balance([record for record in records if record.subset.is_reg])
 
 
-# words
+# captions
 
 
 def test_class_tokens_are_the_words_of_images_without_a_caption_file(tmp_path):
@@ -217,7 +218,7 @@ def test_class_tokens_are_the_words_of_images_without_a_caption_file(tmp_path):
     ]
     assert scan.records[0].fixed_caption == "photo of sks dog"
     assert (scan.tally.without_words, scan.tally.by_class) == (1, 1)
-    # whoever writes captions still finds that it has none
+    # the image still counts as having no caption
     assert [SidecarLookup().has_caption(r) for r in scan.records] == [False, True, False, True]
 
 
@@ -295,7 +296,7 @@ def test_a_dataset_has_its_own_weight(sets):
     assert [record.subset.loss_weight for record in records] == [1.0, 0.5]
 
 
-# a state is resumed with the same ones only
+# a state is resumed only with the same ones
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_a_setting_that_changed_in_all_levels_is_named_once():
 
 
 def test_a_state_from_before_these_settings_goes_on():
-    """It does not say them, so they were as they are by default."""
+    """The state lacks these settings, so they had their defaults."""
     plain = settings_fingerprint(config_of(subsets_of(TRAIN)))
     new = (".is_reg", ".class_tokens", ".prior_loss_weight")
     old = {path: value for path, value in plain.items() if not path.endswith(new)}
@@ -343,7 +344,7 @@ def test_a_subset_that_is_gone_is_named():
 
 
 def test_a_file_is_not_both(tmp_path):
-    """Folders are looked into, so one in another would be trained on as both."""
+    """Files in a folder within a folder would be trained on as both."""
     images_in(tmp_path / "a", 2, "a dog")
     images_in(tmp_path / "a" / "reg", 3, "dog", 9)
     own, reg = {"image_dir": str(tmp_path / "a")}, {"image_dir": str(tmp_path / "a" / "reg")}
@@ -408,7 +409,7 @@ def test_folders_in_settings_stand_for_subsets(tmp_path):
     tree_of(tmp_path, "t/10_sks dog", "r/1_dog")
     folders = {"train_data_dir": str(tmp_path / "t"), "reg_data_dir": str(tmp_path / "r")}
     run = config_of({**folders, "resolution": 64, "min_bucket_reso": 64, "shuffle_caption": True})
-    shutil.rmtree(tmp_path / "t")  # the resolved settings need its names no more
+    shutil.rmtree(tmp_path / "t")  # the resolved settings no longer need the folder names
     (entry,) = build_run_config(parse_toml(dump_toml(run)), source="again").dataset.entries
     assert entry.width_height == (64, 64)
     assert [(s.num_repeats, s.class_tokens, s.is_reg) for s in entry.subsets] == [
@@ -449,7 +450,7 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path):
 
 
 def test_keys_beside_the_folders_hold_for_them(tmp_path):
-    """Masks for what is trained on alone; folders in the folders only if that is asked for."""
+    """Masks apply to training images only; subfolders only if requested."""
     tree_of(tmp_path, "t/1_a", "r/1_b")
     folders = {"train_data_dir": str(tmp_path / "t"), "reg_data_dir": str(tmp_path / "r")}
     for keys, recursive in (({}, False), ({"recursive": True}, True)):

@@ -1,4 +1,4 @@
-"""What was found out before is believed only as it was written."""
+"""Cached findings are used only in the form in which they were written."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Settings and states that have former names are read as ever; both names at once are refused."""
+"""Settings and states with former names are still read; both names at once are refused."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ WITH_ALL_KINDS = {
     "method": {"kind": "full", "train_text_encoder": False, "block_lrs": {}},
     "hypernetwork": {"layers": [1.0, 2.0, 1.0], "activation": "linear", "templates": []},
 }
-"""What runs of earlier versions wrote, whatever their kind."""
+"""Settings written by runs of earlier versions, whatever their kind."""
 
 
 def build(run_values, **changes):
@@ -129,7 +129,7 @@ def test_a_state_under_former_names_is_of_the_same_run(run_values):
 
 
 def test_a_run_that_was_begun_under_former_names_is_resumed(run_values, tmp_path):
-    """Its settings file is the former one, whole."""
+    """A run's settings file with former names is kept unchanged."""
     values = {**run_values, **WITH_ALL_KINDS}
     values["training"] = {**values["training"], "weights": "fp32"}
     (tmp_path / "old.toml").write_text(tomli_w.dumps(values), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pixels and weights of planned images; what changes them each time they are shown."""
+"""Pixels and weights of planned images, and their random changes at each showing."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def gradient(width, height):
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
-    """Against decoding it whole, which is what Pillow alone does."""
+    """Compared with decoding the whole image, as plain Pillow does."""
     Image.fromarray(gradient(1600, 1200)).save(tmp_path / "a.jpg", quality=95)
     image = planned(tmp_path)
     whole = Image.open(tmp_path / "a.jpg").resize(image.resized.wh, Image.Resampling.LANCZOS)
@@ -111,7 +111,7 @@ def test_a_mask_of_another_shape_is_named(tmp_path):
 
 
 def crops(image, rules, count=60):
-    """Many showings of an image."""
+    """Return many showings of an image."""
     return [render_augmented(image, rules, 1, epoch, "a").pixels for epoch in range(count)]
 
 
@@ -121,7 +121,7 @@ def test_random_crops_reach_all_places_and_repeat_by_seed(tmp_path):
     shown = crops(image, Augmentation(random_crop=True))
     lefts = [int(pixels[0, 0, 0]) for pixels in shown]
     assert min(lefts) < 15
-    assert max(lefts) > 176  # 192 of 255 is the last place
+    assert max(lefts) > 176  # 192 of 255 is the last position
     assert len(set(lefts)) > 20
     again = crops(image, Augmentation(random_crop=True))
     assert all(np.array_equal(a, b) for a, b in zip(shown, again, strict=True))

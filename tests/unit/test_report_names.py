@@ -1,4 +1,4 @@
-"""The page of a dataset and the same for programs are two files."""
+"""A dataset's HTML report and its JSON report are two files."""
 
 from pathlib import Path
 

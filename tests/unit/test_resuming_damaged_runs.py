@@ -51,7 +51,7 @@ def test_what_is_whole_goes_on(tmp_path):
     ("began", "told"), [(0.1, "this one was started with"), (None, "it has no")]
 )
 def test_a_flag_that_is_passed_over_now_is_told_as_the_run_has_it(tmp_path, began, told):
-    """Earlier versions took it for a setting, which a run of theirs keeps."""
+    """Earlier versions turned the flag into a setting, which their runs keep."""
     text = WHOLE if began is None else f"{WHOLE}loss.noise_loss_like_v = {began}\n"
     config, notices = resumed_with(tmp_path, text, {"v_pred_like_loss": 0.1})
     assert config.loss.noise_loss_like_v == began

@@ -1,4 +1,4 @@
-"""Files of the user that are written again: permissions and links stay, long names are no fault."""
+"""Rewritten user files: permissions and links are preserved, and long names are no error."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from impasto.write_targets import why_not_written
 POSIX = pytest.mark.skipif(
     sys.platform == "win32", reason="permissions and links as POSIX has them"
 )
-LONG = "長" * 79 + ".webp"  # 242 bytes of the 255 that a name may have
+LONG = "長" * 79 + ".webp"  # 242 of the 255 bytes that a name may have
 
 
 def mode_of(path):

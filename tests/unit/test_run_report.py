@@ -1,4 +1,4 @@
-"""The page of a run: result, evidence and next step first, and nothing praised that is ruined."""
+"""The page of a run: result, evidence and next step first, and no praise for a ruined run."""
 
 import json
 import math
@@ -14,7 +14,7 @@ STEPS = (0, 10, 20, 30)
 
 
 def measured(run, courses, training=None):
-    """Lines of validation: a course of losses for each image."""
+    """Return validation lines: a series of losses for each image."""
     for n, step in enumerate(STEPS):
         values = [course[n] for course in courses]
         line = {
@@ -27,7 +27,7 @@ def measured(run, courses, training=None):
 
 
 def courses(*means):
-    """Eight images of unlike losses, which move alike but for a little."""
+    """Return eight images of different losses, which change almost in parallel."""
     return [
         [
             (0.5 + 0.1 * n) * mean * (1 + 0.004 * ((n * 7 + k * 3) % 5))
@@ -91,10 +91,10 @@ def test_the_best_model_is_what_to_use_after_over_fitting(run):
 @pytest.mark.parametrize(
     ("means", "keeps_best", "words"),
     [
-        # better in the middle, and nobody knows at the end: the kept one is what there is to use
+        # better in the middle, and uncertain at the end: the stored one is the one to use
         ((1, 0.5, 1, 0.75), True, "Use dog-best.safetensors, the model of step 10, not the last"),
         ((1, 0.5, 1, 0.75), False, "The next run can end after 10 steps"),
-        # it has risen, and is far below the base model all the same
+        # it has risen, but is still far below the base model
         ((0.5, 0.2, 0.22, 0.25), False, "This model is still better than the base model"),
         ((0.5, 0.2, 0.6, 0.9), False, "Do not use this model"),
         ((1, 1, 1, 1), False, "Train longer"),
@@ -105,7 +105,7 @@ def test_the_next_step_is_what_the_claim_says(run, means, keeps_best, words):
     noise = (0.9, -0.9, 0.6, -0.6, 0.3, -0.3, 0.8, -0.8)
     is_uneven, are_few = means[-1] in (0.75, 1), means[-1] == 0.7
     own = courses(*means)[: 4 if are_few else 8]
-    if is_uneven:  # nothing can be said of the last validation, so much do its images differ
+    if is_uneven:  # the last validation is inconclusive, since its images differ too much
         own = [[*course[:3], course[3] * (1 + n)] for course, n in zip(own, noise, strict=True)]
     measured(run, own)
     names = ["export/dog.safetensors", *(["models/dog-best.safetensors"] if keeps_best else [])]

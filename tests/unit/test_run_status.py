@@ -1,4 +1,4 @@
-"""What a run directory says of its run is true, also after the process was killed."""
+"""A run directory reports the true state of its run, even after the process was killed."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def make_run(folder, **status):
 def test_what_is_noted_goes_out_with_the_next_beat(tmp_path):
     run = RunDirectory(tmp_path)
     with StatusWriter(run.status_file, every_s=0.01) as status:
-        status.note(step=1)  # nothing has begun: nothing is written
+        status.note(step=1)  # nothing has started: nothing is written
         time.sleep(0.05)
         assert not run.status_file.exists()
         status.write("training", total_steps=9)
@@ -90,7 +90,7 @@ def test_nothing_is_written_of_a_run_that_was_removed(tmp_path):
     with StatusWriter(gone / "status.json", every_s=0.01) as status:
         status.write("training")
         shutil.rmtree(gone, ignore_errors=True)
-        shutil.rmtree(gone, ignore_errors=True)  # a beat may have been writing
+        shutil.rmtree(gone, ignore_errors=True)  # a heartbeat may have been writing
         time.sleep(0.1)
     assert not gone.exists()
 
@@ -102,7 +102,7 @@ FINISHED = {
 
 
 def made_longer(run, **then):
-    """Resume a finished run and end that early: what the run says afterwards."""
+    """Resume a finished run and end that early; return the reported state."""
     with StatusWriter(run.status_file) as status:
         status.write("preparing")
         if "total_steps" in then:
@@ -185,7 +185,7 @@ def test_an_end_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch):
 
     with StatusWriter(run.status_file) as status:
         monkeypatch.setattr("impasto.files.write_json", full)
-        status.write("finished", step=3)  # ends no training
+        status.write("finished", step=3)  # the error ends no training
         monkeypatch.undo()
     assert status_of(run)["phase"] == "finished"
 
@@ -208,7 +208,7 @@ def test_a_full_disk_ends_no_beat(tmp_path, monkeypatch):
 
 
 def test_a_slow_disk_holds_no_step_up(tmp_path, monkeypatch):
-    """A beat that waits for the disk does not make those wait who only note something."""
+    """A heartbeat that waits for the disk does not delay callers that only record something."""
     run = RunDirectory(tmp_path)
     begun, go_on = threading.Event(), threading.Event()
     with StatusWriter(run.status_file, every_s=0.01) as status:
@@ -220,7 +220,7 @@ def test_a_slow_disk_holds_no_step_up(tmp_path, monkeypatch):
 
         monkeypatch.setattr("impasto.files.write_json", slow)
         assert begun.wait(30)
-        status.note(step=2)  # would wait for ever
+        status.note(step=2)  # it would wait for ever
         monkeypatch.undo()
         go_on.set()
         status.write("finished", step=3)
@@ -260,7 +260,7 @@ def test_a_run_that_is_resumed_is_being_prepared_at_once(tmp_path):
         run.status_file.write_text(
             json.dumps({"phase": "training", "step": 4, "process": GONE}), encoding="utf-8"
         )
-        assert run.state().state == "preparing"  # what was killed is not what trains now
+        assert run.state().state == "preparing"  # the killed process is not the current trainer
         held.write_status("training", step=1, total_steps=2)
         assert run.state().state == "training"
         held.write_status("finished", step=2, total_steps=2)
@@ -314,7 +314,7 @@ def test_events_are_read_on_from_where_reading_ended(tmp_path):
     ((place, _),) = read_events(file)
     log.note("next")
     with file.open("ab") as content:
-        content.write(b'{"time": 3, "kind": "no')  # being written just now
+        content.write(b'{"time": 3, "kind": "no')  # just being written
     found = list(read_events(file, place))
     assert [event["text"] for _, event in found] == ["next"]
     with file.open("ab") as content:

@@ -1,4 +1,4 @@
-"""Each sampler draws by the model's own noise schedule, also where that ends in noise alone."""
+"""Each sampler uses the model's own noise schedule, even one that ends in pure noise."""
 
 import inspect
 import math
@@ -32,7 +32,7 @@ CONFIG = {
 
 
 def at(alphas, t):
-    """The schedule at a step between two; in logarithms, as samplers with sigmas interpolate."""
+    """Return the schedule between two steps, in logarithms, as samplers with sigmas interpolate."""
     low = int(t)
     high, share = min(low + 1, len(alphas) - 1), float(t) - low
     low, high = (alphas[i].clamp(min=2.0**-24).log() for i in (low, high))
@@ -48,7 +48,7 @@ def test_a_perfect_model_is_sampled_exactly(name, rescaled):
     alphas = schedule.alphas_cumprod.double()
     scheduler = build_scheduler(name, {**CONFIG, **(ZERO_TERMINAL_SNR if rescaled else {})})
     scheduler.set_timesteps(20)
-    if rescaled:  # begins at the last step
+    if rescaled:  # starts at the last step
         assert int(scheduler.timesteps[0]) == 999
         assert float(scheduler.alphas_cumprod[-1]) < 1e-6
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def test_multistep_coefficients_are_those_of_diffusers():
     theirs = [-1.0307033697397454, 0.41344537197647446, -0.04933738978201707, 0.000611981822673235]
     ours = [scheduler.get_lms_coefficient(4, 3, which) for which in range(4)]
     assert ours == pytest.approx(theirs, rel=1e-6)
-    # slopes that are all 1 lead across the whole step, whatever the order
+    # slopes of 1 cover the whole step, for any order
     for order in range(1, 5):
         shares = [scheduler.get_lms_coefficient(order, 3, which) for which in range(order)]
         assert sum(shares) == pytest.approx(float(scheduler.sigmas[4] - scheduler.sigmas[3]))
@@ -89,7 +89,8 @@ def test_a_spacing_that_needs_scipy_is_refused_without_it(monkeypatch):
 
 FEW_TIMESTEPS = 40
 FEW = {**CONFIG, "num_train_timesteps": FEW_TIMESTEPS}
-"""Of schedules where their number does not matter: some samplers take 0.2 s to be built of 1000."""
+"""A short schedule for tests that do not depend on its length: some samplers take 0.2 s for
+1000."""
 PNDM_OF_2022 = {
     "num_train_timesteps": FEW_TIMESTEPS,
     "beta_start": 0.00085,
@@ -97,7 +98,7 @@ PNDM_OF_2022 = {
     "beta_schedule": "scaled_linear",
     "skip_prk_steps": True,
 }
-"""As in the first folders of Stable Diffusion 1.x, which say nothing of what DDIM asks besides."""
+"""The configuration of the first Stable Diffusion 1.x folders, without DDIM's further options."""
 EULER = dict(
     EulerDiscreteScheduler(
         num_train_timesteps=FEW_TIMESTEPS,
@@ -109,13 +110,13 @@ EULER = dict(
         timestep_spacing="trailing",
     ).config
 )
-"""As a folder has it that was saved from a scheduler made in code, usual for SDXL."""
+"""The configuration of a folder saved from a scheduler made in code, as is usual for SDXL."""
 
 
 @pytest.mark.parametrize("config", [PNDM_OF_2022, EULER, {**FEW, "clip_sample": True}])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_latents_are_never_clipped(name, config):
-    """They are no pixels: those of Stable Diffusion reach far beyond 1."""
+    """Latents are not pixels: those of Stable Diffusion reach far beyond 1."""
     assert build_scheduler(name, config).config.clip_sample is False
 
 
@@ -158,9 +159,9 @@ def test_as_many_steps_as_timesteps_can_be_taken(name, steps, spacing):
     assert bool(latents.isfinite().all())
 
 
-WHOLE = [name for name in SAMPLERS if name != "dpmsingle"]  # which spaces evenly alone
+WHOLE = [name for name in SAMPLERS if name != "dpmsingle"]  # which only spaces evenly
 ROUNDED_UP = [61, 103, 121, 122, 201, 995, 998]
-"""Some of the 62 numbers of steps up to 1000 that diffusers takes one timestep more for: -1."""
+"""Some of the 62 step counts up to 1000 for which diffusers gives an extra timestep of -1."""
 
 
 @cache
@@ -171,11 +172,11 @@ def trailing(name):
 @settings(max_examples=60)
 @given(steps=st.integers(1, 1000) | st.sampled_from(ROUNDED_UP), name=st.sampled_from(WHOLE))
 def test_trailing_timesteps_are_those_of_the_formula(steps, name):
-    """T - i T/n - 1 for i < n, each rounded: in whole numbers, not in floats."""
+    """T - i T/n - 1 for i < n, each rounded, computed in integers instead of floats."""
     scheduler = trailing(name)
     set_timesteps(scheduler, steps)
     drawn = [float(t) for t in scheduler.timesteps[:: 2 if name.startswith("dpm_2") else 1]]
-    drawn = sorted(set(drawn), reverse=True)  # some take a timestep twice
+    drawn = sorted(set(drawn), reverse=True)  # some repeat a timestep
     assert len(drawn) == steps
     after = (np.array(drawn) + 1).astype(np.int64) * steps
     exact = 1000 * steps - 1000 * np.arange(steps)

@@ -1,4 +1,4 @@
-"""Scaled fp8: every known spelling gives the weights back, and an unknown one is refused."""
+"""Scaled fp8: every known naming is dequantized, and an unknown one is refused."""
 
 import json
 
@@ -14,7 +14,7 @@ WEIGHT = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
 
 
 def scaled(scale, dtype=torch.float8_e4m3fn):
-    """A weight as it is stored, whose scale is of the given shape when put back."""
+    """Return a stored weight whose scale has the given shape."""
     return (WEIGHT / scale).to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""The drop-in layer: no flag of sd-scripts is unknown, and none is silently without effect."""
+"""The drop-in commands: every flag of sd-scripts is known, and none silently has no effect."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ SAMPLE = {"int": "7", "float": "0.5", "text": "word", "flag": None, "list": "a=1
 
 
 def companions_of(script, name):
-    """What has to be given beside a flag for it to have an effect."""
+    """Return the flags that a flag needs to have an effect."""
     if name == "learning_rate_te":
         return [] if script == TRAIN_DB else ["--train_text_encoder"]
     return COMPANIONS.get(name, [])
@@ -104,7 +104,7 @@ def test_a_command_has_one_row_for_a_flag():
     ],
 )
 def test_no_flag_is_without_effect_in_silence(script, name):
-    """It changes the settings, or is said to change nothing, or is refused."""
+    """A flag changes the settings, is reported as having no effect, or is refused."""
     flag, companions = flags_of(script)[name], companions_of(script, name)
     words = words_for(flag)
     if flag.refusal:
@@ -144,7 +144,7 @@ def test_the_folder_of_logs_is_told_not_to_be_used():
 
 
 def test_prompts_are_read_if_samples_are_asked_for():
-    """The form of kohya_ss always names a file of prompts, which may be empty."""
+    """kohya_ss' form always names a prompt file, which may be empty."""
     found = settings("--sample_prompts=p.txt", "--sample_every_n_steps=5")
     assert found.tree["previews"]["prompt_file"] == "p.txt"
     found = settings("--sample_prompts=empty.txt")
@@ -153,14 +153,14 @@ def test_prompts_are_read_if_samples_are_asked_for():
 
 
 def test_a_sampler_of_previews_that_are_not_drawn_is_told():
-    """The form of kohya_ss always names one."""
+    """kohya_ss' form always names a sampler."""
     found = settings("--sample_sampler=euler_a")
     assert "sampler" not in found.tree["previews"]
     assert [line for line in found.notices if line.startswith("--sample_sampler: it has no effect")]
 
 
 def test_never_enlarging_without_buckets_is_told():
-    """It has no effect there either, and forms give it always."""
+    """The flag has no effect in sd-scripts either, and forms always set it."""
     found = settings("--bucket_no_upscale")
     assert "bucket_no_upscale" not in found.tree["dataset"]
     assert [line for line in found.notices if line.startswith("--bucket_no_upscale: it has no eff")]
@@ -168,7 +168,7 @@ def test_never_enlarging_without_buckets_is_told():
 
 
 def test_a_sample_at_first_is_no_sample_on_the_way():
-    """There nothing is drawn later; every 200 steps is Impasto's own default."""
+    """Nothing is drawn later there; every 200 steps is Impasto's own default."""
     words = ["--sample_prompts=p.txt", "--sample_at_first"]
     assert settings(*words).tree["previews"]["every_steps"] == 0
     found = settings(*words, "--sample_every_n_steps=-1")
@@ -178,7 +178,7 @@ def test_a_sample_at_first_is_no_sample_on_the_way():
 
 
 def test_a_warm_up_that_sd_scripts_ignores_is_told():
-    """`get_scheduler_fix` gives the scheduler nothing but its arguments."""
+    """`get_scheduler_fix` passes the scheduler nothing but its arguments."""
     words = ["--lr_scheduler=piecewise_constant", "--lr_scheduler_args", "step_rules=1:3,0.1"]
     found = settings(*words, "--lr_warmup_steps=10")
     assert found.tree["schedule"] == settings(*words).tree["schedule"]
@@ -206,7 +206,7 @@ def test_a_constant_rate_has_no_warmup():
 
 @pytest.mark.parametrize("kind", ["AdamWScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"])
 def test_optimizers_that_average_weights_have_no_schedule(kind):
-    """sd-scripts' `get_scheduler_fix` gives them a dummy, whatever is asked for."""
+    """sd-scripts' `get_scheduler_fix` gives them a dummy scheduler in every case."""
     given = {
         "lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": "10",
         "lr_scheduler_num_cycles": "3", "lr_scheduler_args": "a=1",
@@ -238,7 +238,7 @@ def test_models_every_0_steps_have_no_limit():
 
 
 def test_beginnings_of_names_are_taken():
-    """As argparse does there, where only one flag begins so."""
+    """argparse does the same there if only one flag has the prefix."""
     assert settings("--train_batch=2").tree["training"]["batch_size"] == 2
     with pytest.raises(ConfigError, match=r"no flag --sample\. The nearest is --sample_"):
         settings("--sample=2")

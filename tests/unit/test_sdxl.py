@@ -1,4 +1,4 @@
-"""SDXL is told from what is like it, and its files say what they are."""
+"""SDXL is distinguished from similar models, and its files describe themselves."""
 
 import json
 
@@ -63,7 +63,7 @@ def clues(depths=(0, 2, 10), channels=4, encoders=ENCODERS, first=320, **others)
             SDXL,
             "against the model's own statement (a tensor v_pred",
         ),
-        (clues(depths=(0, 1, 2), first=64), SDXL, "no tensor"),  # a small one of its own
+        (clues(depths=(0, 1, 2), first=64), SDXL, "no tensor"),  # a separate small one
     ],
 )
 def test_noise_and_velocity_are_told_apart(found, family, because):
@@ -162,7 +162,7 @@ def test_files_are_told_by_their_names(tmp_path, names, words):
 
 
 def test_the_full_size_is_that_of_the_recorded_file(golden):
-    """Every tensor of a model that `init sdxl` makes has its place and shape in the format."""
+    """Every tensor of a model from `init sdxl` has its name and shape in the format."""
     model = meta_model_of_architecture(ARCHITECTURES["sdxl"])
     written = {name: t.shape for name, t in model.contents.ldm_tensors().items()}
     recorded = {name: tuple(row["shape"]) for name, row in golden("sdxl_map.json").items()}
@@ -176,7 +176,7 @@ def test_the_full_size_is_that_of_the_recorded_file(golden):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, nano_architecture):
-    """A folder of a velocity model whose schedule ends in noise, and the file of it."""
+    """A folder of a velocity model whose schedule ends in pure noise, and its single file."""
     folder = tmp_path_factory.mktemp("sdxl") / "model"
     write_model(nano_architecture, folder, SDXL_V)
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -192,7 +192,7 @@ def test_a_file_is_marked_and_its_folder_says_so(small, tmp_path):
     folder, file = small
     tensors = load_file(file)
     assert {n: t.numel() for n, t in tensors.items() if "." not in n} == {"v_pred": 0, "ztsnr": 0}
-    bare = tmp_path / "bare.safetensors"  # as other trainers write it: without our metadata
+    bare = tmp_path / "bare.safetensors"  # as from other trainers: without Impasto's metadata
     marks = open_tensor_file(file).metadata
     save_file(tensors, bare, {"impasto.configs": marks["impasto.configs"]})
     contents = open_model(bare)

@@ -1,4 +1,4 @@
-"""What people give to an SDXL run by mistake is named, or does no harm."""
+"""Common mistakes in the input of an SDXL run are reported, or harmless."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def places(tmp_path_factory, nano_architecture):
 
 @pytest.fixture
 def changed(places, tmp_path):
-    """The file of a model with some tensors taken out and others put in."""
+    """Write a model's file with some tensors removed and others added."""
 
     def write(kept, added=None, name="sdxl"):
         with safe_open(places / f"{name}.safetensors", "pt") as file:
@@ -81,7 +81,7 @@ def test_a_file_without_a_text_encoder_says_which(changed, gone, words):
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
 def test_a_folder_without_a_text_encoder_says_which(places, tmp_path, name, listed):
-    """Also where `model_index.json` leaves it out, which is no reason to take it for SD 1."""
+    """If `model_index.json` omits it too, the folder is still not taken for SD 1."""
     folder = shutil.copytree(places / "sdxl", tmp_path / "model")
     shutil.rmtree(folder / name)
     if not listed:
@@ -137,10 +137,11 @@ def rewritten(file, **values):
     ],
 )
 def test_a_folder_with_other_noise_is_named(places, tmp_path, scheduler, words):
-    """Its tensors are those of SDXL: a run would begin, and learn other noise."""
+    """A folder with SDXL's tensors and another noise schedule would start a run with wrong
+    noise."""
     folder = shutil.copytree(places / "sdxl", tmp_path / "model")
     rewritten(folder / "scheduler" / "scheduler_config.json", **scheduler)
-    for said in (None, "epsilon"):  # the user's word is no help
+    for said in (None, "epsilon"):  # the user's setting does not help
         with pytest.raises(ModelError, match=words):
             open_model(folder, OpenOptions(prediction_type=said))
 
@@ -152,7 +153,7 @@ def test_a_vae_that_shifts_latents_is_refused(places, tmp_path, entry):
     folder = shutil.copytree(places / "sdxl", tmp_path / "model")
     config = folder / "vae" / "config.json"
     rewritten(config, latents_mean=None, latents_std=None, shift_factor=None)
-    open_model(folder)  # as newer diffusers writes it
+    open_model(folder)  # as in newer diffusers
     rewritten(config, **entry)
     with pytest.raises(ModelError, match=f"configuration has {next(iter(entry))}"):
         open_model(folder)
@@ -164,9 +165,9 @@ def test_a_vae_that_shifts_latents_is_refused(places, tmp_path, entry):
 @pytest.mark.parametrize("given", ["sd1", "sd1/vae", "sd1.safetensors", "bare metadata"])
 @pytest.mark.parametrize("base", ["sdxl", "sdxl.safetensors"])
 def test_the_vae_of_sd_1_is_refused(places, tmp_path, given, base):
-    """It has the same shapes: a run would begin, and learn other latents."""
+    """SD 1's VAE has the same shapes: a run would start, and learn other latents."""
     path = places / given
-    if given == "bare metadata":  # a whole model of another trainer, without our configurations
+    if given == "bare metadata":  # from another trainer, without Impasto's configurations
         path = tmp_path / "other.safetensors"
         save_file(load_file(places / "sd1.safetensors"), path)
     with pytest.raises(ModelError, match=r"latents by 0\.18215, the model by 0\.13025.*of SDXL\."):
@@ -176,7 +177,7 @@ def test_the_vae_of_sd_1_is_refused(places, tmp_path, given, base):
 
 
 def test_a_vae_whose_configuration_has_no_scaling_factor_is_doubted_not_refused(places, tmp_path):
-    """As of early diffusers; the model's own factor holds then, whichever of the two lacks it."""
+    """Early diffusers wrote none; the other model's factor applies, whichever of them lacks it."""
     folder = shutil.copytree(places / "sdxl", tmp_path / "silent")
     written = folder / "vae" / "config.json"
     config = json.loads(written.read_text(encoding="utf-8"))
@@ -206,7 +207,7 @@ def test_a_vae_whose_configuration_has_no_scaling_factor_is_doubted_not_refused(
 
 
 def test_the_u_net_of_a_diffusers_folder_is_named(places):
-    """The names of `unet/diffusion_pytorch_model.safetensors`; those of no single file."""
+    """The names are those of `unet/diffusion_pytorch_model.safetensors`, not of a single file."""
     file = places / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors"
     assert "add_embedding.linear_1.weight" in load_file(file)
     assert lacking(open_tensor_file(file), file_layouts()) == ()
@@ -250,7 +251,7 @@ def test_a_marked_file_against_settings_that_say_epsilon_is_warned_of(places, tr
 
 
 def test_a_file_that_contradicts_itself_asks_for_a_word(changed):
-    """Metadata of a merge may be of the other parent: the mark is what ComfyUI goes by."""
+    """A merge's metadata may be from the other parent: ComfyUI goes by the mark."""
     file = changed(lambda _: True, {"v_pred": torch.zeros(0)})
     with pytest.raises(ModelError, match=r"contradicts itself.*epsilon.*v_prediction.*set model\."):
         open_model(file)
@@ -261,13 +262,13 @@ def test_a_file_that_contradicts_itself_asks_for_a_word(changed):
 
 @pytest.fixture(scope="module")
 def plain(places):
-    """The networks of the file as it is."""
+    """The networks of the unchanged file."""
     return load_base_model(places / "sdxl.safetensors").networks
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.float32])
 def test_position_ids_make_no_difference(changed, places, plain, tmp_path, dtype):
-    """The published file has 2,515 tensors, those of sd-scripts 2,514: without position ids."""
+    """The published file has 2,515 tensors, sd-scripts' 2,514: without position ids."""
     positions = torch.arange(77)[None].to(dtype)
     file = changed(lambda _: True, {POSITIONS: positions})
     with_ids = load_base_model(file)
@@ -301,7 +302,7 @@ def test_every_tensor_of_either_full_size_file_has_its_place(golden):
 
 
 def test_texts_of_sd_1_in_the_same_folder_are_not_those_of_sdxl(tmp_path):
-    """One cache folder serves both: the keys are of the encoders, whatever the words."""
+    """One cache folder serves both: keys depend on the encoders, not only on the captions."""
     ids, states = [(1,) * 77, (2,) * 77], torch.randn(2, 77, 16)
     sd1 = TextStore(tmp_path, "encoder of SD 1")
     sd1.write(ids, states)

@@ -1,4 +1,4 @@
-"""sd-scripts' command for SDXL as settings: each flag of the recorded parser has a fate."""
+"""sd-scripts' SDXL command as settings: each flag of the recorded parser is handled."""
 
 import json
 import tomllib
@@ -42,7 +42,7 @@ def test_every_flag_of_the_parser_has_a_row():
 
 
 OWN_DEFAULTS = {"caption_extension": None, "dataset_repeats": None}
-"""Where ours is another: words of both endings are taken, and a dataset file may say repeats."""
+"""Differences in Impasto: both caption suffixes are read, and a dataset file may set repeats."""
 
 
 def test_defaults_are_those_of_the_parser():
@@ -56,7 +56,7 @@ def test_defaults_are_those_of_the_parser():
 
 
 def _number(value):
-    """What is not given, off, or 0 is the same; 1 and 1.0 are."""
+    """Return a number; missing, off and 0 are the same, and so are 1 and 1.0."""
     try:
         return float(value or 0)
     except ValueError:
@@ -64,7 +64,7 @@ def _number(value):
 
 
 def test_every_weight_of_the_u_net_is_in_its_one_block_of_23(golden):
-    """By sd-scripts' rule on names of single files, over all of a full-size model."""
+    """By sd-scripts' rule on single-file names, over all weights of a full-size model."""
     starts = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}
     prefix, seen = "model.diffusion_model.", set()
     for name, row in golden("sdxl_map.json").items():
@@ -101,7 +101,7 @@ def test_the_command_of_the_guide_as_settings():
     assert (training.weight_dtype, training.optimizer_in_backward) == ("bf16", "last_norm")
     assert (config.schedule.kind, config.schedule.warmup_steps) == ("constant", 100)
     assert config.saving.export_dtype == "bf16"
-    assert config.saving.text_encoder_dtype is None  # as they were
+    assert config.saving.text_encoder_dtype is None  # unchanged
     assert not any("Adafactor" in line for line in found.notices)
 
 
@@ -294,7 +294,7 @@ def test_folders_of_repeats_are_subsets(tmp_path):
 
 
 def masks_config(tmp_path):
-    """A dataset configuration for the masked loss, as sd-scripts' page on it writes one."""
+    """Write a dataset configuration for the masked loss, as in sd-scripts' documentation."""
     file = tmp_path / "masks.toml"
     file.write_text(
         "[general]\ncache_info = true\n[[datasets]]\nresolution = 1024\n[[datasets.subsets]]\n"
@@ -314,7 +314,7 @@ def test_the_masked_loss_takes_the_masks_of_a_dataset_configuration(tmp_path):
         .subsets
     )
     assert (subset.mask_dir, subset.num_repeats) == (Path("a_mask"), 8)
-    for script in SCRIPTS:  # sd-scripts takes the key without the flag for a mistake
+    for script in SCRIPTS:  # sd-scripts treats the key without the flag as an error
         with pytest.raises(ConfigError, match=r"masks only with --masked_loss"):
             translate(script, parse_flags(script, line))
 

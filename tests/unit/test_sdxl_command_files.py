@@ -1,4 +1,4 @@
-"""Files of flags as kohya_ss' forms write them, and flags whose text is empty."""
+"""Files of flags as written by kohya_ss' forms, and flags with empty values."""
 
 import os
 import tomllib
@@ -103,7 +103,7 @@ train_data_dir = "pictures"
 wandb_api_key = "123abc"
 wandb_run_name = "last"
 """
-"""What the form "Finetuning" writes for SD 1.5: a rate of the text encoder, trained or not."""
+"""The flags of the form "Finetuning" for SD 1.5, with a text encoder rate, trained or not."""
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_zero_is_off_where_it_is_there(name):
 
 
 def test_the_name_of_a_file_of_flags_has_its_ending_added(tmp_path):
-    """As there, also to a name with a dot; a file of another ending is read where there is one."""
+    """A missing suffix is added, also after a dot; an existing file with another suffix is read."""
     files = {"run_v1.5.toml": 5, "flags.txt": 6, "both.txt": 7, "both.txt.toml": 8}
     for name, steps in files.items():
         (tmp_path / name).write_text(f"max_train_steps = {steps}", encoding="utf-8")
@@ -187,7 +187,7 @@ def test_an_empty_text_takes_back_what_the_file_says(tmp_path):
 
 
 def test_a_rate_of_a_text_encoder_that_does_not_learn_is_told(tmp_path):
-    """The form of kohya_ss always writes one."""
+    """kohya_ss' form always writes one."""
     file = tmp_path / "config_finetune.toml"
     file.write_text(OF_FINE_TUNE, encoding="utf-8")
     flags = parse_flags(FINE_TUNE, [f"--config_file={file}"])
@@ -209,7 +209,7 @@ def test_a_key_of_wandb_is_for_the_process_alone(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["--wandb_api_key", "--wandb_api", "--wandb_a"])
 def test_a_key_of_wandb_is_in_no_comment(name):
-    """Beginnings of a flag are taken for it."""
+    """A prefix of a flag is accepted as the flag, so it must be removed too."""
     for words in ([f"{name}=123abc"], [name, "123abc"]):
         text = command_to_toml(["sdxl_train.py", *NEEDED, "--log_with=wandb", *words])
         assert "123abc" not in text

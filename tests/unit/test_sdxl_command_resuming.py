@@ -1,4 +1,4 @@
-"""`sdxl_train.py --resume` with flags: what they mean follows from what the run has."""
+"""`sdxl_train.py --resume` with flags: their meaning depends on the run's settings."""
 
 import shutil
 import tomllib
@@ -22,7 +22,7 @@ SLOW = NativePrecision("no", "this CPU has no bf16")
 
 
 def resumed(tmp_path, started, given, without_gpu=None):
-    """The settings of a run that was started with some flags, and goes on with others."""
+    """Return the settings of a run that was started with some flags, and resumed with others."""
     run = RunDirectory(tmp_path / "r")
     run.path.mkdir()
     tree = translate(SDXL_TRAIN, parse_flags(SDXL_TRAIN, [*NEEDED, *started])).tree
@@ -38,7 +38,7 @@ RATES = ["--learning_rate_te1=0", "--learning_rate_te2=0"]
 @pytest.mark.parametrize("started", [[], ["--learning_rate_te1=1e-6", "--learning_rate_te2=1e-7"]])
 def test_rates_of_0_end_the_training_of_encoders(tmp_path, started, given):
     config, _ = resumed(tmp_path, ["--train_text_encoder", *started], given)
-    assert not config.method.train_text_encoder  # a change, which the state is held against
+    assert not config.method.train_text_encoder  # a change, which the state is compared with
     assert config.method.text_encoder_lrs == {}
 
 
@@ -140,14 +140,14 @@ def test_a_limit_of_one_kind_of_models_leaves_the_other(tmp_path, kept):
 
 
 def folders_of(tmp_path, *names):
-    """Folders named `N_class`, in one folder."""
+    """Write folders named `N_class` in one folder."""
     for name in names:
         (tmp_path / name).mkdir(parents=True)
     return tmp_path / names[0].partition("/")[0]
 
 
 def begun(tmp_path, started):
-    """A run with its settings as they are written, whose flags name its images."""
+    """Write a run with its settings, whose flags name its images."""
     flags = parse_flags(SDXL_TRAIN, [*NEEDED, *started])
     config = build_run_config(translate(SDXL_TRAIN, flags).tree, source="test")
     run = RunDirectory(tmp_path / "r")
@@ -200,7 +200,7 @@ def test_folders_with_classes_that_are_named_again_leave_the_rest(tmp_path):
 
 
 def test_a_part_of_the_images_is_refused_in_a_sentence(tmp_path, monkeypatch):
-    """Nothing is looked for in the current folder."""
+    """Nothing is searched for in the current folder."""
     trained = folders_of(tmp_path, "mine/10_sks dog")
     regular = folders_of(tmp_path, "others/1_dog")
     monkeypatch.chdir(trained)
@@ -248,7 +248,7 @@ OWN = "enable_bucket = true\nbuckets = [[1024, 1024]]\n"
 @pytest.mark.parametrize("formerly", [False, True])
 @pytest.mark.parametrize("kept", [IDLE, OWN])
 def test_a_dataset_configuration_means_what_it_meant_when_the_run_began(tmp_path, kept, formerly):
-    """Earlier versions kept settings of buckets without effect, and put metadata before buckets."""
+    """Earlier versions kept ineffective bucket settings, and preferred metadata to buckets."""
     (tmp_path / "ds.toml").write_text(
         f'[[datasets]]\nresolution = 1024\n{kept}[[datasets.subsets]]\nimage_dir = "pictures"\n',
         encoding="utf-8",

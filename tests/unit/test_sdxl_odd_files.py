@@ -1,6 +1,6 @@
-"""SDXL files as merging programs leave them are the plain file, or are refused by name.
+"""SDXL files from merging programs give the plain file, or are refused with a reason.
 
-If this failed, a merge would be trained with the weights of another tensor, or with none.
+If this failed, a merge would be trained with the weights of another tensor, or without some.
 """
 
 import pytest
@@ -31,7 +31,7 @@ def ids(dtype=torch.int64):
 
 
 def twice(names):
-    """What A1111 has in memory: the conditioner is `cond_stage_model` too, and has buffers."""
+    """Write A1111's form: the conditioner is `cond_stage_model` too, and has buffers."""
     start = "conditioner."
     again = {n: n.replace(start, "cond_stage_model.", 1) for n in names if n.startswith(start)}
     return {again[name]: names[name] for name in again}
@@ -98,7 +98,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, nano_architecture):
-    """A file of a small SDXL, its tensors and its texts."""
+    """A file of a small SDXL, its tensors and its metadata."""
     folder = write_model(nano_architecture, tmp_path_factory.mktemp("odd") / "model", SDXL)
     file = folder.with_suffix(".safetensors")
     convert_model(str(folder), file, "safetensors", {}, OpenOptions())
@@ -118,7 +118,7 @@ def parts(plain):
 
 @pytest.fixture
 def odd(plain, tmp_path):
-    """Writes the file with other tensors."""
+    """Return a function that writes the file with other tensors."""
 
     def write(change):
         _, tensors, texts = plain
@@ -137,7 +137,7 @@ def assert_same_parts(found, expected, change=lambda tensor: tensor):
 
 @pytest.mark.parametrize("form", READ)
 def test_it_is_the_plain_file(odd, plain, parts, tmp_path, form):
-    """By the networks that are opened, and by the file that is written of them."""
+    """Both the opened networks and the file converted from them are equal."""
     file, target = odd(READ[form]), tmp_path / "again.safetensors"
     convert_model(str(file), target, "safetensors", {}, OpenOptions())
     again = open_model(target)
@@ -166,14 +166,14 @@ def test_what_no_program_reads_is_refused_by_name(odd, form):
 
 @pytest.fixture(scope="module")
 def full_size(golden):
-    """The 2,514 recorded names and shapes, and where each tensor comes to."""
+    """The 2,514 recorded names and shapes, and the target of each tensor."""
     tensors = {n: Shape.of(tuple(row["shape"])) for n, row in golden("sdxl_map.json").items()}
     return tensors, split_ldm(tensors, SDXL.layout).components
 
 
 @pytest.mark.parametrize("form", [*READ, *REFUSED])
 def test_it_is_told_so_at_full_size(full_size, form):
-    """Each tensor comes to the same place as ever."""
+    """Each tensor has the same target as before."""
     tensors, expected = full_size
     changed = {
         name: tensor if isinstance(tensor, LazyTensor) else LazyTensor.of(tensor)
@@ -194,7 +194,7 @@ def test_it_is_told_so_at_full_size(full_size, form):
 
 
 class Shape(LazyTensor):
-    """A tensor without values; adding to it leaves the shape."""
+    """A tensor without values; adding to it keeps the shape."""
 
     @classmethod
     def of(cls, shape):

@@ -1,4 +1,4 @@
-"""`impasto settings`, and what it is made from: the settings tree as a reader finds it."""
+"""`impasto settings`, and its source: the settings tree for readers."""
 
 import json
 import shlex
@@ -84,7 +84,7 @@ def test_json_has_every_setting_once():
 
 @pytest.mark.parametrize("path", all_settings())
 def test_the_example_of_a_setting_is_a_value_that_it_takes(path, tmp_path, monkeypatch):
-    """By TOML and by --set alike; what other settings forbid is another matter."""
+    """Accepted in TOML and by --set; conflicts with other settings are ignored here."""
     monkeypatch.chdir(tmp_path)
     setting = all_settings()[path]
     (tmp_path / "dataset.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir='p'\n")
@@ -102,7 +102,7 @@ def test_the_example_of_a_setting_is_a_value_that_it_takes(path, tmp_path, monke
     try:
         build_run_config(tree, [words[1]], source="the example")
     except ConfigError as error:
-        found = error.faults  # other settings forbid it: told of a section, or of the whole
+        found = error.faults  # other settings forbid it: reported for a section, or for the whole
     assert not [at for at in found if at == path or at.startswith(f"{path}.")], found
 
 
@@ -111,7 +111,7 @@ def test_settings_of_subsets_alone_are_found(written):
     output = said(written.format("loss_weight"))
     for words in ("dataset.datasets.subsets.loss_weight", "[[dataset.datasets.subsets]]\nloss_we"):
         assert words in output
-    assert "--set" not in output  # there are several
+    assert "--set" not in output  # there are several matches
     told = json.loads(said(written.format("is_reg"), "--json"))
     assert told["example"] == {
         "toml": "[[dataset.datasets.subsets]]\nis_reg = true", "set": None,

@@ -1,4 +1,4 @@
-"""What accelerate's configuration may ask for where a model is shared out, and what fits it."""
+"""accelerate's configurations for sharded models, and which settings are compatible with them."""
 
 from types import SimpleNamespace
 
@@ -140,7 +140,7 @@ def test_the_processor_and_deepspeed_do_not_go_together(train_config):
 def test_what_processes_would_refuse_is_refused_before_any_begins(
     train_config, monkeypatch, variables, processes, said
 ):
-    """As by `train --plan`, with the same words."""
+    """`train --plan` gives the same message."""
     for name, value in variables.items():
         prefix = "" if name.startswith("FSDP") else "ACCELERATE_"
         monkeypatch.setenv(f"{prefix}{name}", value)

@@ -1,4 +1,4 @@
-"""What is foretold of N images is in proportion, and what is counted is what is there."""
+"""Predictions for N images are proportional, and counts are those of the files."""
 
 import re
 
@@ -68,7 +68,7 @@ def test_ten_times_the_images_take_ten_times_as_much(tmp_path):
 
 
 def test_planning_is_timed_by_the_rules_of_the_dataset(tmp_path, monkeypatch):
-    """Those of sd-scripts, or of a table of buckets, take other times than the usual ones."""
+    """sd-scripts' rules, or a table of buckets, take other times than the default."""
     folder = draw_images(tmp_path / "set", 9)
     rules = {"bucket_selection": "kohya", "bucket_reso_steps": 32, "max_bucket_reso": 128}
     entries = [
@@ -108,7 +108,7 @@ def test_the_verb_shows_every_stage_and_refuses_a_rate_of_nothing(tmp_path, caps
 
 
 def test_of_a_run_what_is_held_out_is_not_simulated(tmp_path, monkeypatch):
-    """Regularisation images are balanced against what is trained on, as `dataset plan` does."""
+    """Regularisation images are balanced against training images, as in `dataset plan`."""
     from impasto.cli.console import Console
     from impasto.cli.dataset_simulate import show_simulation
     from impasto.config.load import load_run_of_source

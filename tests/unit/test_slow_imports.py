@@ -1,4 +1,4 @@
-"""While large packages are imported, garbage is looked for less often, and as usual afterwards."""
+"""Garbage is collected less often while large packages are imported, and as usual afterwards."""
 
 import gc
 import sys
@@ -10,7 +10,7 @@ from impasto.cli import imports
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A large package that notes how often garbage is looked for while it is imported."""
+    """A large package that records how often garbage is collected during its import."""
     (tmp_path / "large.py").write_text("import gc\nthreshold = gc.get_threshold()\n")
     (tmp_path / "large_and_broken.py").write_text("raise RuntimeError('broken')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -24,7 +24,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_garbage_is_looked_for_less_often_while_importing(package):
-    """Half a million objects are made, and nearly all stay."""
+    """Half a million objects are created, and nearly all stay alive."""
     import large
 
     assert large.threshold == (imports.COLLECTED_FROM, *package[1:])
@@ -32,7 +32,7 @@ def test_garbage_is_looked_for_less_often_while_importing(package):
 
 
 def test_it_is_looked_for_as_before_when_an_import_fails(package):
-    """Whoever goes on without the package is not left without it."""
+    """Callers that continue without the package still need garbage collection."""
     with pytest.raises(RuntimeError, match="broken"):
         import large_and_broken  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""A stage of work in words: the log of a run, the tasks and the plan of the studio."""
+"""Texts of a stage of work: a run's log, and the studio's tasks and plan."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Stages: results in order, one bad item costs only itself, even if it takes its process along."""
+"""Stages: results in order; a bad item costs only itself, even if it kills its process."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from impasto.data.engines.stages import Failure, LocalExecutor, chunks
 
 
 class Square:
-    """Squares numbers; refuses odd sevens; 13 ends its process."""
+    """Squares numbers; fails for sevens, and ends its process for 13."""
 
     def __call__(self, batch):
         if 13 in batch and os.environ.get("IMPASTO_TEST_PARENT") != str(os.getpid()):
@@ -36,7 +36,7 @@ def test_an_item_that_ends_its_process_costs_only_itself(monkeypatch):
 
 
 class Watched(LocalExecutor):
-    """Keeps its pools, so that a test can wait until one of them has broken."""
+    """Stores its pools, so that a test can wait until one of them has broken."""
 
     def _pool(self, workers=None):
         pool = super()._pool(workers)
@@ -51,7 +51,7 @@ def test_a_pool_that_breaks_while_batches_are_handed_over_costs_only_the_item(mo
     def source():
         yield [12]
         yield [13, 14]
-        while not executor.pools[0]._broken:  # the next batch meets a pool that has ended
+        while not executor.pools[0]._broken:  # the next batch gets a broken pool
             time.sleep(0.01)
         yield [15]
         yield [16]
@@ -87,7 +87,7 @@ print([pair for batch in batches for pair in batch])
 
 @pytest.mark.parametrize("way", ["file", "prompt"])
 def test_a_script_without_a_guard_is_run_once(way, tmp_path):
-    """`spawn` alone would run it in each process again, and cannot find what was typed."""
+    """`spawn` would run it again in each process, and cannot find interactive input."""
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     words = [str(tmp_path / "script.py")] if way == "file" else ["-"]
     found = subprocess.run(

@@ -1,4 +1,4 @@
-"""start.py: one clear sentence for each way in which setting up can fail."""
+"""start.py: one clear sentence for each way in which the setup can fail."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ def start():
 
 
 def test_python_3_6_can_read_what_refuses_it():
-    """As `python3` is on systems of 2018."""
+    """Systems of 2018 have such a `python3`."""
     ast.parse(START.read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
@@ -85,7 +85,7 @@ def test_words_are_split_and_handed_on(start, monkeypatch):
     [
         (["--fast", "demo"], "does not know the option --fast"),
         (["--torch-index"], "--torch-index needs a value"),
-        (["--with", "magic", "demo"], "There is no extra magic; there are"),
+        (["--with", "magic", "demo"], "There is no extra magic; choose from"),
     ],
 )
 def test_wrong_options_end_with_one_sentence(start, words, sentence, capsys):
@@ -121,7 +121,7 @@ def test_tests_are_all_or_fast_or_as_said(start, monkeypatch, words, checked, gi
 
 
 class Compiling:
-    """A process that compiles the tests, and what is asked of it."""
+    """A process that compiles the tests, and the calls that it receives."""
 
     def __init__(self, asked):
         self.wait, self.kill = (partial(asked.append, name) for name in ("wait", "kill"))
@@ -162,7 +162,7 @@ def test_pictures_of_a_phone_are_noticed(start, tmp_path):
     (tmp_path / "10_cat").mkdir()
     (tmp_path / "10_cat" / "IMG_1.HEIC").touch()
     assert start["holds_heif"](tmp_path)
-    assert set(start["HEIF_ENDINGS"]) == formats.HEIF, "what the extra reads is what it is for"
+    assert set(start["HEIF_ENDINGS"]) == formats.HEIF, "the extra must cover exactly these suffixes"
 
 
 FAKE = """
@@ -249,7 +249,7 @@ def test_the_launcher_names_itself(start, monkeypatch):
 
 @pytest.mark.parametrize("file", ["README.md", ".ci/run", "scripts/check", "docs", "start.py"])
 def test_no_command_needs_a_program_called_python(file):
-    """A plain Debian or macOS has python3 only."""
+    """A plain Debian or macOS has only python3."""
     path = START.parent / file
     for page in sorted(path.rglob("*.md")) if path.is_dir() else [path]:
         assert "python start.py" not in page.read_text(encoding="utf-8"), page
@@ -273,7 +273,7 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 @POSIX
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_reaches_the_program(tmp_path, number):
-    """As from `docker stop`: impasto saves its state and says so."""
+    """A SIGTERM, as from `docker stop`, reaches impasto, which saves its state and reports it."""
     child = (
         "import os, signal, sys, time; "
         f"signal.signal({int(number)}, lambda *_: (os.write(1, b'saved\\n'), sys.exit(3))); "
@@ -352,7 +352,7 @@ def test_two_do_not_install_at_once(tmp_path):
     assert first.stdout.readline() == "in\n"
     second = subprocess.Popen([sys.executable, "-c", program], **pipes)
     assert "Another start.py is installing here" in second.stdout.readline()
-    first.kill()  # the lock of a dead process counts for nothing
+    first.kill()  # a dead process's lock is ignored
     first.communicate()
     assert second.communicate("\n", timeout=60)[0] == "in\n"
 
@@ -390,7 +390,7 @@ def test_a_lock_that_cannot_be_written_is_one_sentence(start, tmp_path, monkeypa
 
 @pytest.fixture
 def environment(start, tmp_path, monkeypatch):
-    """An environment in which all is installed; returns the names of `start.py`, to change."""
+    """A complete environment; the names of `start.py`, which tests may replace."""
     stamp = tmp_path / ".venv" / "impasto-installed.txt"
     stamp.parent.mkdir()
     stamp.write_text(start["fingerprint"](None), encoding="utf-8")
@@ -402,7 +402,7 @@ def environment(start, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("environment")
 def test_an_environment_that_cannot_be_removed_counts_as_none(start, monkeypatch, capsys):
-    """As where a program runs from it on Windows: half of it may be gone."""
+    """On Windows a running program may block the removal: half of it may be gone."""
     assert start["installed"](None) == []
 
     def in_use(folder):
@@ -421,7 +421,7 @@ def test_an_environment_that_cannot_be_removed_counts_as_none(start, monkeypatch
 def test_an_environment_stays_where_none_could_take_its_place(
     start, environment, tmp_path, monkeypatch, capsys, card, free_gib
 ):
-    """Without the driver that the build needs, or without room for it."""
+    """The driver that the build needs is missing, or there is no space for it."""
     monkeypatch.setitem(environment, "graphics_card", lambda: card)
     monkeypatch.setattr("platform.system", lambda: "Windows")
     usage = shutil.disk_usage(tmp_path)._replace(free=free_gib << 30)

@@ -1,4 +1,4 @@
-"""start.py: which build of PyTorch comes to a machine with an NVIDIA card, and to one without."""
+"""start.py: the build of PyTorch for a machine with an NVIDIA card, and for one without."""
 
 import contextlib
 import runpy
@@ -75,10 +75,10 @@ OLD, NOW = "2.1.0", "2.13.0"
 @pytest.mark.parametrize(
     ("system", "card", "there", "backend"),
     [
-        ("Linux", None, (NOW, "CUDA"), None),  # nothing is done to what is there
+        ("Linux", None, (NOW, "CUDA"), None),  # the existing build is kept
         ("Linux", CARD, (NOW, "CPU"), None),
         ("Windows", CARD, (NOW, "CPU"), None),
-        ("Linux", None, (OLD, "CUDA"), None),  # with other pins the same build comes
+        ("Linux", None, (OLD, "CUDA"), None),  # with other pins the same build is installed
         ("Linux", CARD, (OLD, "CPU"), "cpu"),
         ("Linux", None, (OLD, "CPU"), "cpu"),
         ("Windows", CARD, (OLD, "CPU"), None),
@@ -140,7 +140,7 @@ def test_a_build_that_was_asked_for_once_needs_no_second_asking(start, tmp_path)
 
 @pytest.mark.parametrize("index", ["a folder/of wheels", "build=cpu", None])
 def test_what_was_installed_from_an_index_is_known_without_it(start, tmp_path, index):
-    """As PyTorch for ROCm is; and an extra that comes later does not forget it."""
+    """PyTorch for ROCm, for example; adding an extra later keeps the index."""
     start["installed"].__globals__["STAMP"] = tmp_path / "stamp.txt"
     start["write_stamp"](index, ["dev"])
     assert start["installed"](index) == start["installed"](None) == ["dev"]
@@ -153,7 +153,7 @@ def test_what_was_installed_from_an_index_is_known_without_it(start, tmp_path, i
 def test_without_the_index_of_the_cpu_build_the_registry_has_to_do(
     start, monkeypatch, tmp_path, capsys, index, ends
 ):
-    """Only a package registry is needed; what was asked for is not replaced by something else."""
+    """Only a package registry is needed, but a requested build is never replaced by another."""
     ran, inside = [], start["install"].__globals__
     output = b"error: Request failed\ncause: dns error"
 
@@ -210,7 +210,7 @@ def test_without_a_driver_there_is_no_card(start, monkeypatch):
 
 
 def test_new_pins_come_from_the_index_of_the_old_ones(start, tmp_path, monkeypatch):
-    """An old driver needs the build that was asked for once, after an update too."""
+    """An old driver needs the once requested build after an update too."""
     inside, asked = start["installed"].__globals__, []
     monkeypatch.setitem(inside, "STAMP", tmp_path / "stamp.txt")
     monkeypatch.setitem(inside, "VENV", tmp_path / "none")

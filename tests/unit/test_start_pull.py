@@ -1,4 +1,4 @@
-"""Weights that are pulled towards where they began (`optimizer.start_decay`)."""
+"""Weights pulled towards their initial values (`optimizer.start_decay`)."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from impasto.training.optim.start_pull import StartPull
 
 
 def still_optimizer(*weights, lr=0.1, kind=torch.optim.SGD, **options):
-    """Steps that change nothing by themselves once gradients are 0."""
+    """An optimizer whose steps change nothing while gradients are 0."""
     parameters = [nn.Parameter(torch.tensor(w)) for w in weights]
     return kind(parameters, lr=lr, **options), parameters
 
@@ -31,7 +31,7 @@ def test_what_nothing_renews_shrinks_by_a_share_of_the_rate():
 
 
 def test_with_a_gradient_it_is_adamw_and_then_the_pull():
-    """Not the gradient of a term in the loss, which AdamW would divide."""
+    """The pull is not the gradient of a loss term, which AdamW would divide."""
     gradients = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
     optimizer, (weight,) = still_optimizer([0.3, -1.0, 2.0], kind=torch.optim.AdamW)
     StartPull(optimizer, 2.0)
@@ -48,7 +48,7 @@ def test_with_a_gradient_it_is_adamw_and_then_the_pull():
 
 @pytest.mark.parametrize("learns", [True, False])
 def test_a_group_without_gradients_stays(learns):
-    """As a text encoder that does not learn yet, or no more."""
+    """A text encoder that does not learn yet, or no longer, has no gradients."""
     first, later = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.SGD([{"params": [first]}, {"params": [later]}], lr=0.1)
     StartPull(optimizer, 0.5)

@@ -1,4 +1,4 @@
-"""Training states: what was written is what is read, or the damage is named."""
+"""Training states: the values that were written are read, or the damage is reported."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def put(file, place, byte):
-    """Change a byte where it is: a file that is written anew waits for the disk."""
+    """Change a byte in place: rewriting a file would wait for the disk."""
     with file.open("r+b") as opened:
         opened.seek(place)
         opened.write(bytes([byte]))
@@ -36,7 +36,7 @@ def put(file, place, byte):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_changed_bit_is_seen(folder, name):
-    """In the values, and in the header as far as it says something."""
+    """Every changed bit of the values, and of the header's meaningful part, is detected."""
     file = folder / name
     whole = file.read_bytes()
     for place in range(len(whole)):
@@ -59,10 +59,10 @@ def test_every_changed_bit_of_its_description_is_seen(folder, name):
         put(file, place, whole[place] ^ 1 << place % 7)
         try:
             state = load_state(folder, FINGERPRINT)
-        except RunError:  # damaged, or of a version that does not exist
+        except RunError:  # damaged, or of an unknown version
             pass
         else:
-            assert name == "hashes.json", f"byte {place} of {name} was changed and believed"
+            assert name == "hashes.json", f"byte {place} of {name} was changed and accepted"
             assert (state.step, state.samples_seen) == (4, 16)
         put(file, place, whole[place])
 
@@ -82,7 +82,7 @@ def test_a_missing_file_is_seen(folder, name):
 
 
 def test_a_state_of_an_earlier_version_is_read(folder):
-    """It has neither hashes nor a word of them."""
+    """A state of an earlier version contains no hashes, nor any mention of them."""
     (folder / "hashes.json").unlink()
     file = folder / "state.json"
     described = json.loads(file.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def test_hashes_that_have_lost_a_file_are_no_hashes(folder):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("is_hashed", [True, False])
 def test_weights_that_are_not_finite_are_damage(folder, part, value, is_hashed):
-    """An earlier version could write such a state, and went on from it."""
+    """An earlier version could write such a state, and resume from it."""
     whole = load_state(folder, FINGERPRINT)
     bad = {**whole.weights, "unet.n": LazyTensor.of(torch.tensor(value))}
     state = replace(whole, **{part: bad})

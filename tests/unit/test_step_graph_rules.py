@@ -1,4 +1,4 @@
-"""`training.cuda_graphs`: its values, as settings had them before too, and what they refuse."""
+"""`training.cuda_graphs`: its values, including former ones, and what is incompatible with it."""
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ def test_errors_of_a_recording_are_told_as_what_they_are():
 
 
 def test_the_recorder_of_the_tests_keeps_numbers_of_the_host():
-    """What it is for: a number that was recorded stays, a tensor is read again."""
+    """A recorded number stays the same, and a tensor is read again."""
     place, factor = torch.ones(3), [2.0]
 
     def work():
@@ -157,7 +157,7 @@ def test_the_recorder_of_the_tests_keeps_numbers_of_the_host():
 
 @pytest.fixture
 def graphs():
-    """Graphs of a network of one weight, whose loss is (weight * x_0 - noise)^2."""
+    """Graphs of a network with one weight, whose loss is (weight * x_0 - noise)^2."""
     network = nn.Module()
     network.weight = nn.Parameter(torch.ones(1))
     network.register_buffer("frozen", torch.ones(1))
@@ -171,7 +171,7 @@ def graphs():
 
 
 def graphs_of(network, losses):
-    """Graphs of a network, and what records them."""
+    """Return the graphs of a network, and their recorder."""
     weights = list(network.parameters())
     inputs = UpdateInputs(
         torch.optim.AdamW(weights, lr=2.0**-3, fused=True),
@@ -197,7 +197,7 @@ def batch(size, value=1.0, side=2):
 
 
 def step(graphs, *batches):
-    """A step of some batches; their losses."""
+    """Run a step of some batches; return their losses."""
     size = sum(len(one.t) for one in batches)
     outputs = [graphs.micro_step(one, 1 / size, size=4) for one in batches]
     graphs.update.apply(sum(loss for _, loss in outputs))
@@ -206,7 +206,7 @@ def step(graphs, *batches):
 
 @pytest.mark.parametrize("name", ["weight", "frozen"])
 def test_weights_that_were_moved_are_recorded_anew(name, graphs):
-    """What learns, and what is read beside it."""
+    """A moved trained weight, or a moved buffer read beside it, causes a new recording."""
     graphs, network, recorder = graphs
     weight, moved = network.weight, getattr(network, name)
     for _ in range(4):
@@ -224,7 +224,7 @@ def test_weights_that_were_moved_are_recorded_anew(name, graphs):
 
 
 def test_weights_that_move_before_the_first_shape_is_recorded_are_noticed(graphs):
-    """The update is recorded in step 2 already, and would step the memory that was left."""
+    """The update is recorded as early as step 2, and would update the old memory."""
     graphs, network, recorder = graphs
     for _ in range(2):
         step(graphs, batch(4))
@@ -241,7 +241,7 @@ def test_weights_that_move_before_the_first_shape_is_recorded_are_noticed(graphs
     ("calls_without", "sides"), [(1, [2, 2]), (2, [2, 2, 2]), (3, [2, 2, 2, 4])]
 )
 def test_a_parameter_whose_first_gradient_comes_late_is_named(calls_without, sides):
-    """In a step that runs as it is written, while one is recorded, and in one of a new shape."""
+    """In an eager step, while a step is recorded, and in a step with a new shape."""
     network, calls = nn.ParameterDict({"early": torch.ones(1), "late": torch.ones(1)}), []
 
     def losses(tensors):
@@ -258,7 +258,8 @@ def test_a_parameter_whose_first_gradient_comes_late_is_named(calls_without, sid
 
 
 class SlowEvent:
-    """Of a GPU that has done nothing until the host waits for it; then all that came before."""
+    """An event of a GPU that finishes nothing until the host waits; then all earlier work is
+    done."""
 
     done = 0
 
@@ -273,7 +274,7 @@ class SlowEvent:
 
 
 def test_the_host_is_few_steps_ahead(monkeypatch):
-    """Before step 4 it waits for step 1 alone, and not at all for a GPU that has done it."""
+    """Before step 4 it waits for step 1 only, and not at all if the GPU has finished that."""
     monkeypatch.setattr(SlowEvent, "done", 0)
     events = [SlowEvent(number) for number in range(9)]  # the end of step `number`
     queue = StepQueue(iter(events).__next__)
@@ -306,14 +307,14 @@ def test_inputs_that_learn_are_refused(graphs):
 
 
 def test_each_shape_of_batches_has_memory_for_its_graph(train_config):
-    """Buckets times lengths of captions, up to the most that are recorded; none without graphs."""
+    """Buckets times caption lengths, up to the maximum recorded; none without graphs."""
 
     def taken(buckets, graphs="step", **model):
         config = train_config(training={"cuda_graphs": graphs}, model=model)
         return workspace_bytes(config, "cuda", buckets)
 
     one = taken(1)
-    assert one >= taken(1, "off") + 2 * GRAPH  # beside workspaces of the stream that records
+    assert one >= taken(1, "off") + 2 * GRAPH  # besides workspaces of the recording stream
     assert taken(5) - one == 4 * GRAPH
     assert taken(5, max_tokens=225) - one == 14 * GRAPH
     assert taken(5, max_tokens=225, token_join="kohya") == taken(5)
@@ -329,7 +330,7 @@ def test_the_plan_knows_the_buckets_of_all_datasets(train_config):
 
 
 def test_the_plan_counts_what_graphs_keep(train_config, nano_model):
-    """All gradients, and the activations of a step, in everything that is done beside one."""
+    """All gradients, and a step's activations, are counted in every phase beside steps."""
     found = {}
     for graphs in ("off", "step"):
         config = train_config(
@@ -352,5 +353,5 @@ def test_the_plan_counts_what_graphs_keep(train_config, nano_model):
     pool = graphed["training"].activations // 2
     assert graphed["drawing"].gradients == gradients > plain["drawing"].gradients
     assert graphed["drawing"].activations == plain["drawing"].activations + pool
-    assert graphed["encoding"].gradients == plain["encoding"].gradients == 0  # ahead of all that
+    assert graphed["encoding"].gradients == plain["encoding"].gradients == 0  # before all that
     assert graphed["encoding"].activations == plain["encoding"].activations

@@ -1,4 +1,4 @@
-"""Latents and tables in an object store: by rows at once, by copies later, whole or not at all."""
+"""Latents and tables in an object store: read by rows at once, by copies later, never partially."""
 
 import os
 import threading
@@ -63,7 +63,7 @@ def copies_in(folder):
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Have this be another machine, without copies."""
+    """Pretend to be another machine, without copies."""
 
     def move(name="other"):
         monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / name))
@@ -73,7 +73,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_another_machine_reads_what_one_has_written(place, elsewhere):
     assert is_right(filled(place))
-    assert len(copies_in(place)) == 3  # what was written is kept, where there is room
+    assert len(copies_in(place)) == 3  # written shards are kept as copies while there is space
     elsewhere()
     cache = LatentCache(place)
     assert len(cache) == len(KEYS)
@@ -110,7 +110,7 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
     sizes = [copy.stat().st_size for copy in copies_in(place)]
     assert len(sizes) == 3
     elsewhere()
-    room = sum(sizes) - min(sizes) / 2  # of any two of the three
+    room = sum(sizes) - min(sizes) / 2  # for any two of the three
     monkeypatch.setenv(copies.LIMIT_VARIABLE, str(room / 2**30))
     fetched, told = [], []
     real = objects.download
@@ -118,13 +118,13 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
     cache = LatentCache(place)
     cache.set_notify(told.append)
     assert is_right(cache)
-    until(lambda: told and len(copies_in(place)) == 2)  # the third has no room, and takes none
+    until(lambda: told and len(copies_in(place)) == 2)  # the third one does not fit
     assert is_right(cache)
     assert len(fetched) == len(copies_in(place)) == 2
     first = set(copies_in(place))
     for copy in first:
-        os.utime(copy, (1, 1))  # as of a run of long ago
-    cache = LatentCache(place)  # which may remove what it has not used itself
+        os.utime(copy, (1, 1))  # as from a run long ago
+    cache = LatentCache(place)  # which may remove copies that it has not used itself
     for key in KEYS:
         assert is_right(cache, [key])
     assert len(copies_in(place)) == 2
@@ -139,7 +139,7 @@ def test_a_copy_that_has_just_got_its_name_takes_its_room_once(tmp_path, monkeyp
     first.parent.mkdir()
     with room.made(first, 1000) as is_made:
         assert is_made
-        first.write_bytes(bytes(1000))  # and another thread asks before this one goes on
+        first.write_bytes(bytes(1000))  # and another thread asks before this one continues
         with room.made(second, 1000) as is_made:
             assert is_made
             with room.made(third, 1000) as is_made:
@@ -179,7 +179,7 @@ def test_a_start_keeps_the_copies_that_it_is_going_to_read(place, elsewhere, mon
     until(lambda: len(copies_in(place)) == 3)
     before = set(copies_in(place))
     for copy in before:
-        os.utime(copy, (1, 1))  # as of a run of long ago
+        os.utime(copy, (1, 1))  # as from a run long ago
     cache = LatentCache(place)
     told = []
     cache.set_notify(told.append)
@@ -188,9 +188,9 @@ def test_a_start_keeps_the_copies_that_it_is_going_to_read(place, elsewhere, mon
     else:
         assert all(key in cache for key in KEYS)
     assert is_right(cache)
-    until(lambda: told)  # the others have no room
+    until(lambda: told)  # the others do not fit
     assert set(copies_in(place)) == before
-    assert is_right(LatentCache(place), KEYS[:6])  # which is told of no others
+    assert is_right(LatentCache(place), KEYS[:6])  # which is not informed of others
     until(lambda: not before & set(copies_in(place)))
 
 
@@ -220,7 +220,7 @@ def test_a_fault_of_the_store_is_not_kept_and_no_room_is(monkeypatch):
         return answer
 
     fetcher = ShardFetcher(fetch, told.append, "latents")
-    for _ in range(3):  # within a minute nothing is asked twice
+    for _ in range(3):  # nothing is requested twice within a minute
         assert fetcher.are_here({"faulty": 1, "large": 1}) == {"faulty": False, "large": False}
     later = time.monotonic() + shard_fetching.FIRST_PAUSE_S
     monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: later)
@@ -256,7 +256,7 @@ def test_a_shard_is_not_asked_for_again_while_it_is_being_fetched(monkeypatch):
         return go.wait(30)
 
     fetcher = ShardFetcher(fetch, lambda _: None, "latents")
-    large = {"shard": shard_fetching.WORTH_WAITING + 1}  # which is not waited for
+    large = {"shard": shard_fetching.WORTH_WAITING + 1}  # without waiting for it
     fetcher.are_here(large)
     until(lambda: fetcher._faulty)
     for second in range(100, 105):
@@ -281,7 +281,7 @@ def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
         content = bytearray(copy.read_bytes())
         content[-200:] = bytes(200)
         copy.write_bytes(content)
-    assert is_right(LatentCache(place))  # by rows; nothing of the store is removed for it
+    assert is_right(LatentCache(place))  # by rows; no stored copy is removed for it
     assert is_right(LatentCache(place))
     until(lambda: len(copies_in(place)) == 3)
     for copy in copies_in(place):
@@ -325,7 +325,8 @@ def test_a_copy_that_another_process_has_just_mapped_is_as_good(
     real, refused = Path.replace, []
 
     def replace(self, target):
-        """As Windows: a virus scanner looks at the first try; what is mapped is never replaced."""
+        """Fail the first rename, as a virus scanner on Windows does, and never replace a mapped
+        file."""
         if there != "none":
             copy.write_bytes(b"tensors" if there == "whole" else b"tens")
         if there != "none" or not refused:
@@ -346,7 +347,7 @@ def test_a_copy_that_another_process_has_just_mapped_is_as_good(
 
 def test_two_machines_that_encode_the_same_never_mix_their_files(place, elsewhere):
     elsewhere("b")
-    second = LatentCache(place)  # which does not look again before it writes
+    second = LatentCache(place)  # which does not check again before it writes
     elsewhere("a")
     first = LatentCache(place)
     first.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
@@ -390,7 +391,7 @@ def test_a_shard_appears_with_its_keys_or_not_at_all(bucket, s3):
 
     with s3.failing(no_keys), pytest.raises(StorageError, match="too busy"):
         cache.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
-    assert len(objects.find(place).objects) == 1  # tensors that nobody names
+    assert len(objects.find(place).objects) == 1  # tensors that no index names
     assert len(LatentCache(place)) == 0
     cache.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
     assert is_right(LatentCache(place), KEYS[:2])
@@ -484,7 +485,7 @@ def test_prune_keeps_what_is_damaged_in_a_copy_only(place, elsewhere, tmp_path):
         content[-200:] = bytes(200)
         copy.write_bytes(content)
     cache = LatentCache(place)
-    wanted = [key for n, key in enumerate(KEYS) if n % 4]  # of each shard the last rows
+    wanted = [key for n, key in enumerate(KEYS) if n % 4]  # the last rows of each shard
     dropped = list(cache.prune([LatentKeys(key) for key in wanted]))
     assert [entries for entries, _ in dropped] == [1, 1, 1]
     elsewhere()

@@ -1,6 +1,6 @@
-"""Models from strangers run no code and read no files of whoever loads them.
+"""Models from strangers run no code and read no other files of the user who loads them.
 
-Each is tried for real: with a file that appears if the stranger's code ran.
+Each is tested with a file that would appear if the stranger's code ran.
 """
 
 import json

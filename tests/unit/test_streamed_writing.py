@@ -1,6 +1,6 @@
-"""Files are written while the next tensors are read: what waits meanwhile, and what goes wrong.
+"""Files are written while the next tensors are read: memory in between, and failures.
 
-If this failed, a model would be in memory twice, or a file would lack what it was told to hold.
+If this failed, a model would be in memory twice, or a file would lack some of its tensors.
 """
 
 import errno
@@ -28,15 +28,15 @@ def lazily(tensors):
 
 @pytest.mark.parametrize(("waiting", "ahead"), [(4000, 1), (8000, 2), (12_000, 3)])
 def test_writing_reads_so_many_bytes_ahead(tmp_path, monkeypatch, waiting, ahead):
-    """Of tensors of 4000 bytes: if more were alive, a model would be in memory twice.
+    """With tensors of 4000 bytes: if more were alive, a model would be in memory twice.
 
-    The first is written only when so many are read, so they must be read while it waits; at most
-    one more is alive then, that whose turn it was.
+    The first is written only when that many are read, so they must be read while it waits; at most
+    one more is alive then, the one being read.
     """
     monkeypatch.setattr(pieces, "_TOGETHER", 1)
     monkeypatch.setattr(pieces, "_WAITING", waiting)
     memory, found, are_read = [], [], threading.Event()
-    leave_out_of_collections()  # so that each of those below looks at what is new
+    leave_out_of_collections()  # so that each check below sees only new entries
 
     def make():
         gc.collect()
@@ -66,9 +66,9 @@ def test_writing_reads_so_many_bytes_ahead(tmp_path, monkeypatch, waiting, ahead
 def test_a_failure_behind_the_reading_ends_the_writing(
     tmp_path, monkeypatch, failing, batch, after
 ):
-    """Hashing and writing are on threads of their own, whose errors must not be lost.
+    """Hashing and writing run in separate threads, whose errors must not be lost.
 
-    The first failure is told, also where a tensor after it cannot be written.
+    The first failure is reported, even if a later tensor cannot be written either.
     """
     monkeypatch.setattr(pieces, "_TOGETHER", 1)
     monkeypatch.setattr(pieces, "_WAITING", 8)
@@ -88,7 +88,7 @@ def test_a_failure_behind_the_reading_ends_the_writing(
 
 @pytest.mark.parametrize("failing", ["_hash", "_write"])
 def test_a_failure_of_a_last_tensor_without_elements_is_told(tmp_path, monkeypatch, failing):
-    """It counts no bytes, and is waited for all the same: its hash or its error would be lost."""
+    """A tensor without bytes must be waited for too: its hash or its error would be lost."""
     monkeypatch.setattr(pieces, "_TOGETHER", 1)
     hashes = {}
     tensors = lazily({"a": torch.ones(4), "z": torch.zeros(0, 3)})
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, write):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
 def test_a_ckpt_that_fills_the_disk_leaves_nothing_mapped(tmp_path, monkeypatch):
-    """The safetensors file that it is made from fits; Windows removes no file that is mapped."""
+    """The safetensors file that it is made from fits; Windows cannot remove a mapped file."""
     import resource
 
     tensors = lazily({"w": torch.ones(1_000_000)})
@@ -159,7 +159,7 @@ def test_a_ckpt_that_fills_the_disk_leaves_nothing_mapped(tmp_path, monkeypatch)
 
 
 def test_a_third_holds_no_more_memory_than_its_own():
-    """Else the bytes that wait to be written would be three times those that are counted."""
+    """A slice holds only its own memory, or waiting bytes would be three times those counted."""
     fused = torch.arange(12.0).reshape(6, 2)
     thirds = [LazyTensor.of(fused).third(number) for number in range(3)]
     found = [third.read() for third in thirds]

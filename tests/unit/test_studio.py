@@ -1,4 +1,4 @@
-"""The studio's server: who gets an answer, for which files, and what bad days look like."""
+"""The studio's server: access, served files, and failures."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ def address(studio, run):
     return f"/runs/{studio.folders.name_of(run)}"
 
 
-# who gets an answer
+# access
 
 
 def test_the_printed_address_gives_the_cookie_and_takes_the_token_away(stranger, access):
@@ -79,14 +79,14 @@ def test_the_printed_address_gives_the_cookie_and_takes_the_token_away(stranger,
     cookie = opened.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
-    assert access.token not in opened.text + cookie  # cookies go to other ports of the host too
+    assert access.token not in opened.text + cookie  # other ports get the cookie too
     assert access.cookie_value not in opened.text
     assert stranger.get("/").status_code == 200
 
 
 @pytest.mark.parametrize("token", ["", "x", "é", "a" * 43, None])
 def test_a_guessed_token_opens_nothing(stranger, access, token):
-    """Nor does the printed one as a cookie."""
+    """Neither a guessed token nor the printed one as a cookie gives access."""
     printed = {"cookie": f"{access.cookie}={access.token}"}
     assert stranger.get("/", headers=printed).status_code == 403
     params = {} if token is None else {"token": token}
@@ -177,7 +177,7 @@ def test_scripts_and_styles_are_kept_by_browsers_until_they_change(client):
 
 
 def test_no_style_that_is_meant_for_a_part_of_a_page_falls_on_the_lines_of_a_log(client):
-    """Their classes are the kinds of events, which are words like begin and end."""
+    """Classes of log lines are kinds of events, with names such as begin and end."""
     kinds = "begin|stage|note|warning|training|step|command|end|error|ended"
     styles = client.get("/static/studio.css").text + client.get("/static/sheets.css").text
     selectors = re.findall(r"(?:^|[,}])\s*([^,{}@]+?)\s*(?=[,{])", styles)
@@ -185,7 +185,7 @@ def test_no_style_that_is_meant_for_a_part_of_a_page_falls_on_the_lines_of_a_log
     assert [text for text in selectors if re.match(rf"(li)?\.({kinds})\b(?!-)", text)] == []
 
 
-# for which files
+# served files
 
 
 @given(st.binary(min_size=1, max_size=60).filter(lambda b: b"\0" not in b))
@@ -269,7 +269,7 @@ def test_a_run_with_links_out_of_it_is_not_shown(client, studio, dog, tmp_path, 
         assert client.get(f"{page}/samples/3/000.png").status_code == 404
 
 
-# bad days
+# failures
 
 
 def test_a_run_that_is_removed_while_it_is_shown_is_named(client, studio, dog):
@@ -287,32 +287,32 @@ def test_a_run_that_is_removed_while_it_is_shown_is_named(client, studio, dog):
 
 
 def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, folder, dog):
-    """The page hears of it, each of its buttons says so, and the list has the new name."""
+    """The open page and each of its buttons report it, and the list has the new name."""
     page, pages, watch = address(studio, dog), RunPages(studio), RunWatch(dog)
     pages._news(watch, dog)
     moved = dog.path.rename(folder / "renamed-dog")
     told = pages._news(watch, dog).decode()
     assert "no longer exists here: it was removed, renamed or moved" in told
     assert "button" not in told
-    assert pages._news(watch, dog) == b": still here\n\n"  # said once
+    assert pages._news(watch, dog) == b": still here\n\n"  # reported once
     parts = ("", "/curves", "/learning", "/images", "/samples", "/stream", "/report")
     answers = [client.get(page + part) for part in parts]
     answers += [client.post(page + end, headers=FROM_HERE) for end in ("/ask/save", "/resume")]
     for answer in answers:
         assert answer.status_code == 404
         assert "removed, renamed or moved" in answer.text
-    assert os.listdir(folder) == ["renamed-dog"]  # nothing was made where it was
+    assert os.listdir(folder) == ["renamed-dog"]  # nothing was created in the old place
     assert "renamed-dog" in client.get("/parts/runs").text
     moved.rename(dog.path)
     assert "stopped" in pages._news(watch, dog).decode()
-    dog.status_file.write_text("{", encoding="utf-8")  # which says nothing of its state
+    dog.status_file.write_text("{", encoding="utf-8")  # which does not show its state
     assert "of unknown state" in pages._news(watch, dog).decode()
     dog.path.rename(moved)
     assert "no longer exists here" in pages._news(watch, dog).decode()
 
 
 def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(studio, dog):
-    """A run says that it was interrupted while it still holds its directory, and is gone later."""
+    """A run reports an interrupt while it still holds its directory, and is gone later."""
     pages, watch = RunPages(studio), RunWatch(dog)
     with dog.held() as held:
         held.write_status("stopped", step=3, total_steps=9)
@@ -323,11 +323,11 @@ def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(stu
 
 
 def test_a_process_that_ends_is_not_said_to_be_started(studio, dog):
-    """After a run has let go of its directory, its process still takes a while to end."""
+    """After a run has released its directory, its process takes a while to end."""
     pages, watch, processes = RunPages(studio), RunWatch(dog), studio.run_processes
     with dog.held() as held:
         held.write_status("stopped", step=3, total_steps=9)
-    processes.working[dog.path] = 1  # another than the one that wrote the status
+    processes.working[dog.path] = 1  # not the process that wrote the status
     told = pages._news(watch, dog).decode()
     assert "is being started" in told
     assert "/resume" not in told
@@ -341,7 +341,7 @@ def test_a_process_that_ends_is_not_said_to_be_started(studio, dog):
 
 
 def test_an_open_page_hears_of_the_end_of_a_process(studio, dog):
-    """Its end changes no file, and yet a run can be resumed only after it."""
+    """The end of a process changes no file, yet a run can be resumed only after it."""
     studio.run_processes.working[dog.path] = 1
 
     class Request:
@@ -455,7 +455,7 @@ def test_the_end_says_what_goes_on(studio, dog):
 
 
 def test_of_the_log_only_what_the_end_cuts_off_is_left_out():
-    """Whatever a message is: it may be an error, or in words that its arguments complete."""
+    """Any message may be an error, or one whose arguments complete its meaning."""
 
     def is_kept(message, *arguments, error=None):
         cause = None if error is None else (type(error), error, None)
@@ -470,7 +470,7 @@ def test_of_the_log_only_what_the_end_cuts_off_is_left_out():
 
 @contextlib.contextmanager
 def taken_ports(number):
-    """Ports in a row that this process listens at, and the first after them that is free."""
+    """Return consecutive ports that this process listens on, and the first free one after them."""
     for first in range(21_000, 60_000, 50):
         with contextlib.ExitStack() as stack:
             try:
@@ -522,7 +522,7 @@ def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
 
 
 def test_answers_are_sent_at_once():
-    """Nagle's algorithm would keep the body of each until the browser has confirmed its head."""
+    """Nagle's algorithm would delay each body until the browser has confirmed the head."""
 
     async def delay_of_a_connection():
         taken = asyncio.get_running_loop().create_future()
@@ -577,7 +577,7 @@ def test_who_has_a_port_is_said_as_far_as_the_system_tells(monkeypatch):
 
 
 def test_ones_own_process_is_named_where_the_system_tells_no_more(monkeypatch):
-    """macOS lists all connections for administrators alone, and those of one's own processes."""
+    """macOS lists all connections for administrators only, and one's own processes' for others."""
     asked = []
 
     def refused(kind):
@@ -592,7 +592,7 @@ def test_ones_own_process_is_named_where_the_system_tells_no_more(monkeypatch):
 
 
 def test_a_port_that_is_kept_for_others_is_named_so(monkeypatch):
-    """Below 1024 most systems let administrators listen alone; tests may run as one."""
+    """Below 1024 most systems let only administrators listen; tests may run as one."""
     real = ports._bound
     kept = lambda address, port: errno.EACCES if port == 1 else real(address, port)  # noqa: E731
     monkeypatch.setattr(ports, "_bound", kept)
@@ -601,7 +601,7 @@ def test_a_port_that_is_kept_for_others_is_named_so(monkeypatch):
         listen_at("127.0.0.1", 1, 1)
 
 
-# what it says and does
+# content and actions
 
 
 def test_the_start_page_always_leads_to_a_run_a_dataset_and_the_demo(client, studio, folder):
@@ -626,7 +626,7 @@ def test_the_start_page_lists_runs_and_says_where_it_looked(client, studio, fold
 
 @pytest.mark.parametrize("days", [-400, -1, 1, 400])
 def test_a_clock_that_is_set_changes_no_state(client, studio, dog, folder, monkeypatch, days):
-    """What lives is told by processes and locks; times are only shown."""
+    """Whether a run is alive is decided by processes and locks; times are only shown."""
     make_run(folder / "cat", phase="training", step=4, total_steps=9, process=GONE)
     before, now = client.get("/parts/runs").text, time.time
     with dog.held() as held:
@@ -670,7 +670,7 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
 
 
 def test_a_refusal_fits_where_its_answer_would_have_gone(client, studio, dog):
-    """htmx puts answers of every status into the page: a whole page within one would be wrong."""
+    """htmx inserts responses of every status into the page: a whole page inside would be wrong."""
     asked = f"{address(studio, dog)}/ask/save"
     part = client.post(asked, headers={**FROM_HERE, "hx-request": "true"})
     assert part.status_code == 409
@@ -687,7 +687,7 @@ def sampled(run, steps, names=("000.png",)):
 
 
 def test_the_slider_has_every_step_with_samples(client, studio, folder):
-    """Of a long run too, of which one step's images are loaded at a time."""
+    """A long run's slider has every step too, though one step's images are loaded at a time."""
     run = make_run(folder / "long", phase="finished", process=GONE)
     sampled(run, range(0, 2000, 10))
     (run.samples / step_name(2000)).mkdir()  # whose images are being drawn
@@ -738,7 +738,7 @@ def test_the_report_is_a_file_to_keep(client, studio, dog):
 
 
 class Visitor:
-    """A request of a browser that leaves after some looks."""
+    """A request of a browser that leaves after some polls."""
 
     def __init__(self, looks, **headers):
         self.looks, self.headers, self.query_params = looks, headers, {}
@@ -749,7 +749,7 @@ class Visitor:
 
 
 def events_in(text):
-    """Name (empty for none) -> data, of a piece of a stream."""
+    """Return name (empty if none) -> data, from a piece of an event stream."""
     found = {}
     for event in filter(None, text.decode().split("\n\n")):
         lines = [line.partition(": ") for line in event.split("\n")]
@@ -811,7 +811,7 @@ def test_metrics_that_a_resume_cut_off_are_read_anew(dog):
 
 
 def test_a_page_that_missed_more_than_it_is_told_reads_all_again(studio, dog):
-    """A laptop that slept for an hour would draw a straight line over what it missed."""
+    """A laptop that slept for an hour would draw a straight line over the gap."""
     pages, watch = RunPages(studio), RunWatch(dog)
     dog.append_metrics({"step": 1, "loss": 0.1})
     assert "event: gap" not in pages._news(watch, dog).decode()
@@ -886,7 +886,7 @@ def test_the_server_imports_no_torch():
 
 
 def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
-    """By a real command, of which the studio may be restarted meanwhile."""
+    """A real command is run, and the studio may be restarted meanwhile."""
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "a.png")
@@ -905,7 +905,7 @@ def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
     assert page.status_code == 200
     assert "Look &lt;at&gt; images" in page.text
     assert f">{command('dataset', 'scan', images)}<" in html.unescape(page.text)
-    assert "hx-trigger" not in page.text  # it is over: nothing is asked for again
+    assert "hx-trigger" not in page.text  # it is over: no more polling
     assert "missing" in client.get(f"/tasks/{bad}/part").text
     assert [t.path.name for t in again.tasks.all()] == sorted([good, bad], reverse=True)
     assert client.get("/tasks").text.count('class="row"') == 2
@@ -962,18 +962,18 @@ def test_the_events_of_a_task_are_read_on_from_the_last_look(studio, client, mon
 
 
 def test_a_task_of_before_a_restart_of_the_machine_is_over(tmp_path):
-    """Its process cannot be asked for: who it was counts for another boot."""
+    """The process cannot be checked: its identity belongs to an earlier boot."""
     task = TaskDirectory(tmp_path)
     elsewhere = ProcessIdentity(os.getpid(), current_process().start, "000000").token
     task.description_file.write_text(json.dumps({"process": elsewhere}), encoding="utf-8")
     task.events_file.write_text('{"kind": "begin"}\n', encoding="utf-8")
-    assert task.state().state == "working"  # it may be a container beside this one
+    assert task.state().state == "working"  # it may be another container
     os.utime(task.events_file, (1e9, 1e9))
     assert task.state().state == "killed"
 
 
 def test_a_task_is_stopped_by_its_page(studio, client, tmp_path):
-    """One that the studio did not start itself, as after a restart of it."""
+    """The studio may not have started it itself, for example after a restart."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     task = TaskDirectory(studio.home / "tasks" / "20260101-000000-abcdef")
     task.path.mkdir(parents=True)
@@ -983,11 +983,11 @@ def test_a_task_is_stopped_by_its_page(studio, client, tmp_path):
     answer = client.post(f"/tasks/{task.path.name}/stop", headers=FROM_HERE)
     assert answer.status_code == 200
     assert process.wait(timeout=60) != 0
-    assert task.state().state == "killed"  # it wrote no end
+    assert task.state().state == "killed"  # it recorded no end
     client.post(f"/tasks/{task.path.name}/stop", headers=FROM_HERE)  # nothing to stop: no error
 
 
-# where it listens
+# listening
 
 
 @pytest.mark.parametrize(
@@ -1075,7 +1075,7 @@ def test_the_demo_is_started_in_the_folder_of_runs_and_finds_its_place(
     assert first.status_code == 303
     assert started == [(["demo", "--out", str(folder / "impasto-demo")], folder)]
     page = first.headers["location"]
-    assert second.headers["location"] == page  # the one that is under way
+    assert second.headers["location"] == page  # the running one
     run = make_run(folder / "impasto-demo", phase="training")
     assert f'href="/runs/{studio.folders.name_of(run)}"' in client.get(page).text
     client.post(f"{page}/stop", headers=FROM_HERE)
@@ -1102,7 +1102,7 @@ def test_a_place_to_begin_in_is_made_once_and_keeps_what_is_changed(tmp_path, mo
     assert changed.read_text(encoding="utf-8") == "my words"
 
 
-# folders of strangers
+# strangers' folders
 
 
 def test_no_code_of_a_folder_is_run_that_a_command_is_started_in(studio, tmp_path):
@@ -1131,7 +1131,7 @@ def test_a_studio_whose_own_folder_leads_elsewhere_does_not_start(tmp_path, plac
 
 
 def test_a_task_of_before_a_restart_is_over_at_once(tmp_path):
-    """On the same machine: another mark of the boot says that nothing of then runs."""
+    """On the same machine another boot id means that no process from then is running."""
     task = TaskDirectory(tmp_path)
     elsewhere = ProcessIdentity(os.getpid(), current_process().start, "000000").token
     said = {"kind": "begin", "process": elsewhere, "host": socket.gethostname(), "boot": "before"}
@@ -1140,7 +1140,7 @@ def test_a_task_of_before_a_restart_is_over_at_once(tmp_path):
 
 
 def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
-    """As on Windows, where no signal reaches a process without a console."""
+    """On Windows no signal reaches a process without a console."""
     task = TaskDirectory(tmp_path)
     program = (
         "import signal, sys, threading, time; from pathlib import Path\n"
@@ -1164,7 +1164,7 @@ def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="the system's folder is this user's own on Windows")
 def test_the_page_that_opens_itself_is_read_by_this_user_and_a_browser_alone(tmp_path, monkeypatch):
-    """A browser that is a snap reads neither /tmp nor hidden folders of the home folder."""
+    """A browser installed as a snap reads neither /tmp nor hidden folders of the home folder."""
     pages = []
     monkeypatch.setattr(webbrowser, "open", lambda url: pages.append(Path(unquote(url[7:]))))
     runs, home = tmp_path / "runs", tmp_path / "home"

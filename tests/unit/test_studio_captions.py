@@ -1,7 +1,7 @@
-"""The pages of captions, asked for without a browser: what they show, refuse and start.
+"""The caption pages, requested without a browser: what they show, refuse and start.
 
-If one failed, a stranger's caption would be markup, other files than those asked for would be
-edited, or an edit would be made that nobody has seen.
+If one failed, a stranger's caption would become markup, other files than the selected ones would be
+edited, or an edit would be made without a preview.
 """
 
 import html
@@ -34,7 +34,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 class StartedTasks:
-    """Tasks that are only written down."""
+    """Tasks that are recorded but not started."""
 
     def __init__(self):
         self.words, self.titles = [], []
@@ -234,12 +234,12 @@ def test_one_caption_is_set(client, here, data, tasks):
         assert json.load(file) == [{"do": "set", "text": f"{EVIL}\nö"}]
     with open(words["--images"], "rb") as file:  # noqa: PTH123
         assert file.read() == b"a.png\0"
-    assert Path(words["--previewed"]).is_file(), "what is changed until the task reads is left"
+    assert Path(words["--previewed"]).is_file(), "changes made before the task reads must stay"
     assert send(client, f"{here}/set", **{**form, "image": "0.eA"}).status_code == 404
 
 
 def test_one_caption_leads_to_the_next_of_the_filter(client, here, data, tasks):
-    """Also where what was saved has taken the image out of the filter."""
+    """The next image is shown even if the saved caption no longer matches the filter."""
     a, b = address(data, "a.png"), address(data, "b.png")
     listed = client.get(f"{here}?tag=cat").text
     assert f'href="{here}?image={a}&amp;ending=.txt&amp;tag=cat"' in listed
@@ -364,7 +364,7 @@ def test_a_large_dataset_is_read_anew_after_an_edit(data, monkeypatch):
     assert reader.read(data, ".txt") is first
     chosen = reader.read(data, ".caption")
     assert chosen.captions[0].text == ""
-    assert reader.read(data).ending == ".txt", "nobody else has chosen that ending"
+    assert reader.read(data).ending == ".txt", "no other dataset has this suffix"
     first = reader.read(data, ".txt")
     notes = data / ".impasto" / "annotations"
     notes.mkdir(parents=True)
@@ -401,7 +401,7 @@ def test_models_that_are_offered_and_refused(tmp_path):
 
 
 def test_a_browser_keeps_thumbnails_of_captions_until_the_image_changes(client, here, studio, data):
-    """By addresses with a version, for which the answer says so; see `thumbnail_address`."""
+    """Thumbnail addresses contain a version, so they may be cached; see `thumbnail_address`."""
     token = "b" * 32
     (studio.home / "tried").mkdir(parents=True)
     said = {"images": ["a.png"], "models": [{"kind": "tagger", "model": "m", "setting": "0.3"}]}

@@ -1,4 +1,4 @@
-"""The page "Compare": which runs it takes, and what it shows of them."""
+"""The page "Compare": the runs that it accepts, and what it shows of them."""
 
 from urllib.parse import quote
 

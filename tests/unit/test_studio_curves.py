@@ -1,4 +1,4 @@
-"""Curves of large files of metrics take bounded memory, however many are asked for at once."""
+"""Curves of large metrics files take bounded memory, however many are requested at once."""
 
 import json
 import threading
@@ -29,7 +29,7 @@ def run(folder):
 
 
 def test_a_large_file_takes_few_bytes_for_a_value(run):
-    """Ten values of each line: 16 bytes each, and what array growth adds."""
+    """Ten values per line take 16 bytes each, plus the overhead of growing arrays."""
     tracemalloc.start()
     found = read_curves(run.metrics_file)
     most = tracemalloc.get_traced_memory()[1]
@@ -46,7 +46,7 @@ def test_a_step_that_no_run_reaches_is_left_out(run):
 
 
 def copies_of(run, count):
-    """Runs beside a run with metrics like its own; nothing that was read of one serves another."""
+    """Write runs beside a run with the same metrics; cached curves of one do not serve another."""
     for n in range(count):
         made_run(run.path.with_name(f"copy-{n}")).metrics_file.write_bytes(
             run.metrics_file.read_bytes()
@@ -55,7 +55,7 @@ def copies_of(run, count):
 
 
 def test_large_files_are_read_one_after_the_other(client, studio, run, monkeypatch):
-    """Of a page that compares runs, all of which it asks for at once."""
+    """A page that compares runs requests all of them at once."""
     at_once, most, guard = [0], [0], threading.Lock()
 
     def read(file, *, exact):
@@ -81,7 +81,7 @@ def test_large_files_are_read_one_after_the_other(client, studio, run, monkeypat
         assert [answer.status_code for answer in answers] == [200] * 6
         assert most[0] == 1
         [*visitors.map(client.get, addresses)]
-        assert most[0] > 1, "first looks wait for nobody"
+        assert most[0] > 1, "first requests do not wait"
         most[0] = 0
         monkeypatch.setattr(pages, "SKETCHED_FROM", size + 1)
         [*visitors.map(client.get, exact)]
@@ -127,7 +127,7 @@ def test_few_answers_are_kept_and_no_large_one(run, monkeypatch):
 
 
 def test_the_page_fetches_the_curves_early_and_by_the_same_address(client, studio, run):
-    """Else the browser would fetch them twice."""
+    """The early fetch uses the script's address, or the browser would fetch the curves twice."""
     address = f"/runs/{studio.folders.name_of(run)}"
     head = client.get(address).text.partition("</head>")[0]
     assert f'<link rel="preload" as="fetch" href="{address}/curves" crossorigin' in head

@@ -1,4 +1,4 @@
-"""The studio's pages of datasets: filters, thumbnails of hostile images, uploads on bad days."""
+"""The studio's dataset pages: filters, thumbnails of hostile images, failing uploads."""
 
 import base64
 import html
@@ -77,7 +77,7 @@ def cats(data):
 
 @pytest.fixture
 def started(studio, monkeypatch):
-    """Tasks are only written down."""
+    """Tasks that are recorded but not started."""
     words = []
 
     def start(asked, title, back="/", folder=None):
@@ -109,7 +109,7 @@ def listed(studio, dataset, images, **more):
     write_image_list(file, ImageList(images, folders=folders_below(dataset), **more))
 
 
-# which datasets there are
+# the list of datasets
 
 
 def test_datasets_are_folders_with_images_up_to_three_levels_down(client, studio, data, cats):
@@ -155,7 +155,7 @@ def test_packed_images_are_named_and_not_opened(client, studio, data, cats, tmp_
 
 
 def test_a_list_of_packed_images_is_shown_without_thumbnails(client, studio, data, tmp_path):
-    """The list is what `impasto dataset list` has of them; nothing asks the disk for a member."""
+    """`impasto dataset list` wrote the list; nothing reads a member from the disk."""
     tars = pack_tars(draw_images(tmp_path / "drawn", 2), data / "laion")
     names = [f"shard-000.tar/00{number}.png" for number in range(2)]
     listed(studio, tars, [ListedImage(name, width=64, height=64, bucket="64x64") for name in names])
@@ -169,7 +169,7 @@ def test_a_list_of_packed_images_is_shown_without_thumbnails(client, studio, dat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shlex reads what other shells do")
 def test_the_page_says_how_to_show_another_folder(client, studio, data, tmp_path):
-    """By a command that has all folders that are shown now: none of them is lost by it."""
+    """The command includes all folders that are shown now, so none of them is lost."""
     (tmp_path / "more & more").mkdir()
     runs, more, models = (tmp_path / name for name in ("runs", "more & more", "models"))
     given = Folders([runs], [data, more], [models])
@@ -249,7 +249,7 @@ def test_a_new_dataset_is_a_folder(client, studio, data, cats):
     assert made.headers["location"] == address(studio, data / "dogs")
     page = client.get(made.headers["location"])
     assert "no images here yet" in page.text
-    assert "dogs" in client.get("/data").text  # it is there though it is empty
+    assert "dogs" in client.get("/data").text  # shown though it is empty
     for name in ("cats", "", " ", "../x", "a/b", "a\\b", ".x", "con", "a\nb", "x" * 300, "a."):
         answer = client.post("/data", data={"name": name}, headers=FROM_HERE)
         assert [step.status_code for step in answer.history] == [303], name  # "back" asks nothing
@@ -259,7 +259,7 @@ def test_a_new_dataset_is_a_folder(client, studio, data, cats):
     assert sorted(p.name for p in data.iterdir()) == ["cats", "dogs"]
 
 
-# what a gallery shows
+# galleries
 
 names = st.sampled_from(["", "cat", "cat, solo", "Solo,night", "a red cat\nsolo", "catalogue"])
 some_images = st.lists(
@@ -296,7 +296,7 @@ choices = st.builds(
 
 
 def fits(image, choice):
-    """The same as the filters of the gallery, written down slowly."""
+    """A slow, plain implementation of the gallery's filters."""
     text = f"{image.caption}|{image.path}".lower()
     own = [tag.strip() for tag in image.caption.lower().replace("\n", ",").split(",")]
     wanted = [tag.strip() for tag in choice.tag.lower().split(",") if tag.strip()]
@@ -379,7 +379,7 @@ def test_a_page_of_5000_images_has_a_hundred(client, studio, data, started):
     page = client.get(f"{address(studio, data / 'many')}?page=30&caption=none").text
     assert page.count('class="card"') == PER_PAGE == 100
     assert "2,500 images of 5,000" in page
-    assert "Page 25 of 25" in page  # the last one, where a page is asked for that is not there
+    assert "Page 25 of 25" in page  # the last page, if a missing one is requested
     assert "04999.png" in page
     assert "04998.png" not in page
     second = client.get(f"{address(studio, data / 'many')}?page=2").text
@@ -420,11 +420,11 @@ def test_groups_of_copies_stand_side_by_side(client, studio, cats, started):
 def test_a_folder_that_changed_is_read_again(client, studio, cats, started):
     page = address(studio, cats)
     assert 'hx-trigger="load"' in client.get(page).text
-    assert client.get(page).text.count('class="card"') == 3  # shown though nothing is listed
+    assert client.get(page).text.count('class="card"') == 3  # shown though no list exists
     stats = [(name, (cats / name).stat()) for name in ("0.png", "1.png", "2.png")]
     listed(studio, cats, [ListedImage(n, s.st_size, s.st_mtime_ns) for n, s in stats])
     assert 'hx-trigger="load"' not in client.get(page).text
-    os.utime(cats / "1.png", ns=(5, 5))  # written over in place
+    os.utime(cats / "1.png", ns=(5, 5))  # overwritten in place
     assert 'hx-trigger="load"' in client.get(page).text
     os.utime(cats / "1.png", ns=(5, stats[1][1].st_mtime_ns))
     assert 'hx-trigger="load"' not in client.get(page).text
@@ -451,7 +451,7 @@ def test_a_list_is_made_for_the_resolution_that_is_known(client, studio, cats, f
     (unet / "config.json").write_text(
         '{"sample_size": 16, "cross_attention_dim": 64}', encoding="utf-8"
     )
-    assert asked() == ["128", "64", "256", "32"]  # what the only model was trained at
+    assert asked() == ["128", "64", "256", "32"]  # the resolution of the only model
     assert asked({"resolution": "768"}) == ["768", None, None, None]
     (models / "other.safetensors").write_bytes(b"")  # which may be of any size
     assert asked() == [None] * 4
@@ -466,7 +466,7 @@ def test_a_list_is_made_for_the_resolution_that_is_known(client, studio, cats, f
         assert asked() == [side, None, "640", None]
     listed(studio, cats, [ListedImage("0.png")], options={"resolution": 1024})
     client.post(f"{page}/report", headers=FROM_HERE)
-    assert sizes_of(started.pop()) == ["1024", None, None, None]  # what the badges are for
+    assert sizes_of(started.pop()) == ["1024", None, None, None]  # the purpose of the badges
 
 
 @pytest.mark.parametrize(("options", "pixels"), [({}, 512), ({"resolution": 128}, 128)])
@@ -479,7 +479,7 @@ def test_what_is_too_small_is_so_at_a_resolution(client, studio, cats, started, 
 
 
 def test_a_list_of_an_empty_folder_hides_nothing_that_was_added(client, studio, cats, started):
-    """As after the first upload into a folder that was read while it was empty."""
+    """The folder was read while it was empty, before the first upload."""
     listed(studio, cats, [])
     page = client.get(address(studio, cats)).text
     assert page.count('class="card"') == 3
@@ -510,7 +510,7 @@ def test_reading_and_reporting_are_tasks(client, studio, cats, started):
         assert "Sides in steps of" in answer.text
     (cats / "config.toml").write_text("[dataset]\nimage_dir = '/'", encoding="utf-8")
     answer = client.post(f"{page}/read", headers=FROM_HERE)
-    assert answer.status_code == 409  # a stranger's settings would name other folders
+    assert answer.status_code == 409  # a stranger's settings could name other folders
     assert started == []
     assert client.get(f"{page}/progress/words").status_code == 404
     assert client.get(f"{page}/report").status_code == 404
@@ -529,7 +529,7 @@ def test_a_real_list_is_made_and_shown(client, studio, cats):
             break
         assert "was not read" not in part.text
         time.sleep(0.1)
-    assert "data-read" in part.text  # the page then shows what was found
+    assert "data-read" in part.text  # the page then shows the results
     for process in studio.tasks._started.values():
         process.wait()
     shown = client.get(page).text
@@ -711,7 +711,7 @@ def test_a_file_chooser_offers_every_kind_that_is_taken(client, studio, cats):
 
 
 def test_an_image_that_was_renamed_keeps_its_thumbnail(thumbnails, cats):
-    """So does a copy: what counts is the content."""
+    """Renamed and copied images keep their thumbnails, which depend on the content."""
     derived, image = cats / ".impasto", cats / "0.png"
     thumbnails.request(image, hash_file(derived, cats, image)).result()
     made = thumbnail_of(hash_file(derived, cats, image))
@@ -809,7 +809,7 @@ def test_a_damaged_image_costs_its_thumbnail_alone(thumbnails, cats, name):
     reason = thumbnails.request(image, target).result()
     assert reason
     assert words in reason
-    assert reason_of(target) == reason  # which is not found out again
+    assert reason_of(target) == reason  # which is not determined again
     assert not target.exists()
     good = hash_file(cats / ".impasto", cats, cats / "0.png")
     assert thumbnails.request(cats / "0.png", good).result() == ""
@@ -855,7 +855,7 @@ WORKERS = {
 
 @pytest.mark.parametrize("kind", WORKERS)
 def test_a_worker_that_hangs_or_dies_costs_one_thumbnail(tmp_path, monkeypatch, kind):
-    """A worker that does so at images named bad, and answers for others."""
+    """The worker hangs or dies at images named bad, and responds for others."""
     code, words = WORKERS[kind]
     (tmp_path / "odd_worker.py").write_text(
         "import json, sys\n"
@@ -876,7 +876,7 @@ def test_a_worker_that_hangs_or_dies_costs_one_thumbnail(tmp_path, monkeypatch, 
 
 
 def test_a_worker_that_ended_when_idle_costs_nothing(tmp_path, monkeypatch):
-    """It may do so between the look at it and the question: another one answers."""
+    """A worker may end between the check and the request: another one responds."""
     (tmp_path / "idle_worker.py").write_text(
         "import pathlib, sys\n"
         "mark = pathlib.Path(__file__).with_name('asked')\n"
@@ -918,7 +918,7 @@ def send(client, studio, dataset, *sent):
 
 
 def test_a_name_is_refused_as_it_is_on_the_disk(client, studio, cats):
-    """Browsers write a quote in it as %22."""
+    """Browsers encode a quote in it as %22."""
     answer = send(client, studio, cats, ('we"ird.png', encoded()))
     assert "<b>we&#34;ird.png</b>: a name must not contain" in answer.text
     assert not [path for path in cats.iterdir() if "ird" in path.name]
@@ -928,7 +928,7 @@ def test_a_dataset_without_a_name_is_refused_in_words(client):
     answer = client.post("/data", data={"name": ""}, headers=FROM_HERE)
     assert 'id="name-fault"' in answer.text
     assert "A name is required" in answer.text
-    assert not re.search("<input id=.name.[^>]* required", answer.text)  # the browser would say it
+    assert not re.search("<input id=.name.[^>]* required", answer.text)  # browsers report it
 
 
 def test_images_and_captions_are_added_and_nothing_else(client, studio, cats):

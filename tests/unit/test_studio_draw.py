@@ -1,4 +1,4 @@
-"""The page "Draw": what its form takes and refuses, and what its other addresses answer."""
+"""The page "Draw": what its form accepts and refuses, and responses of its other addresses."""
 
 import json
 
@@ -26,12 +26,12 @@ FORM = {
     "x_kind": "", "x_values": "", "y_kind": "", "y_values": "",
 }  # fmt: skip
 LETTERS = "a1,:<\"'\n é猫\udc80"
-"""Of prompts and paths, which may hold bytes that are no text."""
+"""Invalid values for prompts and paths, some of them bytes that are not text."""
 
 
 @pytest.fixture
 def models(folder):
-    """Two models, a hypernetwork, a Diffusers folder, and what is none of these."""
+    """Two models, a hypernetwork, a Diffusers folder, and files of other kinds."""
     place = folder.parent / "models"
     (place / "nets" / "hypernetworks").mkdir(parents=True)
     (place / "diffusers" / "unet").mkdir(parents=True)
@@ -47,7 +47,7 @@ def models(folder):
 
 @pytest.fixture
 def started(studio, monkeypatch):
-    """Workers are only written down."""
+    """Workers that are recorded but not started."""
     words = []
     monkeypatch.setattr(studio.tasks, "start", lambda given, *_: words.append(given))
     return words
@@ -81,7 +81,7 @@ def finished(drawings, settings, **status):
     return drawing
 
 
-# what can be chosen
+# choices
 
 
 def test_models_are_found_by_name_up_to_three_levels_deep(studio, models):
@@ -123,7 +123,7 @@ def test_models_on_the_way_of_a_run_can_be_chosen_also_where_it_was_stopped(
     read = []
     monkeypatch.setattr(drawable_module, "read_text", lambda file, *_: read.append(file) or "")
     found = find_drawable(studio.folders).models
-    assert read == [run.config_file], "once, however many models the run has"
+    assert read == [run.config_file], "the run is listed once, however many models it has"
     assert {choice.label for choice in found.values()} == {f"style: {name}" for name in names}
     assert len(set(found)) == 2
 
@@ -323,7 +323,7 @@ def test_the_form_shows_a_request_as_it_was_typed(studio, models):
 
 @pytest.mark.parametrize("count", ["1", "3"])
 def test_two_models_side_by_side_are_shown_as_they_were_asked_for(studio, models, count):
-    """And not as a grid of fixed seeds, which would draw the same again."""
+    """The models' samples are not shown as a grid of fixed seeds, which would repeat them."""
     typed = untouched() | {
         "model": address(models, "one.safetensors"), "prompt": "a", "random_seed": True,
         "other_model": address(models, "diffusers"), "count": count,
@@ -444,7 +444,7 @@ def test_the_worker_is_started_for_what_waits_and_asked_to_end(client, drawings,
 
 
 def test_a_worker_that_is_being_started_is_not_started_twice(client, studio, drawings, models):
-    """The second request comes while the first one's worker has not taken the folder."""
+    """A second request comes before the first one's worker has locked the folder."""
     task = studio.tasks._folder / "20260101-000000-abcdef"
     task.mkdir(parents=True)
     about = {"words": ["draw-worker", "x"], "process": current_process().token}

@@ -1,4 +1,4 @@
-"""Forms of the studio: numbers that are typed, and sizes that are refused."""
+"""Forms of the studio: typed numbers, and refused sizes."""
 
 import pytest
 from hypothesis import given

@@ -1,7 +1,7 @@
-"""A full disk: whatever the studio is asked for, one clear error, and nothing is lost.
+"""A full disk: any request to the studio gives one clear error, and nothing is lost.
 
-The system refuses every byte that this process and those that it starts write to a file, by the
-limit on the size of files; the error is of the kind that a full disk gives.
+A limit on file sizes makes the system refuse every byte that this process and its children write to
+a file; the error is of the same kind as a full disk's.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ max_steps = 5
 
 @contextlib.contextmanager
 def full_disk(at_most=0):
-    """No file grows beyond so many bytes."""
+    """Let no file grow beyond a number of bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (at_most, before[1]))
     try:
@@ -68,7 +68,7 @@ def image(place, cats):
 
 
 def contents(folder):
-    """Every file with its bytes."""
+    """Return every file with its bytes."""
     return {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
@@ -89,7 +89,7 @@ def text_of(answer):
 
 
 def asked(client, studio, what, place, image):
-    """Ask for something that is written down somewhere."""
+    """Send a request that writes a file."""
     mask = {"files": {"mask": ("m.png", encoded())}, "data": {"masks": "masks"}}
     box = {"x": "10", "y": "10", "width": "96", "height": "96"}
     out = (studio.folders.runs[0] / "it").as_posix()
@@ -145,7 +145,7 @@ def test_what_was_typed_before_the_disk_was_full_is_kept(client, folder, studio)
 
 
 def test_files_that_came_before_the_disk_was_full_are_named(client, cats, place):
-    """One of a page without scripts, which sends all at once: the first ones are there."""
+    """A page without scripts sends all files at once: the first ones are saved."""
     large = io.BytesIO()
     Image.effect_noise((300, 300), 90).save(large, "PNG")
     sent = [("files", ("b.txt", b"words")), ("files", ("c.png", large.getvalue()))]
@@ -170,7 +170,7 @@ def test_a_command_to_a_run_is_not_half_given(client, studio, folder):
 
 
 def test_a_task_that_cannot_be_written_down_is_ended(studio, monkeypatch):
-    """The disk may be full from one file to the next: no process goes on that no page shows."""
+    """The disk may fill between two files: no process may run that no page shows."""
     begun, write = [], tasks_module.files.write_json
 
     def start_apart(*words):

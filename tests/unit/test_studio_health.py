@@ -1,4 +1,4 @@
-"""The page of a dataset's health: what the report says, without a byte of the report's own HTML."""
+"""The page of a dataset's health: the report's findings, without the report's own HTML."""
 
 import copy
 import html
@@ -72,7 +72,7 @@ def test_the_page_says_what_the_report_says(client, studio, cats, written, addre
     main = report[report.index("<h2>Advice") : report.index("</main>")]
     main = main.replace(
         "The darkened areas are cropped away.", ""
-    )  # of thumbnails of the report alone
+    )  # of the report's thumbnails only
     assert text_of(main).strip() in text_of(answer.text)
     assert answer.text.count('<svg class="chart"') == report.count('<svg class="chart"') == 3
     assert SCRIPT in text_of(answer.text)
@@ -87,7 +87,7 @@ def test_its_images_lead_to_their_pages(client, studio, cats, written, address):
         image = html.unescape(re.search(f'src="({address}/thumbnails/{name}[^"]*)"', page)[1])
         thumbnail = client.get(image)
         assert thumbnail.headers["content-type"] == "image/jpeg"
-        assert "max-age" in thumbnail.headers["cache-control"], "it has its version"
+        assert "max-age" in thumbnail.headers["cache-control"], "its address has a version"
     (cats / "0.png").unlink()
     gone = client.get(f"{address}/health").text
     assert f"/images/{address_of([cats], cats / '0.png')}" not in gone
@@ -112,7 +112,7 @@ ODD = [None, "x", 7, 1e300, [], {}, [None], [[1]], {"a": "b"}, {"9" * 400: 1}, {
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_a_damaged_report_is_named(client, studio, cats, written, address, value):
-    """Whatever stands at whatever place: a page, or a sentence."""
+    """Any damage gives a page or an error message."""
     whole = written[1]
     places = [(whole, key) for key in whole] + [
         (whole["captions"], key) for key in whole["captions"]
@@ -131,7 +131,7 @@ def test_a_damaged_report_is_named(client, studio, cats, written, address, value
 
 
 def test_counts_that_add_up_by_one_below_nothing_are_damage(client, studio, cats, written, address):
-    """They would be drawn as so many values, however many those above nothing are."""
+    """Negative counts would be drawn as that many values, whatever the positive ones add up to."""
     found = copy.deepcopy(written[1])
     found["captions"]["token_lengths"] = {"5": 9000, "6": -9000}
     put(studio, cats, found)

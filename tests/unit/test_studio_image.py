@@ -1,4 +1,4 @@
-"""The page of one image: what it shows, keeps and refuses."""
+"""The page of one image: what it shows, saves and refuses."""
 
 import base64
 import io
@@ -91,7 +91,7 @@ def test_an_image_that_cannot_be_read_says_why(client, at, cats):
 
 
 def test_facts_in_a_strangers_folder_decide_nothing(client, at, cats):
-    """Nor do links there, which a zip may bring along."""
+    """The same holds for links there, which a zip file may contain."""
     assert client.get(at("a.png")).status_code == 200
     views = cats / ".impasto" / "views"
     (kept,) = views.iterdir()
@@ -213,7 +213,7 @@ def test_the_bucket_is_the_one_of_the_plan(client, at):
 
 
 def test_a_crop_goes_where_the_gallery_says_that_it_goes(client, at, cats, studio):
-    """At the resolution of the dataset's list, with its bounds, and not at 512 pixels."""
+    """The resolution and bounds are those of the dataset's list, not 512 pixels."""
     assert "<option selected>512</option>" in client.get(at("b.jpg")).text
     write_cut(cats / "b.jpg", Size(300, 200), Box(0, 0, Size(100, 200)))
     file = derived_of(cats, studio.home) / LIST_FILE

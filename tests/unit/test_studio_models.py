@@ -1,4 +1,4 @@
-"""The page "Models": what it lists, what its forms start, and what it never touches."""
+"""The page "Models": its list, the tasks that its forms start, and files that it never touches."""
 
 import html
 import json
@@ -41,7 +41,7 @@ def base(shelf):
 
 @pytest.fixture
 def asked(studio, monkeypatch):
-    """The words of tasks that would have been started."""
+    """The arguments of tasks that would have been started."""
     words = []
 
     def start(given, title, back="/", folder=None, made=None):
@@ -68,7 +68,7 @@ def post(client, path, **form):
     return client.post(path, data=form, headers=FROM_HERE, follow_redirects=False)
 
 
-# what is listed
+# the list
 
 
 def test_models_and_exports_are_listed_with_size_and_date(client, studio, shelf, base, folder):
@@ -224,7 +224,7 @@ def test_half_a_result_is_none(client, studio, base, asked, content):
 
 
 def test_a_conversion_leads_to_the_model_that_it_made(client, studio, shelf, base):
-    """By a task that is done; before its end and without a file there is nothing to show."""
+    """The link appears once the task is completed and the file exists."""
     made = Made(str(shelf / "new.ckpt"), page_of(studio, shelf / "new.ckpt"), "the model new.ckpt")
     task = TaskDirectory(studio.home / "tasks" / "20260101-000000-abcdef")
     task.path.mkdir(parents=True)
@@ -302,7 +302,7 @@ def test_downloads_of_nothing_are_refused(client, asked, form):
 
 
 def inputs_of(page):
-    """Name of an input -> its value."""
+    """Return input name -> value."""
     found = re.findall(r'<input[^>]* name="([^"]+)" value="([^"]*)"', page)
     return {name: html.unescape(value) for name, value in found}
 
@@ -335,7 +335,7 @@ def test_what_would_be_sent_is_shown_before_anything_is(client, studio, base, as
     assert "<i>" not in shown
     sent = post(client, page)
     assert sent.status_code == 303
-    card = f"--card={folder / 'README.md'}"  # that which was looked at
+    card = f"--card={folder / 'README.md'}"  # the inspected one
     assert asked[1] == [
         "publish", "--yes", card, "--license=mit", "--private", "--", str(base), "ada/x",
     ]  # fmt: skip
@@ -389,7 +389,7 @@ def test_what_was_typed_to_publish_is_still_there_beside_what_was_wrong(client, 
     assert (fields["repo"], fields["license-name"]) == ("ada", "mine <i>")
     assert "<option selected>other</option>" in refused.text
     assert "owner/name." in refused.text.split('role="alert">')[1]
-    assert fields["name"] == ""  # of the other form
+    assert fields["name"] == ""  # from the other form
 
 
 def test_what_was_typed_to_download_is_still_there_beside_what_was_wrong(client, asked):
@@ -437,7 +437,7 @@ def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, she
 
 
 def test_a_trash_of_another_program_is_not_emptied(client, shelf):
-    """Such folders have this name too."""
+    """Folders of other programs may have the same name."""
     note = shelf / ".trash" / "notes" / "precious.md"
     note.parent.mkdir(parents=True)
     note.write_text("x", encoding="utf-8")
@@ -472,7 +472,7 @@ def test_a_model_that_a_run_works_with_stays(client, studio, base, folder):
 
 
 def test_a_model_of_a_job_that_is_worked_on_stays(client, studio, base, folder, monkeypatch):
-    """Its run may look at images for an hour before it is one."""
+    """A working job's base model cannot be deleted, even before its run has been created."""
     text = f'output_dir = "{(folder / "cat").as_posix()}"\n[model]\npath = "{base.as_posix()}"\n'
     job = Queue(studio.queue).add(text, "cat", folder)
     monkeypatch.setattr(Queue, "jobs", lambda _: [replace(job, state="working")])

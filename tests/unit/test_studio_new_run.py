@@ -1,4 +1,4 @@
-"""The pages "New run": every route with good and bad input, and nothing that is typed lost."""
+"""The pages "New run": every route with good and bad input, and no typed value lost."""
 
 import html
 import io
@@ -53,7 +53,7 @@ PLAN = {
 
 
 class Line(io.BytesIO):
-    """What a process is told, handed on when that is complete."""
+    """The input of a process, passed on when a line is complete."""
 
     def __init__(self, ask):
         super().__init__()
@@ -98,7 +98,7 @@ class Process:
 
 @pytest.fixture
 def planned(monkeypatch):
-    """Plans that are only written down; each process runs until it is said to have ended."""
+    """Plans that are recorded but not made; each process runs until its end is set."""
     started = []
 
     def start(words, log, folder=None, environment=None, *, listens=False):
@@ -114,7 +114,7 @@ def planned(monkeypatch):
 
 @pytest.fixture
 def tasks(monkeypatch, studio):
-    """Tasks that are only written down; `end` says what became of one."""
+    """Tasks that are recorded but not started; `end` sets the outcome of one."""
     started = []
 
     def start(self, words, title, back="/", folder=None, made=None):
@@ -146,7 +146,7 @@ def pictures(folder):
 
 @pytest.fixture
 def good(folder, pictures):
-    """The fields of a form without a fault."""
+    """Return the fields of a form without errors."""
     return {
         "output_dir": str(folder / "it"),
         "model.path": "owner/name",
@@ -167,7 +167,7 @@ def post(client, address, fields):
 
 
 def shown_fields(text):
-    """What the controls of a form hold, as a browser would send it."""
+    """Return the values of a form's controls, as a browser would send them."""
     found = {}
     for name, value in re.findall(r'<input id="f-[^"]*" name="([^"]*)" value="([^"]*)"', text):
         found[name] = html.unescape(value)
@@ -186,7 +186,7 @@ def faults(answer):
     return {path: html.unescape(words) for path, words in found}
 
 
-# how a run may begin
+# ways to start a run
 
 
 def test_the_first_page_offers_goals_images_models_and_runs(client, folder, pictures):
@@ -212,7 +212,7 @@ def test_a_goal_is_made_into_settings_by_the_verb(client, tasks, folder, picture
     assert words[:7] == ["new", "--goal", "style", "--data", str(pictures), "--model", "owner/name"]
     assert words[words.index("--output-dir") + 1] == str(folder / "cats-style")
     assert words[-4:] == ["--vram", "8", "--clip-skip", "2"]
-    assert "killed" in client.get(place).text  # nobody works for it here
+    assert "killed" in client.get(place).text  # no process handles it here
     file.write_text('output_dir = "x"\n[training]\nmax_steps = 7\n', encoding="utf-8")
     end(task)
     assert client.get(f"{place}/waiting").headers["hx-redirect"] == place
@@ -253,7 +253,7 @@ def test_datasets_and_models_go_by_the_names_that_pages_show(client, tasks, fold
 def test_what_is_not_listed_is_found_by_its_name(
     client, draft, folder, tasks, pictures, monkeypatch
 ):
-    """Of more datasets and models than a form lists."""
+    """There are more datasets and models than a form lists."""
     monkeypatch.setattr(new_start, "MOST", 2)
     monkeypatch.setattr(new_run, "MOST", 2)
     models = folder.parent / "models"
@@ -359,7 +359,7 @@ def test_a_run_is_duplicated_into_a_directory_of_its_own(client, studio, folder)
 
 
 def painted(images, *stems):
-    """A folder of images with captions, and masks beside it for some of them."""
+    """A folder of images with captions, with masks beside it for some of them."""
     masks = images.with_name(f"{images.name}-masks")
     for place, names in ((images, ("a", "b", "c")), (masks, stems)):
         place.mkdir(parents=True, exist_ok=True)
@@ -449,7 +449,7 @@ def test_the_form_has_every_setting_once_with_its_help(client, draft):
         assert text.count(f' name="{path}"') == 1
         label = re.search(rf'<label for="f-{path.replace(".", "-")}">(.*?)</label>', text, re.S)[1]
         words = html.unescape(re.sub("<.*?>", "", label))
-        assert words.split()[-1] == path  # the name itself, which settings files have
+        assert words.split()[-1] == path  # the setting's name in settings files
         assert words.startswith(label_of(path).title)
     assert set(USUAL) <= set(all_settings())
     assert "Number of optimizer steps to train for. Set this or <code>max_epochs</code>." in text
@@ -511,7 +511,7 @@ def test_errors_stand_at_their_fields(client, draft, good, planned):
 
 
 def test_settings_of_another_kind_are_kept_and_not_used(client, draft, good, planned):
-    """Their fields are hidden, so an error at them could not be seen."""
+    """Fields of another kind are hidden, so an error there would be invisible."""
     typed = {**good, "loss.kind": "l2", "loss.huber_c": "0.5"}
     answer = post(client, f"{draft}/check", typed)
     assert faults(answer) == {}
@@ -591,7 +591,7 @@ def test_the_plan_says_what_it_is_doing(client, draft, good, planned):
 
 
 def test_an_idle_process_is_replaced_when_a_plan_is_asked_for(tmp_path, planned, monkeypatch):
-    """It ends by itself after some minutes, and nobody has noticed yet."""
+    """An idle process ends by itself after some minutes, which is noticed only now."""
     draft, plans = Drafts(tmp_path).create({}), Plans(tmp_path)
     plans.prepare()
 
@@ -645,7 +645,7 @@ def test_starting_writes_the_settings_and_leads_to_the_run(client, draft, good, 
     assert answer.headers["hx-redirect"] == f"{draft}/started"
     [(words, task)] = tasks
     assert words == ["train", str(folder / "it.toml")]
-    assert not (folder / "it").exists()  # `train` makes it
+    assert not (folder / "it").exists()  # `train` creates it
     end_begin(task)
     make_run(folder / "it", phase="preparing")
     part = client.get(f"{draft}/started/part")
@@ -661,13 +661,13 @@ def test_a_second_click_on_start_leads_to_the_same_run(client, draft, good, fold
         assert post(client, f"{draft}/start", good).headers["hx-redirect"] == f"{draft}/started"
         assert len(tasks) == 1
         if not (folder / "it").exists():
-            make_run(folder / "it", phase="preparing")  # as it does meanwhile
+            make_run(folder / "it", phase="preparing")  # as it does in the meantime
     post(client, f"{draft}/start", {**good, "output_dir": str(folder / "that"), "to.name": "that"})
     assert len(tasks) == 2
 
 
 def end_begin(task):
-    """A process that has begun and goes on."""
+    """A process that has started and continues."""
     line = {"time": 1.0, "kind": "begin", "process": current_process().token}
     task.events_file.write_text(json.dumps(line) + "\n", encoding="utf-8")
 
@@ -679,7 +679,7 @@ def test_a_run_that_does_not_begin_says_why(client, draft, good, folder, tasks):
         text = client.get(address).text
         assert "The run did not start." in text
         assert "No &lt;such&gt; model." in text
-    post(client, f"{draft}/start", good)  # the same settings file is as good as written
+    post(client, f"{draft}/start", good)  # an identical settings file counts as written
     assert len(tasks) == 2
     answer = post(client, f"{draft}/start", {**good, "training.max_steps": "7"})
     assert "was not changed" in answer.text
@@ -739,7 +739,7 @@ def test_a_run_is_not_started_with_faults_or_over_another(
     assert client.get(f"{draft}/started").status_code == 404
 
 
-# strange requests
+# invalid requests
 
 
 @pytest.mark.parametrize(
@@ -809,7 +809,7 @@ def test_a_date_in_a_name_is_no_count(tmp_path):
 
 
 def test_the_demo_goes_all_the_way_to_a_form(client, studio, folder):
-    """By the real verb: the model and the images of the demo, put where the studio looks."""
+    """The real verb puts the demo's model and images where the studio finds them."""
     shutil.copytree(BASE_MODEL, folder.parent / "models" / "base")
     shutil.copytree(PICTURES, folder.parent / "data" / "icons")
     typed = {"goal": "style", "data": str(folder.parent / "data" / "icons"),

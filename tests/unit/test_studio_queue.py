@@ -1,4 +1,4 @@
-"""The studio's page of the queue: every button and field, with good input and bad."""
+"""The studio's queue page: every button and field, with valid and invalid input."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def order(client):
 
 
 class Noted:
-    """Tasks that are only written down."""
+    """Tasks that are recorded but not started."""
 
     def __init__(self):
         self.words = []
@@ -147,7 +147,7 @@ def test_a_job_that_is_worked_on_leads_to_its_run(client, studio, queue, folder)
     job = queue.add(tomli_w.dumps({"output_dir": "dog"}), "dog", folder)
     run = make_run(folder / "dog", phase="training", step=4, total_steps=9, process=GONE)
     page = client.get("/queue").text
-    assert f"/runs/{studio.folders.name_of(run)}" not in page  # nobody has begun it yet
+    assert f"/runs/{studio.folders.name_of(run)}" not in page  # not started yet
     token = current_process().token
     write_job(
         replace(job, state="working", device="0", runner=token, tries=1, owns_run=True)
@@ -188,7 +188,7 @@ def test_damaged_records_end_no_page(client, queue, content):
 def test_a_settings_file_is_added_by_path_and_by_text(client, queue, folder):
     (folder / "my-style.toml").write_text(valid(folder / "a"), encoding="utf-8")
     assert post(client, "/queue/add", file="my-style.toml").status_code == 303
-    text = valid(folder / "b").replace("\n", "\r\n")  # as browsers send it
+    text = valid(folder / "b").replace("\n", "\r\n")  # as sent by browsers
     assert post(client, "/queue/add", text=text, paused="on").status_code == 303
     assert post(client, "/queue/add", text=valid(folder / "c"), name="Mine").status_code == 303
     assert [(job.name, job.state) for job in queue.jobs()] == [
@@ -257,7 +257,7 @@ def test_a_full_disk_is_said_beside_the_field(client, queue, folder, monkeypatch
 
 @pytest.mark.usefixtures("_dogs")
 def test_two_studios_on_one_queue_see_the_same_and_start_one_runner(client, studio, queue, access):
-    """And what one of them moves while the other shows it is moved in both."""
+    """A job moved in one studio is moved in the other one too."""
     other = Studio(studio.folders, studio.home.parent / ".other", studio.queue, Started())
     known = TestClient(create_app(other, access), base_url=HOME)
     known.cookies.set(access.cookie, access.cookie_value)

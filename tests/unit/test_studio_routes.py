@@ -1,7 +1,6 @@
-"""Every route of the studio, by one table: what it answers to whom, and that none is forgotten.
+"""Every route of the studio, by one table: its responses, and that no route is missing.
 
-If one failed, a page would answer somebody without the token, or a route would have come that
-nobody has thought about.
+If one failed, a page would be served without the token, or a new route would be untested.
 """
 
 import pytest
@@ -12,12 +11,13 @@ from impasto.studio.app import create_app
 
 NAMING = [key for key, case in ROUTES.items() if "{" in key and case.missing]
 GIVEN = frozenset({"device", "verb", "root", "step", "command", "change", "tried"})
-"""What addresses have beside names of what is kept on the disk."""
+"""Placeholders of addresses that are not names of stored items."""
 
 
 @pytest.fixture
 def world(studio, monkeypatch):
-    """One of everything that addresses name; tasks are not started, but lead to one that was."""
+    """One item of each kind that addresses name; tasks are not started, but lead to an earlier
+    one."""
     names = make_world(studio.folders, studio.home, studio.queue)
     monkeypatch.setattr(studio.tasks, "start", lambda *_, **__: names["task"])
     return names
@@ -32,7 +32,7 @@ def routes_of(studio, access):
 
 
 def asked(client, key, names):
-    """Send what the table says of a route."""
+    """Send the table's request to a route."""
     method, case = key.partition(" ")[0], ROUTES[key]
     form = {name: named(text, names) for name, text in case.form.items()}
     content = {"data": form, "files": case.files or None} if method == "POST" else {}

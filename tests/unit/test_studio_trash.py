@@ -1,4 +1,4 @@
-"""Models that were deleted: what is shown of them, put back, removed for good, or left alone."""
+"""Deleted models: how they are shown, restored, removed for good, or left alone."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def file_in(shelf, name="sub/base.safetensors", content=b"12345"):
 
 
 def thrown_away(folders, path, root="models"):
-    """What was deleted just now, as the trash has it."""
+    """Return the item deleted last, as the trash lists it."""
     where = delete(model_of(folders, path, root))
     return next(one for one in all_deleted(folders) if one.path == where)
 
@@ -54,7 +54,7 @@ def post(client, path, **form):
 
 
 def laid_out(shelf, name, note=None, content=b"x"):
-    """What a stranger has put into a trash."""
+    """Write an item into a trash as a stranger could."""
     file = file_in(shelf / ".trash" / STAMP, name, content)
     if note is not None:
         (file.parent / ".from.json").write_text(json.dumps({"from": note}), encoding="utf-8")
@@ -201,7 +201,7 @@ def test_nothing_of_a_trash_of_another_program_is_shown(client, studio, folders,
 
 @pytest.mark.parametrize("which", ["part", "whole"])
 def test_what_a_junction_leads_to_is_never_removed(folders, shelf, tmp_path, monkeypatch, which):
-    """`mklink /J`, by which people share a VAE or keep models on another disk."""
+    """People use `mklink /J` to share a VAE or keep models on another disk."""
     precious = tmp_path / "precious"
     file_in(precious, "model_index.json", b"{}")
     file_in(precious, "unet/x.safetensors")

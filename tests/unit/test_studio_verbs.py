@@ -1,4 +1,4 @@
-"""Commands that a page waits for: every way in which one fails is an error with a sentence."""
+"""Commands that a page waits for: every failure is an error with a sentence."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ class Ended:
 
 @pytest.fixture
 def ending(monkeypatch):
-    """Have commands end as the test says; returns what they were started with."""
+    """Make commands end as the test sets; return their arguments."""
     started = []
 
     def choose(ended):

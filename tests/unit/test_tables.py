@@ -1,4 +1,4 @@
-"""Tables that grow: what was appended is there after a kill, and damage is as good as nothing."""
+"""Growing tables: appended rows survive a kill, and damaged parts are ignored."""
 
 import os
 import random
@@ -48,7 +48,7 @@ def test_the_newest_rows_come_first_and_other_versions_are_none(tmp_path):
 
 
 def test_what_a_stranger_has_put_in_place_of_tables_is_not_followed(tmp_path):
-    """Of another dataset's table nothing is shown, and nothing is put in the place of its rows."""
+    """No rows of another dataset's table are shown, and its rows are not replaced."""
     theirs = table_in(tmp_path / "theirs")
     theirs.append(rows(("a", 1)))
     (tmp_path / "link.table").symlink_to(tmp_path / "theirs", target_is_directory=True)
@@ -65,7 +65,7 @@ def test_what_a_stranger_has_put_in_place_of_tables_is_not_followed(tmp_path):
 
 @pytest.fixture
 def later(monkeypatch):
-    """A function after which what was replaced is old enough to be removed."""
+    """Return a function after which replaced files are old enough to be removed."""
     return lambda: monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
 
 
@@ -256,7 +256,7 @@ def folder(tmp_path):
 
 
 def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeypatch):
-    """What they say is believed, so nothing is opened, read or decoded again."""
+    """Facts in earlier versions' files are accepted: nothing is opened, read or decoded again."""
     scan = scan_folder(folder)
     found = {}
     for record in scan.records:

@@ -1,4 +1,4 @@
-"""Taggers: profiles by their files, thresholds, spelling; the tagger that A1111 users own."""
+"""Taggers: profiles by their files, thresholds, spelling; the tagger that A1111 users have."""
 
 import errno
 import itertools
@@ -51,7 +51,7 @@ def test_each_kind_gets_its_pictures_as_it_wants_them(tmp_path, kind):
     expected = taggers.make(kind, tmp_path)
     tagger = OnnxTagger(tmp_path)
     pixels = [plain(tagger.profile.side)] * 3
-    if kind.startswith("wd14"):  # the mean of 0 to 255 is no probability
+    if kind.startswith("wd14"):  # the mean of 0 to 255 is not a probability
         with pytest.raises(ModelError, match="not probabilities"):
             tagger.scores(pixels)
         tagger._run = lambda p: tagger._session.run(None, {tagger._input: tagger.profile.batch(p)})[
@@ -71,7 +71,7 @@ def test_each_kind_gets_its_pictures_as_it_wants_them(tmp_path, kind):
 
 
 def test_a_kind_can_be_given(tmp_path):
-    """A JoyTag with the table of a WD14: as that it gets no normalisation."""
+    """A JoyTag with a WD14's table: as a WD14 it gets no normalisation."""
     taggers.make("joytag", tmp_path)
     (tmp_path / "top_tags.txt").unlink()
     taggers.selected_tags(tmp_path / "selected_tags.csv")
@@ -357,7 +357,7 @@ def deepdanbooru_file(tmp_path, **others):
 
 
 def by_the_facts(sd, x):
-    """The network by numbers alone: ranges of convolutions, their order, SAME padding."""
+    """Return the network as numbers only: ranges of convolutions, their order, SAME padding."""
     number = iter(range(179))
 
     def conv(x, stride=1):
@@ -385,7 +385,7 @@ def by_the_facts(sd, x):
 
 
 def test_deepdanbooru_is_rebuilt(tmp_path):
-    """Numbers and order of the 179 convolutions, at an eighth of the side and narrow."""
+    """Sizes and order of the 179 convolutions, at an eighth of the side and narrow."""
     file = deepdanbooru_file(tmp_path)
     content = torch.load(file, weights_only=True)
     assert sum(k.endswith(".weight") for k in content if k != "tags") == 179

@@ -1,4 +1,4 @@
-"""Images inside tars and tables are those in files: the same hashes, keys, latents and words."""
+"""Images inside tars and tables equal those in files: hashes, keys, latents and captions."""
 
 import contextlib
 import io
@@ -122,7 +122,7 @@ def test_a_second_scan_reads_nothing_of_tars(folder, tmp_path, monkeypatch):
 
 
 def test_what_is_known_of_tars_is_looked_up_at_once(folder, tmp_path, monkeypatch):
-    """Each look goes through the whole column: one for each tar grows with their square."""
+    """Each lookup scans the whole column: one per tar would take quadratic time."""
     place = pack_tars(folder, tmp_path / "tars", each=2)
     index = tmp_path / "derived" / "scan-1.json"
     asked, real = [], container_listing.KeyedTable.look_up
@@ -251,7 +251,7 @@ def test_a_tar_whose_sizes_lead_back_ends_there(tmp_path, through_pax):
 
 
 class Counted(io.BytesIO):
-    """A file that may be read a hundred times: what never ends is an error."""
+    """A file that may be read a hundred times: an endless loop is an error."""
 
     times = 0
 
@@ -262,7 +262,7 @@ class Counted(io.BytesIO):
 
 
 class Modest(io.BytesIO):
-    """A file of which nobody may ask for much at once."""
+    """A file that allows small reads only."""
 
     def read(self, size=-1):
         assert 0 <= size <= 4 << 20
@@ -298,9 +298,9 @@ def test_mutated_tables_and_tars_give_images_or_reasons(packed, tmp_path):
                 for at in rng.integers(0, len(content), 6):
                     content[at] = rng.integers(0, 256)
                 end = rng.integers(1, len(content)) if rng.random() < 0.3 else len(content)
-                file.unlink()  # a file that is written over waits for the disk
+                file.unlink()  # overwriting a file waits for the disk
                 file.write_bytes(content[:end])
-    ran = running.run("-c", _SCANS, tmp_path / "all")  # a damaged file may end its reader
+    ran = running.run("-c", _SCANS, tmp_path / "all")  # a damaged file may crash its reader
     assert ran.returncode == 0, ran.stderr
     outcomes = ran.stdout.splitlines()
     assert len(outcomes) == 40

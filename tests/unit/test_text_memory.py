@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class CountingEncoder(nn.Module):
-    """Stands in for CLIP: states follow from the ids, and chunks are counted."""
+    """A stand-in for CLIP: states are computed from the ids, and chunks are counted."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):
     remembering = conditioner(tokens, encoder)
     long = "cat " * 80
     first = states(remembering, [long, "dog", ""])
-    assert encoder.chunks == 4  # two of the long one, dog, and the empty one that fills up
+    assert encoder.chunks == 4  # two of the long caption, dog, and the empty padding chunk
     again = states(remembering, ["dog", "", long])
     assert encoder.chunks == 4
     assert torch.equal(again[2], first[0])
@@ -58,13 +58,13 @@ def test_each_chunk_is_encoded_once_whatever_the_caption(tokens):
 
 
 def test_groups_are_of_one_size_and_change_nothing(tokens):
-    """So that no state depends on how many others were missing with it."""
+    """Groups have a fixed size, so that no state depends on how many other chunks were missing."""
     encoder = CountingEncoder()
     captions = ["cat " * 80, "dog", "", "bird", "a fish"]
     grouped = conditioner(tokens, encoder, at_once=4)
     expected = states(conditioner(tokens, CountingEncoder()), captions)
     assert torch.equal(states(grouped, captions), expected)
-    assert encoder.chunks == 8  # six chunks, filled up
+    assert encoder.chunks == 8  # six chunks, padded
     assert torch.equal(states(grouped, captions[1:]), expected[1:, :77])
     assert encoder.chunks == 8
 
@@ -77,7 +77,7 @@ def test_memory_stays_within_its_limit(tokens):
         states(remembering, [caption])
         assert remembering._memory.held_bytes <= 2 * size
     assert encoder.chunks == 3
-    states(remembering, ["a"])  # the longest unused one had to go
+    states(remembering, ["a"])  # the least recently used one was removed
     assert encoder.chunks == 4
 
 

@@ -1,4 +1,4 @@
-"""sd-scripts' files of encoded captions: written beside images, and used only where they fit."""
+"""sd-scripts' files of encoded captions: written beside images, and used only if they fit."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def found_in(folder, config, model, told=SILENT, **subset):
 
 
 def refusals(folder, config, model, **subset):
-    """File -> why it is not used."""
+    """Invalid file -> the reason why it is not used."""
     told = Told()
     found_in(folder, config, model, told, **subset)
     lines = (line.removeprefix("  not used: ").partition(": ") for line in told.lines[1:])
@@ -90,7 +90,7 @@ def refusals(folder, config, model, **subset):
 
 
 def as_sd_scripts_writes(file, **changes):
-    """Rewrite a file of ours without what it says of its tokens, as sd-scripts' own are."""
+    """Rewrite a file without what it records of its tokens, like sd-scripts' own files."""
     with np.load(file) as arrays:
         kept = {name: array for name, array in arrays.items() if name != TOKEN_IDS}
     np.savez(file, **(kept | changes))
@@ -111,7 +111,7 @@ def test_captions_are_written_as_sd_scripts_keeps_them(model, folder):
     conditioner = ClipTextConditioner(build_tokens(model, AS_SD_SCRIPTS), states, states.shape)
     for stem in ("000", "001", "002"):
         text = (folder / f"{stem}.txt").read_text(encoding="utf-8")
-        arguments = conditioner([text]).arguments  # without sizes, states alone
+        arguments = conditioner([text]).arguments  # without sizes, states only
         with np.load(folder / f"{stem}_te_outputs.npz") as arrays:
             assert set(arrays) == {"hidden_state1", "hidden_state2", "pool2", TOKEN_IDS}
             first, second, pooled = (arrays[n] for n in ("hidden_state1", "hidden_state2", "pool2"))
@@ -170,7 +170,7 @@ def test_what_fits_is_used_and_nothing_is_encoded(model, folder, config):
     ],
 )
 def test_files_of_something_else_are_named(model, folder, config, changes, words):
-    """Also one of SD 1 or SD 3, whose arrays are of other shapes or have other names."""
+    """Files of SD 1 or SD 3 have arrays of other shapes or names."""
     export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     as_sd_scripts_writes(folder / "000_te_outputs.npz", **changes)
     (refused,) = refusals(folder, config, model).items()
@@ -179,7 +179,7 @@ def test_files_of_something_else_are_named(model, folder, config, changes, words
 
 
 def joined_files(folder, model, length):
-    """Files as sd-scripts writes them with `--max_token_length`, of the captions as they are."""
+    """Write files as sd-scripts does with `--max_token_length`, of the current captions."""
     layout = TextLayout(length, "kohya", "plain", "off")
     states = TextStates.of(model)
     widths = states.shape.widths
@@ -198,7 +198,7 @@ def joined_files(folder, model, length):
 
 @pytest.fixture
 def longer(train_config, model_folder, folder):
-    """Settings with the layout that sd-scripts has for longer captions."""
+    """Return settings with sd-scripts' layout for longer captions."""
 
     def settings(**changes):
         layout = {"max_tokens": 150, "token_join": "kohya", "token_split": "plain"}
@@ -212,9 +212,9 @@ def longer(train_config, model_folder, folder):
 
 
 def require_as_encoded(model, given, captions):
-    """Whatever is taken from files is as the encoder has it; returns the chunks it was asked for.
+    """Require that values from files equal the encoder's; return the chunks that were encoded.
 
-    One memory answers for all captions, as in a run.
+    One memory serves all captions, as in a run.
     """
     states = TextStates.of(model)
     tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
@@ -241,7 +241,7 @@ def chunks_of(model, caption):
 
 
 def test_longer_captions_are_taken_from_joined_files(model, folder, longer):
-    """And what only the run needs of a chunk is encoded: here of the chunk without words."""
+    """Other chunks that the run needs are encoded: here the empty chunk."""
     joined_files(folder, model, 150)
     told = Told()
     given = found_in(folder, longer(), model, told)
@@ -255,7 +255,7 @@ def test_longer_captions_are_taken_from_joined_files(model, folder, longer):
 
 
 def test_a_chunk_that_another_caption_ends_on_is_encoded(model, folder, longer):
-    """Its file lacks the last position, which that caption takes."""
+    """The file lacks the last position, which another caption uses."""
     words = " ".join(["ball"] * 75)
     (folder / "001.txt").write_text(words, encoding="utf-8")  # and then an empty chunk
     (folder / "002.txt").write_text(f"{words} {words}", encoding="utf-8")  # ends on it
@@ -267,7 +267,7 @@ def test_a_chunk_that_another_caption_ends_on_is_encoded(model, folder, longer):
 
 
 def test_captions_that_vary_take_of_joined_files_only_what_these_have(model, folder, longer):
-    """A variant may begin on the second chunk of a file, or end on the first of one."""
+    """A variant may start on the second chunk of a file, or end on the first one."""
     words = " ".join(["ball"] * 75)
     (folder / "001.txt").write_text(f"{words} red, blue", encoding="utf-8")
     joined_files(folder, model, 150)
@@ -342,7 +342,7 @@ def test_files_that_impasto_did_not_write_are_never_replaced(model, folder):
 
 
 def test_the_words_of_a_subset_with_its_own_ending_are_looked_at(model, folder, config):
-    """Its `.caption` and `.txt` are no captions, so their time says nothing."""
+    """A subset's `.caption` and `.txt` files are not captions if it has its own suffix."""
     for file in folder.glob("*.txt"):
         file.with_suffix(".tags").write_text("a red ball", encoding="utf-8")
         file.unlink()
@@ -382,7 +382,7 @@ def test_where_settings_change_captions_only_our_own_files_are_used(model, folde
 
 
 def test_class_tokens_and_lost_captions_leave_other_files_unused(model, folder, config):
-    """No caption file is there whose time could be compared with."""
+    """No caption file exists whose time could be compared."""
     (folder / "000.txt").unlink()
     for words, reason in (("", "has no caption file now"), ("sks dog", "class_tokens")):
         export_texts(records_of(folder, class_tokens=words), model, ENDING, CPU, SILENT)
@@ -431,7 +431,7 @@ def test_some_files_of_each_subset_are_compared(model, tmp_path, train_config, m
 
 def test_a_name_too_long_for_the_file_is_no_error(model, tmp_path, config):
     folder = draw_images(tmp_path / "long", 1)
-    stem = "n" * 245  # with the ending of the file, more than a name may have
+    stem = "n" * 245  # with its suffix, longer than a file name may be
     (folder / "000.png").rename(folder / f"{stem}.png")
     (folder / "000.txt").rename(folder / f"{stem}.txt")
     assert found_in(folder, config, model).files == {}
@@ -456,7 +456,7 @@ def test_images_that_share_a_file_and_captions_that_vary_have_none(model, folder
 def test_two_files_of_one_caption_must_agree(model, folder, config):
     (folder / "002.txt").write_text("a red ball", encoding="utf-8")
     export_texts(records_of(folder), model, ENDING, CPU, SILENT)
-    for stem, factor in (("000", 1.0), ("002", 1.05)):  # as far as bfloat16, and further
+    for stem, factor in (("000", 1.0), ("002", 1.05)):  # by bfloat16's rounding, and by more
         with np.load(folder / f"{stem}_te_outputs.npz") as arrays:
             pooled = arrays["pool2"] * factor
         as_sd_scripts_writes(folder / f"{stem}_te_outputs.npz", pool2=pooled)
@@ -469,7 +469,7 @@ def test_two_files_of_one_caption_must_agree(model, folder, config):
 def test_texts_of_another_model_end_the_run_before_it_begins(
     model, folder, config, nano_architecture, tmp_path
 ):
-    """All files are wrong then, and nothing in them says so but their numbers."""
+    """All files are then wrong, and only their values show it."""
     other = load_base_model(model.contents.source)
     for network in other.text_encoders.values():
         for parameter in network.parameters():
@@ -488,7 +488,7 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
 
 
 def test_files_that_a_state_recorded_are_used_whatever_their_time(model, folder, config):
-    """A dataset copied without its times goes on; a file with other content does not."""
+    """A dataset copied without its times resumes; a file with other content does not."""
     export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     for stem in ("000", "002"):
         as_sd_scripts_writes(folder / f"{stem}_te_outputs.npz")

@@ -1,4 +1,4 @@
-"""sd-scripts' command for DreamBooth as settings: its flags, folders and text encoder."""
+"""sd-scripts' DreamBooth command as settings: its flags, folders and text encoder."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ v2 = false
 wandb_run_name = "last"
 xformers = true
 """
-"""What the form "Dreambooth" of kohya_ss writes for SD 1.5, without most of its defaults."""
+"""The flags of kohya_ss' form "Dreambooth" for SD 1.5, without most of its defaults."""
 
 
 def settings(*words, needed=NEEDED):
@@ -130,7 +130,7 @@ def test_the_weight_goes_with_a_dataset_configuration(tmp_path):
 
 
 def test_subsets_that_repeat_a_folder_are_told(tmp_path):
-    """There all but the first of a dataset are left out; those of two datasets are not."""
+    """sd-scripts ignores all but the first subset of a folder within a dataset, but not in two."""
     file = tmp_path / "data.toml"
     subset = "[[datasets.subsets]]\nimage_dir = '{}'\nnum_repeats = {}\n"
     needed = [*NEEDED[:2], f"--dataset_config={file}", "--seed=1"]

@@ -1,4 +1,4 @@
-"""The trainer's parts, each against its definition."""
+"""The trainer's components, each against its definition."""
 
 import math
 import platform
@@ -36,7 +36,7 @@ from impasto.training.step import StepOutput, micro_batch_loss
 
 
 def settings_of(case) -> ScheduleConfig:
-    """Our settings for a recorded call; what its kind does not use is left out."""
+    """Return settings for a recorded call, without options that its kind ignores."""
     given = (case["lr_scheduler_args"] or [""])[0]
     rules = given.partition("=")[2].strip('"')
     kind = case["name"].replace("constant_with_warmup", "constant")
@@ -52,7 +52,7 @@ def settings_of(case) -> ScheduleConfig:
 def test_schedules_equal_the_recorded_rates(golden):
     compared = 0
     for case in golden("lr_schedules.json"):
-        if "exception" in case:  # sd-scripts wants another name for a constant with a warm-up
+        if "exception" in case:  # sd-scripts requires another name for a constant rate with warm-up
             assert case["name"] == "constant"
             continue
         factor = build_lr_schedule(settings_of(case), case["base_lr"])
@@ -179,7 +179,8 @@ def test_an_average_of_every_third_update_follows_the_decay_of_three():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_16_bits_arrive_as_they_are(dtype):
-    """They go over in 16 bits and are widened there: the same numbers for half of the way."""
+    """16-bit weights are copied in 16 bits and widened there: the same values, half the
+    transfer."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(300, 300).to(dtype))
     averages = [
@@ -317,7 +318,7 @@ def test_an_average_that_is_taken_in_beside_training_is_the_same(power):
 
 def test_a_full_gpu_that_becomes_slow_is_said_once():
     watch = VramOverflowWatch(total_bytes=12 << 30)
-    assert watch.look(4.0, 0.0, 11 << 30) is None  # the first stretch, not full
+    assert watch.look(4.0, 0.0, 11 << 30) is None  # the first interval, not full
     assert watch.look(1.0, 0.0, 11 << 30) is None  # slow for another reason
     said = watch.look(1.0, 0.0, int(11.6 * 2**30))
     assert said is not None
@@ -332,7 +333,7 @@ def test_a_full_gpu_that_stays_fast_is_no_fault():
 
 
 def test_a_full_gpu_that_waits_for_data_is_no_fault():
-    """Nor is a stretch without an image."""
+    """A full GPU that waits for data, and an interval without an image, cause no warning."""
     watch, full = VramOverflowWatch(total_bytes=12 << 30), int(11.9 * 2**30)
     assert watch.look(4.0, 0.0, full) is None
     assert watch.look(0.4, 0.9, full) is None
@@ -342,7 +343,7 @@ def test_a_full_gpu_that_waits_for_data_is_no_fault():
 
 
 def test_data_that_comes_sooner_is_no_fault():
-    """A GPU computes while data is waited for: what it took then is not known."""
+    """A GPU computes while data is awaited: its time then is unknown."""
     watch, full = VramOverflowWatch(total_bytes=12 << 30), int(11.9 * 2**30)
     assert watch.look(3.5, 0.9, full) is None
     assert watch.look(4.0, 0.0, full) is None
@@ -362,7 +363,7 @@ def test_more_than_the_gpu_has_is_said_at_once():
     ],
 )
 def test_vram_is_watched_where_it_overflows(system, release, watched, monkeypatch):
-    """Elsewhere a full GPU ends the run, and one that is slow is slow for another reason."""
+    """Elsewhere a full GPU ends the run, and a slow one is slow for another reason."""
     properties = SimpleNamespace(total_memory=12 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(platform, "system", lambda: system)
@@ -373,7 +374,7 @@ def test_vram_is_watched_where_it_overflows(system, release, watched, monkeypatc
 
 def test_only_the_first_of_several_processes_speaks():
     class Speaking(SilentEvents):
-        """Someone who listens."""
+        """A listener that records messages."""
 
     told = Speaking()
     assert trainer._spoken_by(SimpleNamespace(is_main_process=True), told) is told
@@ -382,7 +383,7 @@ def test_only_the_first_of_several_processes_speaks():
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_several_processes_count_what_one_was_stopped_with_once(is_main):
-    """Losses by timesteps are summed over processes, so one of them brings those of the window."""
+    """Losses by timesteps are summed over processes, so only one of them restores the window."""
     each = SimpleNamespace(
         is_main_process=is_main, num_processes=2, device=torch.device("cpu"),
         reduce=lambda values, how: values,
@@ -399,7 +400,7 @@ def test_several_processes_count_what_one_was_stopped_with_once(is_main):
     [([1.0, math.nan, 3.0], 2.0), ([math.inf, 4.0], 4.0), ([math.nan], None), ([], None)],
 )
 def test_steps_that_were_passed_over_do_not_spoil_the_norm_of_others(norms, mean):
-    """In fp16 each growth of the loss's scale has one."""
+    """In fp16 each increase of the loss scale causes one."""
     alone = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
     collector = MetricsCollector(alone, num_timesteps=1000)
     collector.resume(MetricsWindow([0.5], norms, [[0.0, 0.0]] * 4))
@@ -407,7 +408,7 @@ def test_steps_that_were_passed_over_do_not_spoil_the_norm_of_others(norms, mean
 
 
 def test_steps_that_were_not_applied_are_left_out_of_what_a_state_keeps():
-    """A GPU passes over all steps from a fault on, and one that runs out of memory ends nowhere."""
+    """A GPU skips all steps after a fault, and one that runs out of memory stops between steps."""
     alone = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
     collector = MetricsCollector(alone, num_timesteps=1000)
     collector.resume(MetricsWindow([0.5], [2.0], [[0.5, 1.0], *[[0.0, 0.0]] * 3]))

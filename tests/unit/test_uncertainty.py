@@ -1,4 +1,4 @@
-"""Loss weights that are learned (`loss.uncertainty`)."""
+"""Learned loss weights (`loss.uncertainty`)."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_it_begins_as_the_loss_in_v():
 
 
 def test_all_noise_levels_come_to_weigh_the_same():
-    """exp(u) becomes the mean loss of each level, whatever samples count and however it varies."""
+    """exp(u) becomes each level's mean loss, for any weights and any variance of samples."""
     learned, generator = Uncertainty(SCHEDULE, VELOCITY), torch.Generator().manual_seed(0)
     usual = 0.2 + 0.3 * torch.cos(T / 400).square()
     for _ in range(1500):

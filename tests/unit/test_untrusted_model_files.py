@@ -1,4 +1,4 @@
-"""Model files of strangers: whatever their bytes are, reading ends well or with our own error."""
+"""Model files of strangers: reading any bytes succeeds or raises Impasto's own error."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Another process makes the VAE that this one has, and computes as this one does."""
+"""Another process builds the same VAE, and computes in the same way."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_the_other_process_computes_as_this_one(nano_model, monkeypatch):
             made = with_recipe(
                 moments_encoder(vae, batch_size=1), vae, Path(nano_model), None, torch.device("cpu")
             )
-            before.apply()  # as in a process that has just been started
+            before.apply()  # as in a newly started process
             assert made.recipe().fingerprint == made.fingerprint
             assert Arithmetic.current() == arithmetic
     finally:

@@ -1,4 +1,4 @@
-"""Losses of held-out images by tag, dataset and subset: who is in a group, and what is told."""
+"""Losses of held-out images by tag, dataset and subset: members of groups, and reports."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def records(captions, subset=PLAIN):
 
 
 def test_images_are_grouped_by_what_stands_between_commas():
-    """Twice the same tag counts once; a sentence is one tag; copies are one image of a group."""
+    """A repeated tag counts once; a sentence is one tag; copies are one image of a group."""
     held = records(["cat,  red", "red , cat, red", "cat", "a dog runs", "red", ""])
     found = group_images(held, range(6), ["tag"], 2)
     assert [(g.by, g.name, g.indices) for g in found] == [

@@ -62,7 +62,7 @@ def test_a_resolution_is_one_or_two_numbers(text):
 
 @pytest.mark.parametrize("value", ["1.0", 1.0, "1e0"])
 def test_one_with_a_point_is_no_number_of_steps(value):
-    """In a file of sd-scripts it is the whole run."""
+    """In a file of sd-scripts 1.0 means the whole run."""
     with pytest.raises(ConfigError, match="Write 1 for one step, or 100% for the whole run"):
         read_steps("lr_warmup_steps", {"lr_warmup_steps": value})
 

@@ -1,4 +1,4 @@
-"""What the studio can, a verb can: what a run has learnt, models with who needs them, tasks."""
+"""Verbs for all that the studio can do: a run's learning, models and their users, tasks."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from impasto.studio.tasks import TASKS, Tasks
 
 
 def impasto(*words):
-    """What the command line says to some words, in this process."""
+    """Run the command line in this process; return its output."""
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         command = [str(word) for word in words]
@@ -37,7 +37,7 @@ def lines(done):
 
 
 def plain(done):
-    """What was printed, without the breaks that a narrow terminal makes."""
+    """Return the output, without the line breaks of a narrow terminal."""
     return " ".join((done.stdout + done.stderr).split())
 
 

@@ -1,4 +1,4 @@
-"""Commands in forks of a warm parent end, fail and are killed as those of a fresh interpreter."""
+"""Commands in forks of a warm parent end, fail and are killed like those of fresh interpreters."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ ENDS = {
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Fails where an interpreter would be started after all."""
+    """Make starting an interpreter fail."""
     monkeypatch.setattr(running.subprocess, "Popen", None)
 
 
@@ -76,7 +76,8 @@ def test_it_has_imported_the_libraries_and_no_checks_of_shapes(forked):
 
 
 def test_what_ray_left_in_the_environment_keeps_no_command_from_being_forked(forked, monkeypatch):
-    """As when a test before has imported it; the parent has not, so nothing has read that."""
+    """An earlier test may have imported Ray; the parent has not, so nothing has read the
+    variables."""
     monkeypatch.setenv("RAY_CLIENT_MODE", "0")
     monkeypatch.setenv("PYTHONBREAKPOINT", "ray.util.rpdb._driver_set_trace")
     program = "import os, sys; print('ray' in sys.modules, os.environ['RAY_CLIENT_MODE'])"
@@ -99,7 +100,7 @@ def test_it_is_a_process_of_its_own(forked):
     ("name", "value"), [("PYTHONHASHSEED", "1"), ("ATEN_CPU_CAPABILITY", "default")]
 )
 def test_what_an_import_has_read_is_read_anew(name, value):
-    """These variables are looked at while Python or PyTorch starts, so that a fork is too late."""
+    """Python or PyTorch reads these variables at start-up, so a fork would be too late."""
     environment = {**os.environ, name: value}
     assert running.warm_parent(environment) is None
     done = running.run("-c", f"import os; print(os.environ[{name!r}])", env=environment)
@@ -121,9 +122,9 @@ def test_a_stand_in_hands_on_signals_and_takes_its_process_with_it():
             process = int(stand_in.stdout.readline())
             stand_in.send_signal(number)
             assert stand_in.wait() == -number
-            assert stand_in.stdout.read() == ""  # ends when nobody can write any more
+            assert stand_in.stdout.read() == ""  # ends when all writers have closed it
         with pytest.raises(ProcessLookupError):
-            while True:  # its parent looks after it at once
+            while True:  # its parent reaps it at once
                 os.kill(process, 0)
 
 
@@ -140,7 +141,8 @@ for words in (["-P", "-m", "impasto", "--version"], ["-c", "import sys; print(le
 
 @pytest.mark.parametrize("only", [(), ("train", "--version"), ("train",)])
 def test_commands_that_a_process_starts_are_forked_and_interpreters_are_not(tmp_path, only):
-    """As a studio starts its own: what is asked of the warm parent here is noted."""
+    """A process's own Impasto commands are forked, as a studio's are; here requests are
+    recorded."""
     env = running.with_forks(only=only)
     stand_in, noting = Path(env[running.PYTHON]), tmp_path / "python"
     noting.write_text(

@@ -1,4 +1,4 @@
-"""16-bit copies of weights, made once a step: where they stand, and what they hand on."""
+"""16-bit copies of weights, made once a step: where they are, and gradients through them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ BF16 = torch.bfloat16
 
 
 class Casts(TorchDispatchMode):
-    """Counts the tensors that are brought to another width."""
+    """Counts tensors cast to another width."""
 
     count = 0
 
@@ -105,7 +105,7 @@ def test_a_weight_without_a_gradient_gets_none(network):
 
 
 def test_a_failure_in_the_backward_pass_leaves_no_gradients(network):
-    """Memory has run out, and widening them would take more."""
+    """Memory has run out, and casting the gradients would need more."""
     copies = WeightCopies(layers_to_copy(network), BF16)
     copies.refresh()
     with pytest.raises(ZeroDivisionError), copies.swapped_in():
@@ -181,7 +181,7 @@ def test_their_memory_is_predicted_and_advised_to_be_given_up(train_config, nano
         return max(meter.all_phases(config, Size(64, 64), 1), key=lambda m: m.gradients)
 
     settings = {"mixed_precision": "bf16", "batch_size": 1}
-    learns = {"train_text_encoder": True}  # so that it cannot leave the card, which costs less
+    learns = {"train_text_encoder": True}  # so that it cannot leave the GPU, which costs less
     without = train_config(training=settings, method=learns)
     config = train_config(training={**settings, "weight_copies": True}, method=learns)
     numbers = copied_numel(config, build_trainable(config, meta_model()))

@@ -1,4 +1,4 @@
-"""Sets of weights in a Diffusers folder: variants, shards, and those that are not there."""
+"""Sets of weights in a Diffusers folder: variants, shards, and missing ones."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_sets_by_name():
 
 
 def sharded(folder, tensors):
-    """As diffusers writes a large part: half of the tensors in each of two files."""
+    """Write a part as diffusers writes large ones: half of the tensors in each of two files."""
     names = sorted(tensors)
     halves = names[: len(names) // 2], names[len(names) // 2 :]
     places = {}

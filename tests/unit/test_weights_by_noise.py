@@ -1,4 +1,4 @@
-"""Soft min-SNR and Diff-Tuning: how much each noise level counts."""
+"""Soft min-SNR and Diff-Tuning: the weight of each noise level."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ T = torch.arange(1000)
 
 
 def test_it_is_the_smooth_form_of_min_snr():
-    """1 / (sigma^2 + 1 / gamma) for the error in the image, as its paper has it."""
+    """The paper has 1 / (sigma^2 + 1 / gamma) for the error in the image."""
     snr = SCHEDULE.snr(T)
     of_image = soft_min_snr(4.0)(T, SCHEDULE, EPSILON) * snr
     torch.testing.assert_close(of_image, 1 / (1 / snr + 1 / 4))
@@ -55,7 +55,7 @@ def test_the_setting_asks_for_it_and_not_for_both():
 def test_weights_by_the_original_schedule_are_those_of_sd_scripts(
     train_config, nano_model, weights, expected
 ):
-    """It takes the ratios of all timesteps before it rescales the schedule.
+    """sd-scripts computes the ratios of all timesteps before it rescales the schedule.
 
     The numbers are for `--v_parameterization`, from its formulas in float64 on its betas.
     """
@@ -73,7 +73,7 @@ def test_weights_by_the_original_schedule_are_those_of_sd_scripts(
         recipe = build_recipe(config, model, torch.device("cpu"), Overrides())
         found[of] = recipe.loss_weight(t, recipe.schedule, recipe.prediction)
     torch.testing.assert_close(found["original"], torch.tensor(expected), atol=1e-5, rtol=2e-3)
-    assert float(found["trained"][-1]) in (pytest.approx(0, abs=1e-9), 1), "no image is left"
+    assert float(found["trained"][-1]) in (pytest.approx(0, abs=1e-9), 1), "no image remains"
 
 
 def test_the_original_schedule_needs_one_that_is_rescaled_and_a_weight(train_config):

@@ -1,4 +1,4 @@
-"""What masks weigh: the surroundings, and small subjects (`loss.outside_mask`, `mask_by_area`)."""
+"""Weights by masks: surroundings, and small subjects (`loss.outside_mask`, `mask_by_area`)."""
 
 import pytest
 import torch

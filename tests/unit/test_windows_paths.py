@@ -1,4 +1,4 @@
-r"""`"D:\train\new"` in TOML is a tab and a line end: said, with how to write it."""
+r"""`"D:\train\new"` in TOML is a tab and a line end: reported, with how to write it."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""One rule for which file has an image's words and how it is read, and notes that stay inside.
+"""One rule for the caption file of an image and its reading, and journals that stay inside.
 
-If one of these failed, what a scan reads would be refused or missed by another verb, or a
+If one of these failed, another verb would refuse or miss captions that a scan reads, or a
 stranger's dataset would write outside of its folder.
 """
 

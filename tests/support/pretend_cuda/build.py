@@ -1,4 +1,4 @@
-"""Builds what a CPU build of PyTorch needs to take tensors that say `cuda`; kept between runs."""
+"""Build the library that lets a CPU build of PyTorch accept `cuda` tensors; kept between runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SOURCE = Path(__file__).with_name("stand_in.cpp")
 
 
 def reason_against() -> str | None:
-    """Why it cannot be built here; None if it can."""
+    """Return why the library cannot be built here, or None if it can."""
     if not sys.platform.startswith("linux"):
         return "the pretended GPU is built for Linux only"
     if shutil.which("g++") is None:
-        return "the pretended GPU needs g++, which is not on the path"
+        return "the pretended GPU needs g++, which is not on the PATH"
     from importlib.metadata import version
 
     if "+cpu" not in version("torch") and _has_cuda():
@@ -26,7 +26,7 @@ def reason_against() -> str | None:
 
 
 def build(folder: Path) -> Path:
-    """The shared library, in a folder where it may be already."""
+    """Return the shared library in a folder, building it if it is missing."""
     from importlib.metadata import version
 
     name = hashlib.sha256(SOURCE.read_bytes() + version("torch").encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Who may touch memory when: streams and host threads as vector clocks (Mattern 1989).
+"""A detector of memory races: streams and host threads as vector clocks (Mattern 1989).
 
-A stream counts its kernels, and knows how far it has waited for each of the others. Two accesses of
-which one writes have to be ordered by what one of them knows of the other.
+A stream counts its kernels, and records how far it has waited for each other stream. Two accesses
+to the same memory, at least one of them a write, must be ordered by what one knows of the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Clock = Counter["Timeline"]
 
 
 class Timeline:
-    """A stream, or a thread of the host: what it does happens in order."""
+    """A stream, or a thread of the host: its operations happen in order."""
 
     def __init__(self, name: str, *, is_host: bool = False) -> None:
         self.name, self.is_host = name, is_host
@@ -28,7 +28,7 @@ class Timeline:
         self.clock[self] += 1
 
     def learn(self, clock: Clock) -> None:
-        """Order what comes after everything that a clock knows of."""
+        """Order later operations after everything that a clock knows of."""
         own = self.clock
         for other, count in clock.items():
             if count > own[other]:
@@ -40,7 +40,7 @@ class Timeline:
 
 @dataclass
 class Findings:
-    """What was seen since the last `reset`, each with the line of the project."""
+    """Observations since the last `reset`, each with the function that caused it."""
 
     waits: Counter[str] = field(default_factory=Counter)
     races: Counter[str] = field(default_factory=Counter)
@@ -60,21 +60,21 @@ _here = threading.local()
 
 
 def host() -> Timeline:
-    """This thread of the host."""
+    """Return the timeline of this host thread."""
     if not hasattr(_here, "host"):
         _here.host = Timeline(f"the thread {threading.current_thread().name}", is_host=True)
     return _here.host
 
 
 def stand_beside() -> None:
-    """Say that this thread works beside the training."""
+    """Mark this thread as running in parallel with the training."""
     _here.is_beside = True
 
 
 def host_waits_for(clock: Clock, how: str) -> None:
     """Record that the host waits for the device, and what it knows afterwards.
 
-    Waits of the program's own threads beside the training are not recorded: they hold nothing up.
+    Waits of threads that run in parallel with the training are not recorded: they do not delay it.
     """
     if not getattr(_here, "is_beside", False):
         FINDINGS.waits[f"{how} at {project_line()}"] += 1
@@ -82,7 +82,7 @@ def host_waits_for(clock: Clock, how: str) -> None:
 
 
 class Stream(Timeline):
-    """In the place of `torch.cuda.Stream`."""
+    """A replacement for `torch.cuda.Stream`."""
 
     _made = 0
 
@@ -110,7 +110,7 @@ class Stream(Timeline):
 
 
 class Event:
-    """In the place of `torch.cuda.Event`."""
+    """A replacement for `torch.cuda.Event`."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.clock: Clock = Counter()
@@ -132,7 +132,7 @@ DEFAULT = Stream()
 
 
 class _Asking:
-    """The stream of the main thread, which autograd's own thread works on as well."""
+    """The stream of the main thread, which autograd's own threads use too."""
 
     stream = DEFAULT
 
@@ -160,12 +160,13 @@ def _set_stream(stream: Stream) -> None:
 
 
 class Memory:
-    """A piece of memory: its last writer, who has read it since, and whose it is.
+    """A block of memory: its last writer, its readers since then, and its owner.
 
     Args:
-        owner: The stream that it was allocated on; None for memory of the host, which PyTorch's
-            allocator frees when copies from it are done.
-        made_at: The line of the project that it was allocated by.
+        owner: The stream that it was allocated on; None for pinned memory of the host, which
+            PyTorch's
+            allocator frees only after copies from it are complete.
+        made_at: The function of the project that allocated it.
     """
 
     def __init__(self, owner: Stream | None, made_at: str = "") -> None:
@@ -175,11 +176,11 @@ class Memory:
         self.recorded: set[Timeline] = set()
 
     def touch(self, who: Timeline, *, writes: bool, what: str) -> None:
-        """Record an access, and whether it is ordered after those that it has to come after."""
+        """Record an access, and a race if it is not ordered after earlier conflicting ones."""
         before = list(self.readers.items()) if writes else []
         before += [self.writer] if self.writer is not None else []
         for other, count in before:
-            both_on_host = other.is_host and who.is_host  # which locks and queues order
+            both_on_host = other.is_host and who.is_host  # ordered by locks and queues
             if other is not who and not both_on_host and who.clock[other] < count:
                 FINDINGS.races[f"{who} in {what} meets {other} at {project_line()}"] += 1
         if writes:
@@ -188,7 +189,7 @@ class Memory:
             self.readers[who] = who.clock[who]
 
     def __del__(self) -> None:
-        """Freed: the owner may give it to its next kernel at once."""
+        """Record a fault if another stream may still use the memory, which can now be reused."""
         if self.owner is None:
             return
         users = list(self.readers.items()) + ([self.writer] if self.writer else [])
@@ -200,7 +201,7 @@ class Memory:
 
 
 def project_line() -> str:
-    """The innermost function of the project that is being run."""
+    """Return the innermost running function of the project, as `file:function`."""
     frame = sys._getframe(1)
     while frame is not None:
         inside = _in_project(frame.f_code.co_filename)
@@ -212,7 +213,7 @@ def project_line() -> str:
 
 @functools.cache
 def _in_project(file: str) -> str:
-    """The path of a file of the project in its package; empty for others."""
+    """Return the path of a project file within its package; an empty string for other files."""
     parts = PurePath(file).parts
     if "impasto" not in parts or "site-packages" in parts:
         return ""

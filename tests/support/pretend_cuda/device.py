@@ -1,4 +1,4 @@
-"""Puts the pretended GPU in the place of `torch.cuda`, for the life of a process."""
+"""Replaces `torch.cuda` by the pretended GPU, for the lifetime of a process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GIB = 1 << 30
 
 
 def install(*, memory_gib: int = 24, capability: tuple[int, int] = (8, 6)) -> None:
-    """Have torch believe in one GPU."""
+    """Make torch detect one GPU."""
     _replace_cuda(memory_gib * GIB, capability)
     _replace_constructors()
     _replace_pinning()
@@ -86,7 +86,7 @@ def _answer(answer: Any, *_: Any, **__: Any) -> Any:
 
 
 def _replace_constructors() -> None:
-    """`torch.tensor` makes its tensor below what Python sees; a generator has no values."""
+    """Replace `torch.tensor`, which bypasses dispatch, and make generators live on the CPU."""
     tensor, generator = torch.tensor, torch.Generator
 
     def made(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
@@ -114,7 +114,7 @@ def _replace_pinning() -> None:
 
 
 def _let_foreach_kernels_take_them() -> None:
-    """Optimizers and clipping take their kernels for many tensors for plain tensors only."""
+    """Let optimizers and clipping use their multi-tensor kernels for `PretendTensor` too."""
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
@@ -125,7 +125,7 @@ def _let_foreach_kernels_take_them() -> None:
 
 
 def _watch_threads() -> None:
-    """See operators in threads too; what is given to one is ordered before it, as is its result."""
+    """Observe operators in threads too, and order a thread's work after its submission."""
     run, submit, result = threading.Thread.run, ThreadPoolExecutor.submit, Future.result
 
     def run_watched(self: threading.Thread) -> None:

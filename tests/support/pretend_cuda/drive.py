@@ -1,7 +1,7 @@
-"""Runs the project's trainer on the pretended GPU: `drive.py LIBRARY ORDERS ANSWERS`, JSON files.
+"""Run the project's trainer on the pretended GPU: `drive.py LIBRARY ORDERS ANSWERS`, JSON files.
 
-An order is a list of cases, each with a name, settings, and perhaps a fault. Answers say of each
-what was found. One process runs them all, since importing takes longer than most of them.
+ORDERS is a list of cases, each with a name, settings, and optionally a fault; ANSWERS receives the
+findings of each. One process runs them all, since importing takes longer than most of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 os.fsync = os.fstat  # as in conftest.py
-ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before torch asks what there is
+ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before torch queries devices
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from impasto.cli.imports import leave_out_quantizers
@@ -41,7 +41,7 @@ for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDis
 
 
 class Watched(SilentEvents):
-    """Tells the waits of each step from those of what is done beside them."""
+    """Records the waits and allocations of each step apart from those outside steps."""
 
     def __init__(self) -> None:
         self.waits: dict[int, dict[str, int]] = {}
@@ -58,7 +58,7 @@ def main() -> None:
     tokenizers.tokenizer_of = remembered(tokenizers.tokenizer_of)
     answers: dict[str, Any] = {}
     gc.collect()
-    gc.freeze()  # no collection looks at what was imported
+    gc.freeze()  # garbage collections skip imported objects
     for order in orders:
         if order.get("each_site"):
             answers |= run_out_of_memory_everywhere(order, answers[order["like"]])
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def remembered(build: Any) -> Any:
-    """The tokenizer of all cases is the same, and takes half the time of one."""
+    """Return a caching version of a tokenizer's builder: building takes half of a case's time."""
     known: dict[Any, Any] = {}
 
     def of(files: Any, pad_token: str) -> Any:
@@ -83,12 +83,13 @@ def remembered(build: Any) -> Any:
 def run_out_of_memory_everywhere(
     order: dict[str, Any], whole: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Runs like another one: memory runs out in each place where its second step takes some.
+    """Run a case again, out of memory at each place where its second step allocates some.
 
-    The first place has a run of its own, which may be resumed, and so has each place of an update
-    that becomes a graph, whose recording is another one after a failure. In the next run the same
-    step fails in all others, one after the other, each of which leaves its states in a folder of
-    its own; where the optimizer was changing the weights, another run goes on with the rest.
+    The first place gets a separate run, which can be resumed, and so does each place of an update
+    that becomes a CUDA graph, since its recording differs after a failure. In the next run the same
+    step fails at all other places, one after the other, and each failure leaves its states in a
+    separate folder; after a failure while the optimizer changed the weights, another run continues
+    with the rest.
     """
     of_graph = "/optim/" if "cuda_graphs" in order["settings"]["training"] else "no place"
     numbered = list(enumerate(sorted(whole["allocations"][1])))
@@ -106,7 +107,7 @@ def run_out_of_memory_everywhere(
 def run_out_of_memory(
     order: dict[str, Any], places: list[tuple[int, str]], base: str
 ) -> dict[str, dict[str, Any]]:
-    """A run that fails in as many places as it can, which are taken from the list."""
+    """Run a case that fails at as many places as possible; those are removed from the list."""
     answers: dict[str, dict[str, Any]] = {}
 
     def failed(answer: dict[str, Any]) -> None:
@@ -126,7 +127,7 @@ def run_out_of_memory(
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """One case."""
+    """Run one case and return its findings."""
     FINDINGS.reset()
     stand_ins.PAGES.clear()
     began = time.process_time()
@@ -149,7 +150,7 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
             trainer.train(config, events)
     except ImpastoError as found:
         error = told(found)
-    except Exception:  # told to the test, which fails
+    except Exception:  # reported to the test, which fails
         error = traceback.format_exc()
     finally:
         FINDINGS.fail_at = None
@@ -177,9 +178,9 @@ def watched_update(events: Watched, real: Any) -> Any:
 
 
 def failing_update(real: Any, places: list[tuple[int, str]], failed: Any) -> Any:
-    """The second update fails in the first of the places, and is begun anew to fail in the next.
+    """Return an update whose step 2 fails at the first place, and is repeated for the next.
 
-    The last of them ends the run, and so does one after which weights are not what they were.
+    The last place ends the run, and so does one after which weights have changed.
     """
 
     def update(self: Any, update: Any, batches: Any) -> None:
@@ -200,7 +201,7 @@ def failing_update(real: Any, places: list[tuple[int, str]], failed: Any) -> Any
                     raise
                 failed({"error": told(error)})
             else:
-                raise AssertionError(f"no memory was taken at {places[0]}")
+                raise AssertionError(f"no memory was allocated at {places[0]}")
 
     return update
 

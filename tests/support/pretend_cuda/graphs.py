@@ -1,4 +1,4 @@
-"""CUDA graphs on the pretended GPU: what is recorded is called again on the same tensors."""
+"""CUDA graphs on the pretended GPU: recorded operators are called again on the same tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graph_recording import Recording, without_random_states
 
 
 class Graph:
-    """In the place of `torch.cuda.CUDAGraph`."""
+    """A replacement for `torch.cuda.CUDAGraph`."""
 
     def __init__(self) -> None:
         self.recording = Recording()
@@ -19,18 +19,18 @@ class Graph:
     def replay(self) -> None:
         self.recording.replay()
         stream = current_stream()
-        for memory in self.recording.memories:  # a pool is freed when all is done
+        for memory in self.recording.memories:  # a pool is freed after all of its work
             memory.recorded.add(stream)
 
 
 @contextlib.contextmanager
 def recorded(graph: Graph, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-    """In the place of `torch.cuda.graph`: waits for the GPU, and has nothing done.
+    """A replacement for `torch.cuda.graph`: waits for the GPU, and records without running.
 
     Args:
-        graph: Takes what is launched.
-        pool: Whose memory it is.
-        stream: Records.
+        graph: Receives the launched work.
+        pool: The memory pool of the graph.
+        stream: The stream that records.
         capture_error_mode: What other threads may do meanwhile.
     """
     del pool
@@ -42,4 +42,4 @@ def recorded(graph: Graph, pool: Any, stream: Any, capture_error_mode: str) -> I
             yield
     finally:
         graph.recording.undo()
-        DEFAULT.learn(stream.clock)  # nothing has run, so nothing has to be waited for
+        DEFAULT.learn(stream.clock)  # nothing has run, so no wait is needed

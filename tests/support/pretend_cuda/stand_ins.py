@@ -1,4 +1,4 @@
-"""Optimizers in the place of bitsandbytes', whose kernels need a real GPU."""
+"""Replacements for bitsandbytes' optimizers, whose kernels need a real GPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 PAGES: list[Tensor] = []
-"""Memory that a paged optimizer made since the last case began."""
+"""Memory that paged optimizers allocated since the start of the current case."""
 
 
 class EightBits(torch.optim.Optimizer):
-    """Momentum that is kept in 8 bits, with one scale for each tensor."""
+    """Momentum stored in 8 bits, with one scale per tensor."""
 
     def __init__(self, params: Any, lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr})
@@ -37,9 +37,9 @@ class EightBits(torch.optim.Optimizer):
 
 
 class Paged(torch.optim.Optimizer):
-    """Momentum in memory of its own making, as `get_state_buffer` of bitsandbytes gives it.
+    """Momentum in memory from `get_state_buffer`, as in bitsandbytes' paged optimizers.
 
-    On the CPU, where it is tried out ahead of a run, memory is what it is everywhere.
+    On the CPU, where it is tried before a run, it uses ordinary memory.
     """
 
     is_paged = True

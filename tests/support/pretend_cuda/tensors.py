@@ -1,4 +1,4 @@
-"""Tensors that say `cuda:0` and compute on the CPU."""
+"""Tensors with device `cuda:0` that compute on the CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAITING = {
     "aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::nonzero",
     "aten::masked_select", "aten::_unique2",
 }  # fmt: skip
-"""Operators whose result the host needs, in its value or in its shape."""
+"""Operators whose result the host needs, for its value or its shape."""
 VIEWS = {"aten::detach", "aten::alias", "aten::view", "aten::t", "aten::transpose", "aten::set_"}
 
 
@@ -36,8 +36,8 @@ class PretendTensor(torch.Tensor):
     """A tensor on the pretended GPU.
 
     Attributes:
-        values: The same on the CPU.
-        memory: Shared by all views of it.
+        values: The same tensor on the CPU.
+        memory: The memory record, shared by all views.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -100,11 +100,11 @@ class PretendTensor(torch.Tensor):
 
 
 class EveryOperator(TorchDispatchMode):
-    """Sees operators without a tensor of the GPU too: those that make one, or use pinned memory."""
+    """Observes operators without a GPU tensor too: those that create one, or use pinned memory."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, so that no operator has to be kept from the compiler."""
+        """Return False: nothing is compiled, so no operator must be hidden from the compiler."""
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -112,11 +112,11 @@ class EveryOperator(TorchDispatchMode):
 
 
 PINNED: dict[int, Memory] = {}
-"""Pinned memory, by its address."""
+"""Records of pinned memory by its address."""
 
 
 def pinned(values: torch.Tensor) -> torch.Tensor:
-    """Mark memory of the host as pinned."""
+    """Mark the memory of a host tensor as pinned."""
     storage = values.untyped_storage()
     address = storage.data_ptr()
     PINNED[address] = Memory(None)
@@ -125,7 +125,7 @@ def pinned(values: torch.Tensor) -> torch.Tensor:
 
 
 def memory_of_host(tensor: torch.Tensor) -> Memory | None:
-    """The record of pinned memory; None of other memory of the host."""
+    """Return the record of pinned memory, or None for other host memory."""
     if not PINNED or isinstance(tensor, PretendTensor) or tensor.device.type != "cpu":
         return None
     if tensor.layout is not torch.strided:
@@ -148,7 +148,7 @@ def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _tensors_by_side(arguments: Any) -> tuple[list[PretendTensor], list[torch.Tensor]]:
-    """Tensors of the GPU, and others, among an operator's arguments and in its lists of tensors."""
+    """Return the GPU tensors and the other tensors among an operator's arguments and lists."""
     gpu_side: list[PretendTensor] = []
     others: list[torch.Tensor] = []
     for argument in arguments:
@@ -213,7 +213,7 @@ def _on_gpu(
     if to_host:
         return pinned(values) if kwargs.get("pin_memory") else values
     if written and not isinstance(written[0], PretendTensor):
-        return written[0]  # a copy to the host
+        return written[0]  # the result of a copy to the host
     known = {x.values.untyped_storage().data_ptr(): x.memory for x in gpu_side}
     if values is None:
         return None
@@ -235,7 +235,7 @@ def _wrapped(value: Any, known: dict[int, Memory], stream: Stream, name: str, si
 
 
 def _require_one_device(name: str, gpu_side: list[Any], host_side: list[torch.Tensor]) -> None:
-    """A GPU takes single numbers from the host, and copies; all else has to be on one device."""
+    """Raise if an operator mixes devices; a GPU accepts copies and single numbers from the host."""
     if name in COPIES or name in INDEXING or not gpu_side:
         return
     if any(tensor.dim() for tensor in host_side):
@@ -246,7 +246,7 @@ def _require_one_device(name: str, gpu_side: list[Any], host_side: list[torch.Te
 
 
 def _site_of() -> str:
-    """Where memory is allocated; runs out of it where that is asked for."""
+    """Record an allocation, and raise out of memory if this is the requested place."""
     site = project_line()
     FINDINGS.allocations[site] += 1
     if FINDINGS.fail_at == site:
@@ -258,7 +258,7 @@ def _site_of() -> str:
 def _cross(
     name: str, args: Any, kwargs: Any, host_side: list[Any], stream: Stream, *, to_host: bool
 ) -> None:
-    """A copy between host and device waits, unless it is from or to pinned memory and may not."""
+    """Record the wait of a copy between host and device, unless it is pinned and non-blocking."""
     may_run_on = bool(kwargs.get("non_blocking", False))
     if name == "aten::copy_" and len(args) > 2:
         may_run_on = bool(args[2])
@@ -280,7 +280,7 @@ def _cross(
 
 
 def _tensors_in(arguments: Any) -> Iterator[torch.Tensor]:
-    """Tensors among an operator's arguments, and in its lists of tensors."""
+    """Yield the tensors among an operator's arguments, and in its lists of tensors."""
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             yield argument
@@ -306,13 +306,14 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Operator:
-    """What is to be known of an operator.
+    """Facts about an operator.
 
     Attributes:
-        name: Without its overload.
-        is_view: Whether it touches no memory.
+        name: The name without its overload.
+        is_view: Whether it accesses no memory.
         aliases: Whether a result may be one of the arguments, or a view of it.
-        written_places: The arguments that it changes; one that changes some takes no memory.
+        written_places: Indices of arguments that it changes; if there are any, it allocates
+            nothing.
     """
 
     name: str
@@ -325,7 +326,7 @@ _KNOWN: dict[int, Operator] = {}
 
 
 def operator_of(func: Any) -> Operator:
-    """By its address: PyTorch keeps all that there are, and hashes one in Python."""
+    """Return the facts of an operator, cached by id: PyTorch keeps all, and hashing one is slow."""
     known = _KNOWN.get(id(func))
     if known is None:
         schema = func._schema
@@ -340,6 +341,6 @@ def operator_of(func: Any) -> Operator:
 
 
 def _written(operator: Operator, args: Any) -> list[torch.Tensor]:
-    """The tensors that an operator changes."""
+    """Return the tensors that an operator changes."""
     places = operator.written_places
     return list(_tensors_in(args[i] for i in places if i < len(args))) if places else []

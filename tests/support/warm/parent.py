@@ -1,11 +1,11 @@
-"""A process that has imported what all commands import, and forks one child for each command.
+"""A process that has imported what all commands import, and forks a child for each command.
 
-Started by `running.py` with a listening socket and a pipe; it ends when the pipe does. The child
-becomes the command before anything else happens in it: its words, folder, variables, standard
-streams and signals are those that a fresh interpreter would have.
+Started by `running.py` with a listening socket and a pipe; it ends when the pipe is closed. Before
+anything else runs in the child, it takes over the command's arguments, folder, environment,
+standard streams and signal handlers, as a fresh interpreter would have them.
 
-A fork is safe as long as this process has one thread and has never run a parallel operation: the
-pools of OpenMP and of PyTorch are made by whoever first needs them.
+A fork is safe as long as this process has one thread and has never run a parallel operation: OpenMP
+and PyTorch create their thread pools at the first such operation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import NoReturn
 LENGTH = struct.Struct("!I")
 PYTHON = "IMPASTO_WARM_PYTHON"  # as in running.py
 LIBRARIES = ("numpy", "torch", "accelerate", "transformers", "diffusers")
-LATE = ("impasto.__main__", "impasto.annotate.onnx_tagger")  # the second begins a thread
+LATE = ("impasto.__main__", "impasto.annotate.onnx_tagger")  # the second starts a thread
 CLASSES = {
     "diffusers": ("UNet2DConditionModel", "AutoencoderKL"),
     "transformers": ("CLIPTextModel", "CLIPTokenizer"),
@@ -48,10 +48,10 @@ DEFAULTS = (
 
 
 def import_all() -> None:
-    """Import as the command line does, which speaks to the C library and to the libraries first.
+    """Import in the command line's order, which configures the C library and others first.
 
-    And make what a process keeps and all have alike: the tokenizer, the pages' templates, and what
-    pyarrow asks of pandas, where that is installed, when it makes its first array.
+    Also create what a process caches and all commands share: the tokenizer, the pages' templates,
+    and the import of pandas, where installed, by pyarrow's first array.
     """
     from impasto.allocation import tune_allocation
     from impasto.cli.quiet import quiet_libraries
@@ -77,15 +77,16 @@ def import_all() -> None:
         for name in templates.list_templates(["j2"]):
             templates.get_template(name)
     for finalizer in tuple(weakref.finalize._registry):
-        finalizer.atexit = False  # PyTorch's libraries of operators, which end with the process
+        finalizer.atexit = False  # PyTorch's operator libraries, which are never unloaded
 
 
 class Command:
-    """What a child is to become.
+    """The command that a child runs.
 
     Attributes:
-        words: Those of Python's own command line: `-m module`, perhaps after `-P`, `-c program`, or
-            a file, and more.
+        words: Arguments of Python's own command line: `-m module`, perhaps after `-P`, `-c
+            program`,
+            or a file, and the program's arguments.
     """
 
     def __init__(self, request: dict, streams: list[int]) -> None:
@@ -96,7 +97,7 @@ class Command:
         self.streams = streams
 
     def take_place(self) -> None:
-        """Make this process one that has just been started with these words."""
+        """Set up this process as if it had just been started with these arguments."""
         signal.set_wakeup_fd(-1)
         for number in DEFAULTS:
             signal.signal(number, signal.SIG_DFL)
@@ -117,7 +118,7 @@ class Command:
         gc.enable()
 
     def run(self) -> None:
-        """Run the program as `__main__`; ends as it ends."""
+        """Run the program as `__main__`; an exception or exit of the program is passed on."""
         first, *rest = self.words
         is_safe = first == "-P"
         if is_safe:
@@ -142,7 +143,7 @@ class Command:
 
 
 def _open_streams() -> None:
-    """Python's own streams, as `Py_Initialize` makes them."""
+    """Open the standard streams as `Py_Initialize` does."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, f"__{name}__")
         words = {"encoding": old.encoding, "errors": old.errors}
@@ -163,11 +164,11 @@ def _open_streams() -> None:
 
 
 class Parent:
-    """Takes commands from the socket until the pipe ends.
+    """Takes commands from the socket until the pipe is closed.
 
     Args:
         listening: The socket.
-        pipe: Whoever started this process holds its other end.
+        pipe: A pipe whose other end the process that started this one holds.
     """
 
     def __init__(self, listening: socket.socket, pipe: int) -> None:
@@ -180,14 +181,14 @@ class Parent:
         self._selector.register(self._woken, selectors.EVENT_READ, self._reap)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at pytest is for its commands
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in pytest is meant for the commands
         self._waking = waking
         self._listening, self._pipe = listening, pipe
         self._children: dict[int, socket.socket] = {}
         self._ends = False
 
     def next_command(self) -> Command | None:
-        """Serve; returns in a child with what it is to become, and None here at the end."""
+        """Serve requests; return the command in each child, and None in the parent at the end."""
         while not self._ends:
             for key, _ in self._selector.select():
                 command = key.data(key.fileobj)
@@ -215,7 +216,7 @@ class Parent:
         return None
 
     def _forget(self, connection: socket.socket) -> None:
-        """Close what is the parent's, in a child."""
+        """Close the parent's files in a child."""
         self._selector.close()
         for ours in (*self._children.values(), connection, self._listening):
             ours.close()
@@ -225,7 +226,7 @@ class Parent:
         os.close(self._pipe)
 
     def _left_alone(self, connection: socket.socket) -> None:
-        """Whoever asked for a command is gone: end it."""
+        """Kill the command of a client that has closed its connection."""
         for process, asked in list(self._children.items()):
             if asked is connection:
                 os.kill(process, signal.SIGKILL)
@@ -247,7 +248,7 @@ class Parent:
 
 
 def _received(connection: socket.socket) -> Command | None:
-    """The length of a request and the three streams, then the request."""
+    """Receive a request, its length with the streams first; None if it is incomplete."""
     head, streams, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
     if len(head) < LENGTH.size or len(streams) < 3:
         return None
@@ -262,17 +263,17 @@ def _received(connection: socket.socket) -> Command | None:
 
 
 def _tell(connection: socket.socket, number: int) -> None:
-    with contextlib.suppress(OSError):  # nobody waits for it any more
+    with contextlib.suppress(OSError):  # the client no longer waits for it
         connection.sendall(struct.pack("!i", number))
 
 
 def serve() -> Command | None:
-    """Import, say that this is done, and serve."""
+    """Import, report that it is complete, and serve; return the command in a child, else None."""
     listening = socket.socket(fileno=int(sys.argv[1]))
     pipe = int(sys.argv[2])
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's begins them when imported
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's OpenBLAS starts threads at import
     os.fsync = os.fstat  # as in conftest.py
-    gc.disable()  # until a child begins: what is collected would be copied into every child
+    gc.disable()  # until a child starts: a collection would copy memory pages in each child
     import_all()
     threads = len(os.listdir("/proc/self/task"))
     gc.collect()
@@ -280,7 +281,7 @@ def serve() -> Command | None:
     gc.set_threshold(20_000, 10, 20)  # as in conftest.py
     sys.stdout.write(json.dumps({"threads": threads, "variables": dict(os.environ)}))
     sys.stdout.flush()
-    os.dup2(0, 1)  # ends what is read there
+    os.dup2(0, 1)  # closes the pipe that running.py reads
     if threads > 1:
         return None
     return Parent(listening, pipe).next_command()
@@ -289,8 +290,8 @@ def serve() -> Command | None:
 def end_with(stop: BaseException | None) -> NoReturn:
     """End as the interpreter does: threads, exit functions and streams, and then the exit code.
 
-    It would also take every module apart, page after page of what is shared with the parent, for
-    a second; the system does that at once.
+    The interpreter would also delete every module, copying the pages shared with the parent, for a
+    second; the system frees the memory at once.
     """
     code = 0
     if isinstance(stop, SystemExit):
@@ -303,7 +304,7 @@ def end_with(stop: BaseException | None) -> NoReturn:
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(ValueError, OSError):  # closed, or nobody reads it any more
+        with contextlib.suppress(ValueError, OSError):  # closed, or without a reader
             stream.flush()
     if isinstance(stop, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -312,7 +313,7 @@ def end_with(stop: BaseException | None) -> NoReturn:
 
 
 def run_as_main(command: Command) -> NoReturn:
-    """Become a command, run it, and end as it ends."""
+    """Take over a command, run it, and exit as it does."""
     stop = None
     try:
         command.take_place()

@@ -1,9 +1,9 @@
-"""Runs commands of Python as processes of their own, where it can be without the imports of each.
+"""Run Python commands as separate processes, where possible without the imports of each.
 
-`run` and `start` are what `subprocess.run` and `subprocess.Popen` are for
-`[sys.executable, *words]`. On Linux they ask a warm parent (`parent.py`), which has imported the
-large libraries once, to fork; elsewhere, and where a variable of the environment may have been
-read by an import, they start the interpreter.
+`run` and `start` replace `subprocess.run` and `subprocess.Popen` for `[sys.executable, *words]`. On
+Linux they ask a warm parent (`parent.py`), which has imported the large libraries once, to fork;
+elsewhere, and if an environment variable differs that an import may have read, they start the
+interpreter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ case "$1 $2 $3:,$IMPASTO_WARM_ONLY," in
     *) exec '{python}' "$@" ;;
 esac
 """
-OWN = tuple(os.environ.items())  # as it is before any test changes it
+OWN = tuple(os.environ.items())  # before any test changes it
 LENGTH, NUMBER = struct.Struct("!I"), struct.Struct("!i")
 
 
@@ -53,9 +53,9 @@ def run(
     cwd: str | Path | None = None,
     fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python words...` to its end on some input; its output is captured as UTF-8.
+    """Run `python words...` to its end, with `input` as its input; its output is captured as UTF-8.
 
-    With `fresh` it is an interpreter that begins from nothing, as a user's does.
+    With `fresh` it is a new interpreter, like a user's, instead of a fork.
     """
     process = start(*words, input=input, env=env, cwd=cwd, fresh=fresh)
     try:
@@ -77,9 +77,9 @@ def start(
     output: int | None = None,
     errors: int | None = None,
 ) -> Forked | subprocess.Popen[str]:
-    """Start `python words...`; what it writes is had by `communicate`, when it has ended.
+    """Start `python words...`; its output is returned by `communicate` once it has ended.
 
-    But for what is to go to a descriptor of `output` or `errors`.
+    Output that goes to the descriptors `output` or `errors` is not captured.
     """
     variables = dict(os.environ if env is None else env)
     address = None if fresh else warm_parent(variables)
@@ -98,7 +98,7 @@ def start(
 
 
 def launched(words: Sequence[object], env: Mapping[str, str]) -> list[str]:
-    """What `torch.distributed.run` is given to run `python words...` in each of its processes."""
+    """Return arguments of `torch.distributed.run` that run `python words...` in each process."""
     address = warm_parent(env)
     command = [*map(str, words)]
     if address is None:
@@ -109,15 +109,14 @@ def launched(words: Sequence[object], env: Mapping[str, str]) -> list[str]:
 def with_forks(
     variables: Mapping[str, str] | None = None, *, only: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Variables of a process whose own commands of Impasto are forked, as those of a studio are.
+    """Return the environment of a process whose own Impasto commands are forked.
 
-    The process is an interpreter as ever; what it takes for the path of its interpreter, and
-    starts, is a stand-in (`worker.py`).
+    The process itself is a fresh interpreter, but its `sys.executable` is a stand-in (`worker.py`).
 
     Args:
-        variables: What it has besides.
-        only: The commands that are forked, where the others are interpreters as a user's are; none
-            stands for all.
+        variables: Its other variables.
+        only: The commands that are forked, while others are fresh interpreters, as a user's are; by
+            default all are forked.
     """
     given = forking(variables, only=only)
     if PYTHON not in given:
@@ -129,23 +128,23 @@ def with_forks(
 def forking(
     variables: Mapping[str, str] | None = None, *, only: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The same as `with_forks` for a process that is a fork itself."""
+    """Return the same as `with_forks`, for a process that is itself a fork."""
     given = dict(os.environ if variables is None else variables)
     found = stand_in(given)
     return given if found is None else {**given, PYTHON: found, ONLY: ",".join(only)}
 
 
 def stand_in(variables: Mapping[str, str] | None = None) -> str | None:
-    """A path that stands in for the interpreter's: commands of Impasto that it is given are forked.
+    """Return a stand-in's path for the interpreter's: it forks Impasto commands given to it.
 
-    None where they cannot be.
+    None where forks are not possible.
     """
     address = warm_parent(os.environ if variables is None else variables)
     return None if address is None else str(Path(address).with_name("python"))
 
 
 def warm_parent(variables: Mapping[str, str]) -> str | None:
-    """Where a parent listens that has these variables; None where there can be none."""
+    """Return the address of a parent with these environment variables, or None if it has others."""
     if not is_possible():
         return None
     threads = variables.get(THREADS)
@@ -163,9 +162,9 @@ def warm_parent(variables: Mapping[str, str]) -> str | None:
 
 
 def is_possible() -> bool:
-    """Whether a fork of a process with PyTorch is as good as another process.
+    """Return whether a fork of a process with PyTorch behaves like a new process.
 
-    macOS's own libraries refuse to work in one, and so does CUDA once it has been looked at.
+    macOS's own libraries refuse to work in a fork, and so does CUDA once it has been queried.
     """
     return sys.platform == "linux" and not Path("/dev/nvidia0").exists()
 
@@ -175,8 +174,9 @@ class Started:
     """A warm parent.
 
     Attributes:
-        address: The name of its socket.
-        variables: Its environment after the imports, which set some of what the command line sets.
+        address: The path of its socket.
+        variables: Its environment after the imports, which set some variables as the command line
+            does.
     """
 
     address: str
@@ -185,7 +185,7 @@ class Started:
 
 @functools.cache
 def _started(own: tuple[tuple[str, str], ...]) -> Started:
-    """Start a parent with an environment, once; it ends with this process."""
+    """Start a parent with an environment, once per environment; it ends with this process."""
     folder = tempfile.TemporaryDirectory(prefix="warm-")
     address = str(Path(folder.name) / "socket")
     stand_in = Path(folder.name) / "python"
@@ -219,11 +219,11 @@ def _started(own: tuple[tuple[str, str], ...]) -> Started:
 
 
 class Forked:
-    """A command in a fork of the warm parent, with what tests use of `subprocess.Popen`.
+    """A command in a fork of the warm parent, with those methods of `Popen` that tests use.
 
     Attributes:
-        pid: Its process number: signals go to it directly.
-        returncode: As `Popen` has it, once the process has ended.
+        pid: Its process id: signals are sent to it directly.
+        returncode: The exit code as in `Popen`, once the process has ended.
     """
 
     def __init__(
@@ -257,14 +257,14 @@ class Forked:
         return NUMBER.unpack(data)[0]
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """Return the exit code, or None while it runs."""
         try:
             return self.wait(timeout=0)
         except subprocess.TimeoutExpired:
             return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end."""
+        """Wait for the end of the process, and return its exit code."""
         if self.returncode is None:
             self._connection.settimeout(None if timeout is None else max(timeout, 1e-6))
             try:
@@ -275,7 +275,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for its end; what it wrote."""
+        """Wait for the end of the process, and return its output and its errors."""
         self.wait(timeout)
         texts = []
         for stream in (self._output, self._errors):
@@ -285,16 +285,16 @@ class Forked:
         return texts[0], texts[1]
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -305,7 +305,7 @@ def request(
     folder: str,
     streams: Sequence[int],
 ) -> None:
-    """Ask for a command; `worker.py` says it in the same way."""
+    """Request a command from the parent; `worker.py` sends the same message."""
     content = {"words": list(words), "variables": dict(variables), "folder": folder}
     data = json.dumps(content).encode()
     socket.send_fds(connection, [LENGTH.pack(len(data))], list(streams))

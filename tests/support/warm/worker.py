@@ -1,8 +1,8 @@
-"""What `torch.distributed.run --no-python` starts for each process: a stand-in of a forked one.
+"""A stand-in for a forked process, which `torch.distributed.run --no-python` starts for each rank.
 
-It passes its words, streams and variables on to the warm parent, hands on signals, and ends as
-the forked process ended. Started with `-I -S`, so that it takes no time. The process whose number
-is `IMPASTO_WARM_FRESH` becomes an interpreter that begins from nothing.
+It passes its arguments, streams and environment on to the warm parent, forwards signals, and exits
+as the forked process does. Started with `-I -S`, so that it starts fast. The process whose rank is
+`IMPASTO_WARM_FRESH` becomes a fresh interpreter instead.
 """
 
 import json

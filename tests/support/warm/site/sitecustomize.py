@@ -1,4 +1,4 @@
-"""Has an interpreter that is started with `with_forks` of `running.py` start forks in its turn."""
+"""Make an interpreter started with `with_forks` of `running.py` fork its own commands too."""
 
 import os
 import sys
