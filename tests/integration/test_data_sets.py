@@ -69,7 +69,7 @@ def era_2023(folder, stem, width, height):
 
 
 def era_2025(folder, stem, width, height):
-    name = f"{stem}_{width:04d}x{height:04d}_sdxl.npz"  # what fine_tune.py called SD 1's
+    name = f"{stem}_{width:04d}x{height:04d}_sdxl.npz"  # fine_tune.py's name for SD 1's
     np.savez(folder / name, **arrays(folder, stem, width, height))
 
 
