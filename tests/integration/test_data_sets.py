@@ -69,7 +69,7 @@ def era_2023(folder, stem, width, height):
 
 
 def era_2025(folder, stem, width, height):
-    name = f"{stem}_{width:04d}x{height:04d}_sdxl.npz"  # what fine_tune.py called SD 1's
+    name = f"{stem}_{width:04d}x{height:04d}_sdxl.npz"  # fine_tune.py's name for SD 1's
     np.savez(folder / name, **arrays(folder, stem, width, height))
 
 
@@ -640,5 +640,5 @@ def test_nothing_is_written_beside_images_of_validation(run_values, run_file, tm
     file = run_file(dataset=dataset, validation={"image_dir": str(held)})
     done = impasto("dataset", "cache", file, nano_model, "--export-npz")
     assert done.returncode == 0, done.stderr
-    assert "Encoded now 5" in " ".join(done.stdout.split())
+    assert "Encoded now       5" in done.stdout
     assert (len([*own.glob("*.npz")]), [*held.glob("*.npz")]) == (3, [])

@@ -24,7 +24,7 @@ from impasto.annotate.undoing import undo
 from impasto.cli.main import impasto
 from impasto.errors import ConfigError, DatasetError, RunError, StorageError
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links and permissions of POSIX")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links and permissions")
 
 
 @pytest.fixture

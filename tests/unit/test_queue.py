@@ -592,7 +592,7 @@ def test_the_command_that_goes_on_is_for_the_same_device(queue, monkeypatch):
 
 
 def test_a_process_that_outlived_its_runner_is_waited_for(queue, run_queue):
-    """Nothing else starts on the device meanwhile."""
+    """No other job starts on a device while an earlier runner's process still uses it."""
     job, _ = add(queue, "dog"), add(queue, "cat")
     orphan = subprocess.Popen([sys.executable, "-c", SLEEPS])
     write_job(replace(job, state="working", runner=GONE, device="7", tries=1, owns_run=True))

@@ -270,7 +270,7 @@ def test_a_task_is_stopped_by_its_name(tmp_path, monkeypatch):
         assert "There is no task" in plain(refused)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_folder_of_tasks_that_leads_elsewhere_is_refused(tmp_path):
     (tmp_path / "runs" / ".impasto").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()

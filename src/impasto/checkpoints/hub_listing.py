@@ -147,7 +147,7 @@ def _only_checkpoint(hub_id: str, listed: list[str]) -> str:
     found = _checkpoints(listed)
     if len(found) == 1:
         return found[0]
-    problem = "is no Diffusers model and has" if not found else "has"
+    problem = "is not a Diffusers model and has" if not found else "has"
     raise ModelError(
         f"{hub_id} {problem} {len(found) or 'no'} files with models in them. "
         f"{listing(hub_id, listed)}"

@@ -78,8 +78,8 @@ def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFold
         choice: Set of weights to use if a network has several.
 
     Raises:
-        ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or
-            damaged.
+        ModelError: It is not a Diffusers folder of Stable Diffusion, or something in it is missing
+            or damaged.
     """
     if not presence.is_file(path / "model_index.json"):
         raise ModelError(

@@ -31,7 +31,9 @@ Section = dict[str, str]
 def inspect_model(
     source: str, options: OpenOptions, progress: Progress, *, hashing: bool = True
 ) -> dict[str, Section]:
-    """Return sections of names and values. A file that is no base model is described, not refused.
+    """Return sections of names and values.
+
+    A file that is not a base model is described, not refused.
 
     Raises:
         ModelError: It is missing, damaged, or refused as unsafe.
