@@ -104,5 +104,5 @@ def test_rules_that_do_not_fit(text, words):
 
 
 def test_unknown_rules():
-    with pytest.raises(ConfigError, match="no rules 'kohja': expected a file, or one of kohya"):
+    with pytest.raises(ConfigError, match="no rule set 'kohja': expected a file, or one of kohya"):
         load_rules("kohja")
