@@ -1,6 +1,6 @@
 """Ray Data against the local threads and processes: rates of the same stages, taken in turn.
 
-Ray is started beforehand, and its start has a row of its own; each engine runs all stages once
+Ray is started beforehand, and its start has a separate row; each engine runs all stages once
 before it is measured.
 """
 

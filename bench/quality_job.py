@@ -223,7 +223,7 @@ def _derived(run: RunDirectory, row: Row) -> Iterator[tuple[Derived, Path]]:
 
 
 def draw_prior(place: Place) -> None:
-    """Draw the prior images with the base model, as far as they are missing."""
+    """Draw the missing prior images with the base model."""
     captions = [record.fixed_caption.strip() for record in scan_folder(PICTURES).records]
     texts = list(dict.fromkeys(captions))
     prompt = Prompt("", "", 1, SIDE, SIDE, place.setup.drawing_steps, GUIDANCE)

@@ -1,5 +1,5 @@
-// What lets autograd take tensors without values that say `cuda:0` in a build of PyTorch for CPUs: a
-// device guard that does nothing, and the answer that there is one device. One stream, no events.
+// Lets autograd in a CPU build of PyTorch accept tensors without values on `cuda:0`: a device guard
+// that does nothing, and hooks that report one device. One stream, no events.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 

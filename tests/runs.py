@@ -95,7 +95,7 @@ def exported(run):
 def killed_copy(run: Path, copy: Path, *, after: int) -> Path:
     """Copy a finished run as if it had been killed before the state that follows a step.
 
-    Files written until then are there, such as the metrics of later steps; later states, files
+    Files written until then exist, such as the metrics of later steps; later states, files
     written at the end, and the status of a finished run are not.
     """
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("export", "report.html"))

@@ -161,7 +161,7 @@ def test_a_compiled_network_is_the_same_network(
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns about itself
 @pytest.mark.parametrize("kind", ["blocks", "full"])
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) on the path")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) on the PATH")
 def test_compiled_code_computes_the_same_to_rounding(kind, train_config, flat, tmp_path):
     plain = train(train_config(training=TO_COMPILE, **alike(flat)))
     found = compiled(train_config, flat, str(tmp_path / "compiled"), compile=kind)

@@ -418,7 +418,7 @@ def test_a_cluster_needs_no_folder_of_what_is_in_a_store(tmp_path, store_cache, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no name on Windows holds a colon")
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no colon in names")
 def test_names_of_a_folder_that_look_like_a_scheme_stay_local(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture(Path("odd:") / "a.png")

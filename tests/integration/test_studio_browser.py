@@ -139,7 +139,7 @@ def test_forms_work_at_an_address_of_the_network(tmp_path, page, complaints):
     (tmp_path / "runs").mkdir()
     with served(tmp_path / "runs", "--listen", "0.0.0.0") as (address, _):
         if address.startswith("http://127."):
-            pytest.skip("this machine has no address but the loopback's")
+            pytest.skip("this machine has only the loopback address")
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav >> text=New run")

@@ -263,7 +263,7 @@ def test_a_plan_names_a_taken_directory_after_its_numbers(
     if place == "in it":
         free.mkdir()
         (free / "somebody's.txt").write_text("")
-    elif place == "read-only":  # root, who may run this, is refused nothing
+    elif place == "read-only":  # root, who may run this, is never refused
         may = os.access
         monkeypatch.setattr(
             os, "access", lambda path, mode: path != free.parent and may(path, mode)

@@ -33,7 +33,7 @@ def arenas(which, **environment):
     return done.stdout.count("<heap nr=")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a glibc option")
 def test_threads_take_memory_from_one_place_once_it_was_asked_for():
     """A studio's threads share one arena, or it would retain its peak memory once per thread."""
     assert arenas("one") == 1

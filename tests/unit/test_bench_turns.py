@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is beside `src`, n
 
 from bench.step_rows import chosen_rows
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals that stop are POSIX's")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stop signals are a POSIX feature")
 
 COUNTS = """
 import sys, time

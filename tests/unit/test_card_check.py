@@ -148,7 +148,7 @@ def test_a_run_is_ended_and_resumed(tmp_path):
     assert outcome.found == "the same weights, bit for bit, with training.deterministic"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what it says without a card")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message for a machine without a GPU")
 def test_without_a_card_there_is_nothing_to_try():
     result = impasto("doctor", "--gpu")
     assert result.returncode == MissingDependencyError.exit_code

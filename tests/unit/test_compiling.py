@@ -49,7 +49,7 @@ def network(family, layers=2, attentive=3):
 def dynamo(monkeypatch):
     """torch.compile without code generation: graphs are traced and run eagerly.
 
-    Its settings are restored by hand: monkeypatch would delete them, as they are in no `__dict__`.
+    Its settings are restored by hand: monkeypatch would delete them, since no `__dict__` has them.
     """
     found = torch._dynamo
     kept = {

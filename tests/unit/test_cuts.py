@@ -157,7 +157,7 @@ def test_an_image_that_was_changed_is_skipped_by_name(picture):
 
 def test_a_crop_that_leads_nowhere_or_out_is_never_passed_over(picture, tmp_path):
     if os.name == "nt":
-        pytest.skip("links need rights on Windows")
+        pytest.skip("creating links needs a privilege on Windows")
     crop_file(picture).symlink_to(tmp_path / "missing.json")
     Image.new("RGB", (64, 64)).save(picture.with_name("dog.png"))
     scan = scan_folder(picture.parent)

@@ -221,7 +221,7 @@ def test_the_resolved_settings_need_no_other_file(tmp_path):
     assert again.dataset.entries == config.entries
 
 
-KEYS = {  # sd-scripts' key -> (a value, field of the subset or its rules, what it is then)
+KEYS = {  # sd-scripts' key -> (a value, field of the subset or its rules, the field's value)
     "num_repeats": (4, "repeats", 4),
     "flip_aug": (True, "flips", True),
     "resize_interpolation": ("area", "interpolation", "area"),

@@ -571,7 +571,7 @@ def test_what_another_program_has_made_is_counted_meanwhile(
 
 @pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
 def test_who_gives_no_sign_of_life_is_not_waited_for(cached_in, folder, other):
-    """A stopped process, or one that could not remove its claim, still exists."""
+    """A stopped process still exists, but without a recent sign of life it is not waited for."""
     encoder, future = other(folder)
     (presence,) = (cached_in / "claims").glob(".in-use.*.lock")
     long_ago = time.time() - 200

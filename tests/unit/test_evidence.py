@@ -136,7 +136,7 @@ def would_be_judged(learning):
 
 
 @pytest.mark.parametrize(
-    ("images", "falls"),  # what images lose on average, in units of their differences' spread
+    ("images", "falls"),  # mean change of the images, in units of the spread of their differences
     [(8, 5), (12, 3), (30, 1.5), (100, 0.8)],
 )
 def test_what_is_truly_learnt_is_found_on_gaussian_images(images, falls):

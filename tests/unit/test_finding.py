@@ -20,7 +20,7 @@ from impasto.data.scanning.scan import scan_folder, scan_metadata
 from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import DatasetError
 
-posix = pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+posix = pytest.mark.skipif(os.name != "posix", reason="creating links needs a privilege on Windows")
 
 
 def picture(path):

@@ -129,7 +129,7 @@ def test_images_are_deleted_for_good_by_their_entry_alone(client, studio, cats):
     assert [entry.name for entry in trashed(cats)] == [second.name]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_strangers_trash_leads_nowhere(cats, tmp_path, studio):
     outside = tmp_path / "outside"
     (outside / "20260101-000000-0").mkdir(parents=True)

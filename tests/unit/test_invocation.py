@@ -48,7 +48,7 @@ def test_a_module_goes_by_the_python_that_was_typed(monkeypatch):
     assert invocation.program() == "python3 -m impasto"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="words of a POSIX shell")
+@pytest.mark.skipif(os.name == "nt", reason="quoting of a POSIX shell")
 @pytest.mark.parametrize("word", ["my run", "it's", "a;b", "$HOME", "*", "ü", "plain/path-1.toml"])
 def test_words_survive_a_posix_shell(word):
     assert shlex.split(invocation.command("resume", word))[-2:] == ["resume", word]

@@ -32,7 +32,7 @@ from impasto.demo.recipe import PICTURES
 from impasto.errors import ImpastoError, RunError, StorageError
 from impasto.temporary_names import partial_files_in, partial_name
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links and permissions of POSIX")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links and permissions")
 LONG = "長" * 79  # with .webp 242 bytes of the 255 that a name may have
 
 
@@ -371,7 +371,9 @@ def test_a_command_that_is_continued_with_nothing_left_ends(folder):
     assert undo(folders_of(folder)).restored == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system cannot simulate a full disk"
+)
 def test_notes_on_a_full_disk_are_one_sentence(folder, monkeypatch):
     with pytest.raises(StorageError, match="notes for undo cannot be written"):  # noqa: SIM117
         with Journal(folders_of(folder), "tag") as journal:

@@ -7,7 +7,9 @@ import pytest
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ModelError
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="creating links needs a privilege on Windows"
+)
 
 
 def a_link(link, target):

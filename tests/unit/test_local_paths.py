@@ -66,7 +66,7 @@ def test_a_url_is_refused_before_anything_is_done(words, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows takes no colon in a name")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no colon in names")
 def test_a_folder_of_such_a_name_that_is_there_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "queue:").mkdir()

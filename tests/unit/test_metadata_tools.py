@@ -97,7 +97,7 @@ def test_metadata_that_stays_as_it_is_is_not_written(run, meta):
     assert meta.stat().st_mtime_ns == before.st_mtime_ns
     other = meta.with_name("other.json")
     assert run(metadata_tools.clean_captions_and_tags, meta, other)[0] == 0
-    assert other.is_file()  # also where nothing is changed: it was asked for
+    assert other.is_file()  # even if nothing is changed: it was requested
 
 
 def test_images_without_a_text_file_are_named(run, tmp_path):

@@ -129,7 +129,7 @@ def test_a_name_too_long_for_an_npz_is_named(tmp_path):
     assert "which no file system allows" in exported.refused[0].reason
 
 
-@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.skipif(os.name == "nt", reason="creating links needs a privilege on Windows")
 def test_links_are_followed_within_the_data_set_only(tmp_path):
     folder, outside = tmp_path / "set", tmp_path / "of-somebody.npz"
     for name in ("a.png", "b.png"):

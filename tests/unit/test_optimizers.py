@@ -243,8 +243,8 @@ def test_arguments_reach_the_optimizer():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "adamv"}, "is not an optimizer. The nearest names are adam"),
-        ({"kind": "AdEMAMix8bit"}, "names are bitsandbytes.optim.AdEMAMix8bit;"),
+        ({"kind": "adamv"}, "is not an optimizer. Nearest: adam"),
+        ({"kind": "AdEMAMix8bit"}, "Nearest: bitsandbytes.optim.AdEMAMix8bit;"),
         (
             {"arguments": {"beta": 1}},
             "does not take beta (the nearest is betas; accepted are amsgrad",

@@ -394,14 +394,14 @@ def test_what_does_not_fit_the_state_is_refused_in_words(queue):
     add(queue, "dog")
     with pytest.raises(
         RunError,
-        match=r"Job 1 is waiting\. The command continue works only on jobs that are paused",
+        match=r"Job 1 is waiting\. The command continue works only on jobs in the state paused",
     ):
         queue.go_on(1)
     with pytest.raises(RunError, match="The command retry works only on"):
         queue.retry(1)
     with pytest.raises(RunError, match=r"no job 7 .* Jobs there: 1\."):
         queue.find(7)
-    with pytest.raises(RunError, match="which job"):
+    with pytest.raises(RunError, match="Give the job to move it before"):
         queue.move(1, "before")
     queue.pause(1)
     assert queue.claim("0") is None
@@ -423,7 +423,7 @@ def test_devices_are_counted_among_those_that_may_be_used():
 
 def test_only_the_runner_that_was_asked_stops(queue, tmp_path):
     tmp_path.joinpath("queue").mkdir()
-    with pytest.raises(RunError, match="No process works on device 0"):
+    with pytest.raises(RunError, match="No process runs the queue on device 0"):
         ask_runner_to_stop(queue.folder, "0")
     with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("0")):
         assert list(runners_of(queue.folder)) == ["0"]
@@ -592,7 +592,7 @@ def test_the_command_that_goes_on_is_for_the_same_device(queue, monkeypatch):
 
 
 def test_a_process_that_outlived_its_runner_is_waited_for(queue, run_queue):
-    """Nothing else starts on the device meanwhile."""
+    """No other job starts on a device while an earlier runner's process still uses it."""
     job, _ = add(queue, "dog"), add(queue, "cat")
     orphan = subprocess.Popen([sys.executable, "-c", SLEEPS])
     write_job(replace(job, state="working", runner=GONE, device="7", tries=1, owns_run=True))

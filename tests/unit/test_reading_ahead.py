@@ -155,7 +155,7 @@ def test_buffers_are_filled_one_after_another(has_preadv, most, tmp_path, monkey
     if not has_preadv:
         monkeypatch.delattr(os, "preadv", raising=False)
     elif not hasattr(os, "preadv"):
-        pytest.skip("this system has none")
+        pytest.skip("this system has no preadv")
     (tmp_path / "x").write_bytes(bytes(range(100)))
     stored = StoredBytes(tmp_path / "x", 10, lambda: None)
     buffers = [bytearray(size) for size in (3, 0, 20, 1)]

@@ -441,7 +441,7 @@ def test_folders_that_do_not_go_together_are_refused(tmp_path, monkeypatch, data
     assert expected in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a right of their own there")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_link_to_a_folder_is_not_followed(tmp_path):
     tree_of(tmp_path, "t/1_a", "private")
     (tmp_path / "t" / "10_dog").symlink_to(tmp_path / "private", target_is_directory=True)

@@ -11,9 +11,7 @@ from impasto.data.folders.metadata import MetadataEntry, keep_backup, write_meta
 from impasto.errors import StorageError
 from impasto.write_targets import why_not_written
 
-POSIX = pytest.mark.skipif(
-    sys.platform == "win32", reason="permissions and links as POSIX has them"
-)
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and links")
 LONG = "長" * 79 + ".webp"  # 242 of the 255 bytes that a name may have
 
 

@@ -161,7 +161,7 @@ def test_a_folder_that_is_only_called_like_masks_is_one_of_images(tmp_path):
     assert len(scan_folder(tmp_path).records) == 3
 
 
-@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+@pytest.mark.skipif(os.name != "posix", reason="creating links needs a privilege on Windows")
 def test_the_folder_of_masks_is_left_out_however_it_is_spelt(tmp_path):
     for name in ("real/im/a.png", "real/im/of_it/a.png"):
         picture(tmp_path / name)

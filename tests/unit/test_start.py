@@ -235,7 +235,7 @@ def test_too_little_disk_is_said_with_both_numbers(start, monkeypatch, capsys):
         ("/home/u/.pyenv/versions/3.12/bin/python3", "/home/u/.pyenv/shims/python3", "python3"),
     ],
 )
-@pytest.mark.skipif(os.name == "nt", reason="paths of POSIX; Windows has the launcher py")
+@pytest.mark.skipif(os.name == "nt", reason="POSIX paths; Windows has the launcher py")
 def test_hints_name_python_as_it_was_typed(start, monkeypatch, typed, found, name):
     monkeypatch.setattr("shutil.which", lambda _: found)
     monkeypatch.setattr("pathlib.Path.samefile", lambda *_: False)
@@ -267,7 +267,7 @@ def test_pins_have_no_addresses(start):
     assert start["pinned"]("torch") == "torch==2.13.0"
 
 
-POSIX = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
 @POSIX

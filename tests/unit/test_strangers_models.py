@@ -22,7 +22,9 @@ from impasto.models.reading.diffusers_folder import open_component, open_folder
 
 DEMO = Path(__file__).parents[2] / "src" / "impasto" / "demo"
 CPU = torch.device("cpu")
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+POSIX = pytest.mark.skipif(
+    sys.platform == "win32", reason="creating links needs a privilege on Windows"
+)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

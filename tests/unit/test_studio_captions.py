@@ -29,7 +29,7 @@ from impasto.studio.datasets import dataset_of, image_of
 from impasto.studio.folders import address_of
 from impasto.studio.model_names import offered_models, why_not_offered
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
 EVIL = "<script>alert(1)</script>"
 
 

@@ -167,7 +167,7 @@ def test_a_list_of_packed_images_is_shown_without_thumbnails(client, studio, dat
     assert client.get(f"{address(studio, tars)}/captions").status_code == 200
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="shlex reads what other shells do")
+@pytest.mark.skipif(sys.platform == "win32", reason="shlex parses like POSIX shells")
 def test_the_page_says_how_to_show_another_folder(client, studio, data, tmp_path):
     """The command includes all folders that are shown now, so none of them is lost."""
     (tmp_path / "more & more").mkdir()
@@ -231,7 +231,7 @@ def test_derived_data_is_not_written_where_a_link_leads_out(cats, tmp_path):
     assert derived_of(cats, home).is_relative_to(home)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_report_that_is_a_link_out_is_not_sent(client, studio, cats, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text('{"secret": 1}', encoding="utf-8")
@@ -745,7 +745,7 @@ def test_a_hash_of_a_stranger_that_is_none_leads_nowhere(cats, content):
     assert thumbnail_of(place) is None
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_thumbnail_that_is_a_link_out_is_not_shown(thumbnails, cats, tmp_path):
     place = hash_file(cats / ".impasto", cats, cats / "0.png")
     thumbnails.request(cats / "0.png", place).result()
@@ -757,7 +757,7 @@ def test_a_thumbnail_that_is_a_link_out_is_not_shown(thumbnails, cats, tmp_path)
     assert not thumbnail_of(place).is_symlink()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 @pytest.mark.parametrize("which", ["hashes", "content"])
 def test_no_thumbnail_is_written_through_a_link_that_leads_out(thumbnails, cats, tmp_path, which):
     place = hash_file(cats / ".impasto", cats, cats / "0.png")
@@ -773,7 +773,7 @@ def test_no_thumbnail_is_written_through_a_link_that_leads_out(thumbnails, cats,
     assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_reason_of_a_stranger_leads_nowhere_and_is_short(cats, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("secret " * 10_000, encoding="utf-8")

@@ -22,7 +22,7 @@ from impasto.studio import tasks as tasks_module
 from impasto.studio.folders import address_of
 
 if sys.platform == "win32":
-    pytest.skip("Windows has no limit on the size of files", allow_module_level=True)
+    pytest.skip("Windows has no limit on file sizes", allow_module_level=True)
 
 import resource
 

@@ -256,7 +256,7 @@ def test_a_form_becomes_a_command_that_overwrites_nothing(client, studio, shelf,
         str(shelf / "new.ckpt"),
     ]]  # fmt: skip
     refused = post(client, page, name="base", to="safetensors", dtype="bf16", title="My title")
-    assert refused.status_code == 409  # the form again, with what was typed and why
+    assert refused.status_code == 409  # the form again, with the typed values and the error
     for words in ('value="base"', "<option selected>bf16<", 'value="My title"', "Choose another"):
         assert words in refused.text
     (shelf / "hanging.ckpt").symlink_to(shelf / "nothing")

@@ -632,7 +632,7 @@ def test_files_go_into_the_folders_of_runs_alone(client, draft, good, folder, ch
     assert sorted(folder.parent.rglob("*.toml")) == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+@pytest.mark.skipif(sys.platform == "win32", reason="creating links needs a privilege on Windows")
 def test_a_link_is_not_written_through(tmp_path):
     (tmp_path / "it.toml").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Exception, match="already exists"):

@@ -17,7 +17,7 @@ from impasto.studio.folders import Folders, address_of
 from impasto.studio.models import find_model, model_at
 from impasto.studio.trash import all_deleted, delete, given_folders, purge, restore
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links")
 STAMP = "20260101-000000-0"
 
 

@@ -400,7 +400,7 @@ def test_several_processes_count_what_one_was_stopped_with_once(is_main):
     [([1.0, math.nan, 3.0], 2.0), ([math.inf, 4.0], 4.0), ([math.nan], None), ([], None)],
 )
 def test_steps_that_were_passed_over_do_not_spoil_the_norm_of_others(norms, mean):
-    """In fp16 each increase of the loss scale causes one."""
+    """Steps skipped after an increase of fp16's loss scale have no finite norm."""
     alone = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
     collector = MetricsCollector(alone, num_timesteps=1000)
     collector.resume(MetricsWindow([0.5], norms, [[0.0, 0.0]] * 4))
@@ -408,7 +408,7 @@ def test_steps_that_were_passed_over_do_not_spoil_the_norm_of_others(norms, mean
 
 
 def test_steps_that_were_not_applied_are_left_out_of_what_a_state_keeps():
-    """A GPU skips all steps after a fault, and one that runs out of memory stops between steps."""
+    """A GPU skips all steps after a fault, and out of memory can end a run at any point."""
     alone = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
     collector = MetricsCollector(alone, num_timesteps=1000)
     collector.resume(MetricsWindow([0.5], [2.0], [[0.5, 1.0], *[[0.0, 0.0]] * 3]))

@@ -131,7 +131,7 @@ def read_all(file):
             tensor.read()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX systems")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX feature")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "m.safetensors")
     with pytest.raises(ModelError, match="no regular file"):

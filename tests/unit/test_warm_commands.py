@@ -11,7 +11,9 @@ from support.warm import running
 
 from impasto.version import __version__
 
-pytestmark = pytest.mark.skipif(not running.is_possible(), reason="no forks of PyTorch here")
+pytestmark = pytest.mark.skipif(
+    not running.is_possible(), reason="processes with PyTorch cannot be forked here"
+)
 
 SAYS = """
 import json, os, sys

@@ -26,7 +26,9 @@ from impasto.data.subsets import Subset
 from impasto.errors import RunError, StorageError
 from impasto.sdscripts.metadata_tools import merge_dd_tags_to_metadata
 
-POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+POSIX = pytest.mark.skipif(
+    sys.platform == "win32", reason="creating links needs a privilege on Windows"
+)
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]
 
 

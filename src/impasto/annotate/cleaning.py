@@ -210,7 +210,7 @@ def load_rules(name: str) -> Cleaner:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"There are no rules {name!r}: expected a file, or one of {', '.join(SHIPPED)}."
+            f"There is no rule set {name!r}: expected a file, or one of {', '.join(SHIPPED)}."
         )
     try:
         return parse_rules(read_text(path), str(path))

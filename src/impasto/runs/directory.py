@@ -161,7 +161,7 @@ class RunDirectory:
         """
         run = cls(path)
         if not run.config_file.is_file():
-            found = "no config.toml in it" if path.is_dir() else "nothing there"
+            found = "no config.toml in it" if path.is_dir() else "no such folder"
             raise RunError(
                 f"{path} is not a run directory ({found}). Give the folder that a training run "
                 f"wrote as its output_dir."

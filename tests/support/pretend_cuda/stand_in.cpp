@@ -1,6 +1,6 @@
-// What a CPU build of PyTorch lacks before it takes tensors that say `cuda`: a device guard, which
-// autograd asks for streams, and hooks, which autocast and pinned memory ask whether there is CUDA.
-// Neither does anything: kernels and streams are pretended in Python.
+// The parts that a CPU build of PyTorch lacks to accept `cuda` tensors: a device guard, from which
+// autograd gets streams, and hooks that tell autocast and pinned memory that CUDA is available.
+// Neither does any work: kernels and streams are emulated in Python.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
