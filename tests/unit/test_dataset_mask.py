@@ -152,7 +152,7 @@ def test_masks_within_the_folder_of_images_get_no_masks_themselves(folder, tmp_p
 def test_labels_are_listed_and_have_to_be_chosen(folder, tmp_path):
     model = segformer(tmp_path / "model")
     assert run(folder, "--model", model, "--labels").split()[-3:] == THINGS
-    with pytest.raises(ConfigError, match=r"Say with --label.*cat, dog, sofa"):
+    with pytest.raises(ConfigError, match=r"Choose with --label.*cat, dog, sofa"):
         run(folder, "--model", model)
     with pytest.raises(ConfigError, match=r"has no label 'bird'"):
         run(folder, "--model", model, "--label", "bird")

@@ -64,7 +64,7 @@ def test_words_in_their_usual_file_are_not_said_to_be_elsewhere(tmp_path):
         file.unlink()
     _, said = run("dataset", "clean", meta, "--yes")
     assert said.count("Skipped") == 1
-    assert "(and 2 more like it): its caption is not in a file of its own" in said
+    assert "(and 2 more like it): its caption is not in a separate file" in said
 
 
 def test_an_ending_beside_metadata_is_refused(tmp_path):

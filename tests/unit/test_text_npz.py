@@ -483,7 +483,7 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
         DatasetError, match=r"does not hold the outputs of this model's text encoders"
     ):
         found_in(folder, config, model)
-    with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
+    with pytest.raises(DatasetError, match=r"not hold the outputs of this model's text encoders"):
         look_ahead(config, SILENT)
 
 
