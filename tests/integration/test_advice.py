@@ -17,8 +17,8 @@ def identity(nano_model):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer": {"lr": 1e-4}}, "optimizer.lr 0.0001 is above what is usual for adamw"),
-        ({"optimizer": {"kind": "prodigy", "lr": 1e-5}}, "is below what is usual for prodigy"),
+        ({"optimizer": {"lr": 1e-4}}, "optimizer.lr 0.0001 is above the usual range for adamw"),
+        ({"optimizer": {"kind": "prodigy", "lr": 1e-5}}, "is below the usual range for prodigy"),
         ({"optimizer": {"lr": 5e-6}, "noise": {"zero_terminal_snr": True}}, "predicts noise"),
         (
             {

@@ -272,7 +272,7 @@ def test_its_rate_is_a1111s_unless_given(run_values, nano_model):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer": {"lr": 1e-4}}, ["above what is usual for adamw and a hypernetwork"]),
+        ({"optimizer": {"lr": 1e-4}}, ["above the usual range for adamw and a hypernetwork"]),
         ({"hypernetwork": {"activation": "relu", "activate_output": True}}, ["block learning"]),
         ({"hypernetwork": {"layer_norm": True}}, ["make training unstable"]),
         (

@@ -82,7 +82,7 @@ def test_few_images_are_shown_more_often(images, bounds):
 @pytest.mark.parametrize(
     ("lr", "per_step", "weights", "said"),
     [
-        (5e-5, 1, FULL, "above what is usual for adamw and a whole U-Net at 1 image a step"),
+        (5e-5, 1, FULL, "above the usual range for adamw and a whole U-Net at 1 image a step"),
         (5e-5, 64, FULL, None),
         (5e-6, 1, FULL, None),  # the example of sd-scripts' own guide
         (1e-5, 2, FULL, "(1e-07 to 7.4e-06)"),

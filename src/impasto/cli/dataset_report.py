@@ -41,8 +41,8 @@ def report(
 ) -> None:
     """Examine the images and captions of SOURCE, and write a page with the findings.
 
-    Counts, sizes, buckets, losses to cropping; missing, long and repeated captions; tags; duplicate
-    and near-duplicate images; unusable files with reasons.
+    Counts, sizes, buckets, losses to cropping; missing, long and repeated captions; tags; copies
+    and near copies; unusable files with reasons.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_of_source
@@ -63,8 +63,8 @@ def report(
         {
             **health.tally.rows(),
             **({"Balance": health.balance} if health.balance else {}),
-            "Duplicates": sum(len(group) - 1 for group in health.equal),
-            "Near duplicates": sum(len(group) - 1 for group in health.near),
+            "Copies": sum(len(group) - 1 for group in health.equal),
+            "Near copies": sum(len(group) - 1 for group in health.near),
             "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",
             "Page": out,
             "Data": target.data,

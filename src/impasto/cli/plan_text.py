@@ -114,8 +114,8 @@ def _validation_text(plan: ValidationPlan) -> str:
     sample = f" and {plan.training_images:,} trained on" if plan.training_images else ""
     kind = "copies or look the same" if plan.near else "byte copies"
     copies = (
-        f"; {plan.copies:,} images are {kind}, in {counted(plan.groups, 'groups')} that are held "
-        f"out whole or not at all"
+        f"; {plan.copies:,} images are {kind}, in {counted(plan.groups, 'groups')} "
+        f"(each held out as a whole or not at all)"
         if plan.copies
         else ""
     )

@@ -276,7 +276,10 @@ def _write(
             show=show if options.debug else None,
             reading=ImageReading(batch_size=options.batch_size),
         )
-    console.note(f"{counted(done.written, 'images')} written, {len(done.skipped)} skipped.")
+    console.note(
+        f"Captions or tags of {counted(done.written, 'images')} written, "
+        f"{len(done.skipped)} skipped."
+    )
     if isinstance(target, MetadataTarget) and target.kept is not None:
         console.note(f"The old file is kept as {target.kept}.")
     if done.written:

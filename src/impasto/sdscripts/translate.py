@@ -64,7 +64,7 @@ def translate(
     """
     for name in ("pretrained_model_name_or_path", "output_dir"):
         if not flags.get(name):
-            raise ConfigError(f"--{name} is missing. Give it.")
+            raise ConfigError(f"--{name} is required.")
     tree: Tree = {"model": {"family": _family(script, flags)}}
     known = flags_of(script)
     for name, flag in known.items():

@@ -76,7 +76,7 @@ def _on_rates(config: RunConfig, exposure: Exposure, weights: int) -> list[str]:
         return []
     side = "above" if rate > high else "below"
     return [
-        f"optimizer.lr {rate:g} is {side} what is usual for {kind} and {what} ({low:g} to "
+        f"optimizer.lr {rate:g} is {side} the usual range for {kind} and {what} ({low:g} to "
         f"{high:.2g}).",
     ]
 
