@@ -174,7 +174,7 @@ def test_dataset_verbs(pictures, nano_model, tmp_path, capsys):
     assert "Cropped most" not in planned, "nothing is cropped: five lines of 0 % are useless"
     call("dataset", "plan", pictures, *geometry, "--step", 64, "--min-side", 64,
          "--max-side", 128)  # fmt: skip
-    assert "Cropped most   001.png (33 %)" in capsys.readouterr().out
+    assert "Cropped most      001.png (33 %)" in capsys.readouterr().out
     assert refused("dataset", "captions", pictures, "--images=-1") == 2
     assert "-1 is not in the range x>=0" in capsys.readouterr().err
     assert refused("dataset", "captions", pictures, "--match", "nowhere") == 2
