@@ -337,7 +337,7 @@ def test_files_that_impasto_did_not_write_are_never_replaced(model, folder):
     exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     assert exported.written == 1
     assert [item.path.name for item in exported.refused] == ["000.png", "001.png"]
-    assert "000_te_outputs.npz exists already, was not written by" in exported.refused[0].reason
+    assert "000_te_outputs.npz already exists, was not written by" in exported.refused[0].reason
     assert [theirs.read_bytes(), (folder / "001_te_outputs.npz").read_bytes()] == before
 
 
