@@ -1,7 +1,7 @@
 """Impasto fine-tunes Stable Diffusion on one's own captioned images.
 
-The public names, each with its page in `docs/guide/python.md`. They are imported on first use, so
-that `import impasto` costs nothing.
+The public names are documented in `docs/guide/python.md`. Each is imported on first use, so that
+`import impasto` loads no libraries.
 """
 
 from __future__ import annotations

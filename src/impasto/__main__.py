@@ -1,4 +1,4 @@
-"""`python -m impasto`, for launchers that start modules."""
+"""Entry point of `python -m impasto`, for launchers that start modules."""
 
 from impasto.cli.main import main
 

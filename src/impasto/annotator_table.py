@@ -1,4 +1,7 @@
-"""Taggers and captioners that are known by short names; kinds of tags. Imports no library."""
+"""The tables of taggers and captioners with short names, and the categories of tags.
+
+Imports no library.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from pathlib import Path
 TAG_CATEGORIES = (
     "general", "character", "rating", "copyright", "artist", "meta", "model", "quality", "year",
 )  # fmt: skip
-"""What kinds of tags there are."""
+"""The categories of tags."""
 
 _DEMO = Path(__file__).resolve().parent / "demo"
 DEMO_TAGGER = _DEMO / "tagger"
-"""The small tagger that comes with the program, which knows flat icons alone."""
+"""The small tagger that is part of the program; it knows only the demo's flat icons."""
 
 SHIPPED_TAGGERS: Mapping[str, Path] = {"demo": DEMO_TAGGER}
 SHIPPED_CAPTIONERS: Mapping[str, Path] = {"demo": _DEMO / "captioner"}
-"""Short names of what comes with the program: small, of the demo's drawings, for trying things."""
+"""Small models that are part of the program, by short name; they know only the demo's drawings."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class KnownTagger:
 
     Attributes:
         hub_id: `owner/name`, or `owner/name/folder`.
-        balance: The threshold at which precision equals recall, as its card says; None where it
-            does not.
+        balance: The threshold at which precision equals recall, from its model card; None if the
+            card does not state it.
     """
 
     hub_id: str

@@ -1,4 +1,4 @@
-"""Checks of what public functions are called with: a wrong kind would end in an error far away."""
+"""Checks the types of arguments of public functions, and reports wrong ones at the call."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from typing import Any
 
 
 def require_kind(call: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Make sure that an argument is of a kind.
+    """Check that an argument is of an expected type.
 
     Args:
-        call: The function and the argument, as in `train(config)`.
-        value: What was given.
-        kinds: One or several classes.
-        expected: What is expected, in words.
+        call: The function and the argument, such as `train(config)`.
+        value: The argument's value.
+        kinds: The expected class, or several.
+        expected: A description of the expected value, for the message.
 
     Raises:
-        TypeError: It is of another kind.
+        TypeError: The argument is of another type.
     """
     if not isinstance(value, kinds):
         raise TypeError(f"impasto.{call}: expected {expected}; found {_shown(value)}.")
 
 
 def require_methods(call: str, value: Any, kind: type, expected: str) -> None:
-    """Make sure that an argument has the methods of a protocol.
+    """Check that an argument has the methods of a protocol.
 
     Args:
-        call: The function and the argument, as in `train(events)`.
-        value: What was given.
-        kind: A class that has them.
-        expected: What is expected, in words.
+        call: The function and the argument, such as `train(events)`.
+        value: The argument's value.
+        kind: The protocol.
+        expected: A description of the expected value, for the message.
 
     Raises:
-        TypeError: It lacks one.
+        TypeError: The argument lacks a method.
     """
     methods = [name for name in dir(kind) if not name.startswith("_")]
     lacking = [name for name in methods if not callable(getattr(value, name, None))]

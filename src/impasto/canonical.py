@@ -1,8 +1,8 @@
-"""Values as text that is the same in every process, on every system and in every locale.
+"""Converts values to text that is the same in every process, on every system and in every locale.
 
-What names a command, a state or a file on disk goes through here, never through `repr` or `hash`:
-the order of a set differs from process to process (PYTHONHASHSEED), paths differ by system, and
-both would make the same work look like another.
+Identifiers of commands, states and files on disk are made here, never by `repr` or `hash`: the
+order of a set differs from process to process (PYTHONHASHSEED) and paths differ by system, so the
+same work would get another identifier.
 """
 
 from __future__ import annotations

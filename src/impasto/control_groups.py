@@ -1,7 +1,7 @@
-"""The control groups of Linux that this process is in: where their numbers are.
+"""Finds the Linux control groups (cgroups) of this process, and reads the files in them.
 
-Docker, Kubernetes and Slurm limit RAM (`ram.py`) and CPU time (`cpus.py`) by them; on other
-systems there are none.
+Docker, Kubernetes and Slurm use them to limit RAM (`ram.py`) and CPU time (`cpus.py`); other
+systems have none.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ ROOT = Path("/")
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """The folder of a group.
+    """A control group, by the folder of its files.
 
     Attributes:
-        folder: The folder of its files; it may not exist.
-        is_v1: Whether it is of version 1, where each controller has separate groups.
+        folder: The folder, which may not exist.
+        is_v1: Whether the group is of cgroups version 1, in which each controller has separate
+            groups.
     """
 
     folder: Path
     is_v1: bool
 
     def text(self, name: str) -> str:
-        """Return the content of one of its files, or an empty string if it cannot be read."""
+        """Return the text of a file of the group, or an empty string if it cannot be read."""
         return _text(self.folder / name)
 
     def number(self, name: str) -> int | None:
-        """Return the number in one of its files; None if it contains "max" or is missing."""
+        """Return the number in a file of the group; None if the file is missing or has "max"."""
         text = self.text(name).strip()
         return int(text) if text.isdigit() else None
 
@@ -38,12 +39,12 @@ class ControlGroup:
 def control_groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
     """Yield the groups that this process is in, each before its parents.
 
-    A container may see its own group as the root of all, while /proc names it from outside; then
-    the folders of that name are not there, and the root has its numbers.
+    A container may see its own group as the root, while /proc names it by its path outside of the
+    container; then the folders of that path do not exist, and the root has the group's files.
 
     Args:
-        controller: What the groups limit: `memory` or `cpu`.
-        root: The folder with `proc` and `sys`.
+        controller: The resource that the groups limit: `memory` or `cpu`.
+        root: The root of the file system, with `proc` and `sys`; tests pass another.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, named = line.partition(":")

@@ -4,11 +4,11 @@
     ├── ConfigError               2   a setting, flag or argument is wrong
     ├── DatasetError              3   images or captions are missing or unusable
     ├── ModelError                4   a model file is missing, incomplete or of another kind
-    │   └── OtherFamilyError  4   it is of another family than model.family says
-    ├── RunError                  5   a run directory is taken, missing or does not fit
+    │   └── OtherFamilyError  4   its family is not that of model.family
+    ├── RunError                  5   a run directory exists already, is missing or does not match
     ├── StorageError              6   a disk or an object store cannot be used: full, no permission
-    │   └── NotSentError      6   a run is on this machine, and not all of it in its object store
-    ├── MissingDependencyError    7   a package or a device that is asked for is not there
+    │   └── NotSentError      6   a run has ended, but could not be uploaded completely
+    ├── MissingDependencyError    7   a required package or device is missing
     ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
     ├── OutOfMemoryError          9   VRAM or RAM ran out
     └── Interrupted         130, 143  stopped by Ctrl-C or SIGTERM, with the state saved
@@ -33,8 +33,8 @@ class ConfigError(ImpastoError):
 
     Args:
         message: The paragraph to show.
-        faults: What is wrong by the key path where it is, as far as that is known; what concerns
-            a section is under its name, what concerns the whole under an empty one.
+        faults: Key path -> what is wrong there, as far as it is known. Faults of a section are
+            under its name, faults of the whole under an empty key.
     """
 
     exit_code = 2
@@ -57,7 +57,7 @@ class ModelError(ImpastoError):
 
 
 class OtherFamilyError(ModelError):
-    """A base model is not of the family that the settings say.
+    """A base model belongs to another family than `model.family` states.
 
     Args:
         message: The paragraph to show.
@@ -71,23 +71,23 @@ class OtherFamilyError(ModelError):
 
 
 class RunError(ImpastoError):
-    """A run directory is in the way, missing, or belongs to something else."""
+    """A run directory exists already, is missing, or belongs to something else."""
 
     exit_code = 5
 
 
 class StorageError(ImpastoError):
-    """A file could not be written, or an object store not be used; nothing is half written."""
+    """A file or an object store could not be written or read; no file is half written."""
 
     exit_code = 6
 
 
 class NotSentError(StorageError):
-    """A run has ended, and not all of it could be put into the object store that it belongs in.
+    """A run has ended, but could not be uploaded completely to its object store.
 
     Args:
         message: The paragraph to show.
-        folder: The folder of this machine that has all of the run.
+        folder: The local folder that contains the whole run.
     """
 
     def __init__(self, message: str, folder: Path) -> None:
@@ -100,8 +100,8 @@ class MissingDependencyError(ImpastoError):
 
     Args:
         message: The paragraph to show.
-        extra: The extra of pyproject.toml that brings the package, if one does; `start.py`
-            installs it.
+        extra: The extra of pyproject.toml that contains the package, if any; `start.py` installs
+            it.
     """
 
     exit_code = 7
@@ -112,23 +112,23 @@ class MissingDependencyError(ImpastoError):
 
 
 class NonFiniteLossError(ImpastoError):
-    """Training met NaN or infinity; the last good state was saved first."""
+    """The loss or the gradient became NaN or infinite; the last good state was saved first."""
 
     exit_code = 8
 
 
 class OutOfMemoryError(ImpastoError):
-    """Memory ran out; what could be saved was saved first."""
+    """VRAM or RAM ran out; everything that could be saved was saved first."""
 
     exit_code = 9
 
 
 class Interrupted(ImpastoError):  # noqa: N818 - not an error of the program, but the user's wish
-    """Training was asked to stop and did, with its state saved.
+    """Training was stopped by a signal, with its state saved.
 
     Args:
         message: The paragraph to show.
-        signal_number: The signal that asked; the exit code is 128 plus it.
+        signal_number: The signal; the exit code is 128 plus its number.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -1,7 +1,7 @@
-"""Durable writing: a reader finds the old content or the new, never half of either.
+"""Writes files durably: a reader finds the old content or the new, never half of either.
 
-Everything is written beside its destination under a temporary name, flushed to the disk (fsync),
-and renamed. Used by every layer that leaves something on disk.
+Each file is written beside its destination under a temporary name, flushed to the disk (fsync), and
+renamed. Used by every layer that writes files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from impasto.storage_errors import reported
 from impasto.temporary_names import REPLACED_SUFFIX, partial_name
 
 DERIVED_DIR = ".impasto"
-"""The folder of what is derived from a dataset, in the dataset's own."""
+"""Name of the folder in a dataset's folder for data derived from the dataset."""
 
 _HASHED_AT_ONCE = 4 << 20
 _PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to rename on Windows
@@ -37,7 +37,7 @@ _KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
 
 @contextlib.contextmanager
 def dry_run() -> Iterator[None]:
-    """Disable caches and preparations for writing within this context, for dry runs."""
+    """Disable the writing of caches and the preparations for writing, within this context."""
     token = _KEEPS.set(False)
     try:
         yield
@@ -49,13 +49,13 @@ def dry_run() -> Iterator[None]:
 def replace_file(path: Path, *, like: Path | None = None, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write; on success it becomes `path`, on any failure it is removed.
 
-    A file that is replaced keeps its permissions, and nobody else can read the new content before.
-    A link is replaced by a file; `rewrite_file` writes what it leads to. A new file gets the
-    permissions of `like`, or else those that the user's umask gives. What is rewritten every few
-    seconds need not be `durable`: then the system flushes it to the disk when it likes.
+    A replaced file keeps its permissions, which the temporary file has from the start. A symbolic
+    link is replaced by a file; `rewrite_file` writes to its target. A new file gets the permissions
+    of `like`, or else those of the user's umask. A file that is rewritten every few seconds need
+    not be `durable`: then it is not flushed explicitly.
 
     Raises:
-        StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
+        StorageError: The disk is full or the folder cannot be written; `path` is unchanged.
     """
     require_local(path)
     partial = partial_name(path)
@@ -76,7 +76,7 @@ def replace_file(path: Path, *, like: Path | None = None, durable: bool = True) 
 
 @contextlib.contextmanager
 def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it is named by `name_of`, which may read it.
+    """Yield a temporary path to write; on success it is renamed to `name_of(temporary path)`.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -96,12 +96,12 @@ def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def rewrite_file(path: Path) -> Iterator[Path]:
-    """Replace a file of the user as `replace_file` does; of a link, the file that it leads to.
+    """Replace a file of the user as `replace_file` does; of a symbolic link, replace its target.
 
-    Callers that write where another user's link may lead must check `is_inside` first.
+    Callers that may meet another user's link must check `is_inside` first.
 
     Raises:
-        StorageError: As for `replace_file`; or the link leads in a circle.
+        StorageError: As for `replace_file`; or the links form a cycle.
     """
     with reported(path):
         target = real_path(path) if path.is_symlink() else path
@@ -117,7 +117,7 @@ def real_path(path: Path) -> Path:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path is in a folder or below, after all links on the way."""
+    """Return whether a path is a folder or is below it, after all links are resolved."""
     return real_path(path).is_relative_to(real_path(folder))
 
 
@@ -149,10 +149,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, which comes back if that fails.
+    """Replace a folder by another one; if that fails, restore the old one.
 
-    No system replaces a full folder at once. A process that dies in between leaves the old one
-    under a name that `remove_leftovers` turns back.
+    No system can replace a folder with content atomically. If the process dies in between, the old
+    folder has a temporary name, from which `remove_leftovers` restores it.
     """
     outgoing = partial_name(path, REPLACED_SUFFIX)
     rename(path, outgoing)
@@ -165,21 +165,21 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder of Impasto's atomically: other processes see all of it or nothing."""
+    """Remove a folder that Impasto made, atomically: other processes see all of it or nothing."""
     partial = partial_name(path)
-    with contextlib.suppress(OSError):  # what is held open stays, under its name
+    with contextlib.suppress(OSError):  # open files stay, under the old or a temporary name
         path.replace(partial)
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write UTF-8 text, durably if not said otherwise, with Unix line ends on every system."""
+    """Write UTF-8 text, durably by default, with Unix line ends on every system."""
     with replace_file(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def rewrite_text(path: Path, text: str) -> None:
-    """Write UTF-8 text into a file of the user: permissions are kept, and links followed."""
+    """Write UTF-8 text into a file of the user; permissions are kept and links are followed."""
     with rewrite_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
@@ -211,12 +211,12 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def writes_caches() -> bool:
-    """Whether what only makes the next time faster may be written: not within `dry_run`."""
+    """Return whether caches, which only save time, may be written: not in a dry run."""
     return _KEEPS.get()
 
 
 def write_cached_json(path: Path, value: Any) -> None:
-    """Write JSON that only makes the next time faster; nothing within `dry_run`."""
+    """Write JSON that only saves time in later runs; do nothing in a dry run."""
     if writes_caches():
         write_text(path, json_text(value))
 
@@ -235,10 +235,10 @@ def sha256_of(path: Path, advance: Advance | None = None) -> str:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add UTF-8 text to the end of a file and hand it to the operating system at once.
+    """Append UTF-8 text to a file and pass it to the operating system at once.
 
     Raises:
-        StorageError: The disk is full or the file cannot be written; it ends where it ended before.
+        StorageError: The disk is full or the file cannot be written; its old content is kept.
     """
     require_local(path)
     with reported(path):
@@ -256,20 +256,20 @@ def append_text(path: Path, text: str) -> None:
 
 
 def require_absent(target: Path) -> None:
-    """Make sure that nothing is replaced.
+    """Check that no file or folder exists at a path that is to be written.
 
     Raises:
-        RunError: Something is already at `target`.
+        RunError: `target` exists.
     """
     if target.exists():
-        raise RunError(f"{target} is already there; nothing was changed. Choose another name.")
+        raise RunError(f"{target} already exists; nothing was changed. Choose another name.")
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that files can be created in `folder`, creating it first; not in a dry run.
+    """Check that files can be created in `folder`, creating it if needed; not in a dry run.
 
     Raises:
-        StorageError: It cannot be created or written.
+        StorageError: The folder cannot be created or written.
     """
     require_local(folder)
     if not writes_caches():
@@ -319,7 +319,7 @@ def _mode_of(path: Path) -> int | None:
 
 
 def _flush(file: Path, mode: int | None = None, *, durable: bool = True) -> None:
-    """Write a file through to the disk; then give it its permissions, which may be read-only."""
+    """Flush a file to the disk, then set its permissions, which may be read-only."""
     _chmod(file, _FILE_MODE if mode is None else mode | stat.S_IWUSR | stat.S_IRUSR)
     if durable:
         with file.open("rb+") as handle:
@@ -329,7 +329,7 @@ def _flush(file: Path, mode: int | None = None, *, durable: bool = True) -> None
 
 
 def _chmod(file: Path, mode: int) -> None:
-    """Set permissions, where the disk has them: a share that another user has mounted has none."""
+    """Set permissions; do nothing on a disk without any, such as a share of another user."""
     try:
         file.chmod(mode)
     except OSError as error:
@@ -343,7 +343,7 @@ def _flush_folder(folder: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a disk that flushes no folders
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a disk that cannot flush folders
                 raise
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Numbers as people write them: finite, since `nan` passes every comparison that should stop it."""
+"""Parses finite numbers: `nan` would pass every comparison that should refuse it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def finite(value: Any) -> float:
-    """The number that a text or a number stands for.
+    """Return a number, or a text that contains one, as a finite float.
 
     Raises:
-        ValueError: It is not a number, or it is `nan` or infinite.
-        TypeError: It is something else than a text or a number.
+        ValueError: The value is not a number, or it is `nan` or infinite.
+        TypeError: The value is neither a text nor a number.
     """
     number = float(value)
     if not math.isfinite(number):

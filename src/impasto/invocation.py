@@ -1,4 +1,4 @@
-"""Builds commands for hints, as this user runs Impasto, ready to paste, and install commands.
+"""Builds commands for hints, in the form in which this user runs Impasto, and install commands.
 
 `start.py` passes its own command line in `IMPASTO_PROGRAM`. It also passes a file in
 `IMPASTO_EXTRA_FILE`: an extra written to it is installed, and the command is run again.
@@ -20,16 +20,16 @@ from impasto.errors import MissingDependencyError
 PROGRAM = "IMPASTO_PROGRAM"
 EXTRA_FILE = "IMPASTO_EXTRA_FILE"
 EXTRAS = "IMPASTO_EXTRAS"
-"""What `start.py` has installed already."""
+"""The environment variable that lists the extras that `start.py` has installed."""
 
 STAMP = "impasto-installed.txt"
-"""What `start.py` leaves in an environment of its own making."""
+"""The file by which an environment that `start.py` created is recognised."""
 
 _PLAIN_ON_WINDOWS = re.compile(r"[\w.:/\\@%+=,-]+", re.ASCII)
 
 
 def quoted(argument: object) -> str:
-    """A word as a shell takes it: quoted if it has spaces or anything that a shell would change."""
+    """Return an argument for a shell, in quotes if the shell would split or change it."""
     text = str(argument)
     if os.name != "nt":
         return shlex.quote(text)
@@ -37,7 +37,7 @@ def quoted(argument: object) -> str:
 
 
 def program() -> str:
-    """The words that this user types to run `impasto`."""
+    """Return the start of the command line by which this user runs `impasto`."""
     if given := os.environ.get(PROGRAM):
         return given
     called = Path(sys.argv[0])
@@ -60,26 +60,27 @@ def is_first_process() -> bool:
 
 
 def command(*arguments: object) -> str:
-    """A command of Impasto as this user would type it: `command("resume", path)`."""
+    """Return a command of Impasto as this user would type it: `command("resume", path)`."""
     return " ".join([program(), *map(quoted, arguments)])
 
 
 def missing_extra(extra: str, problem: str, otherwise: str = "") -> MissingDependencyError:
-    """The error for a package that comes with one of Impasto's extras.
+    """Return the error for a package that one of Impasto's extras would install.
 
     Args:
-        extra: Its name in `pyproject.toml`, such as `tagging`.
-        problem: A sentence that says what needs which package.
-        otherwise: A sentence that says what else the user may do.
+        extra: The name of the extra in `pyproject.toml`, such as `tagging`.
+        problem: A sentence that states which feature needs which package.
+        otherwise: A sentence about what the user can do instead.
     """
     hint = f"{problem} Install it with: {install_extra(extra)}"
     return MissingDependencyError(f"{hint}\n{otherwise}".strip(), extra=extra)
 
 
 def install_extra(extra: str) -> str:
-    """Return the command that installs an extra here: with `start.py` or pip.
+    """Return the command that installs an extra into this environment, with `start.py` or pip.
 
-    The name on the package registry is not this project's, so it is never asked for by name.
+    The name `impasto` on the package registry belongs to another project, so the command never
+    installs by that name.
     """
     checkout = _checkout()
     if os.environ.get(PROGRAM):
@@ -92,7 +93,7 @@ def install_extra(extra: str) -> str:
 
 
 def install_packages(*arguments: str) -> str:
-    """The command that installs packages into the environment that Impasto runs in."""
+    """Return the command that installs packages into the environment that Impasto runs in."""
     python = quoted(sys.executable)
     if importlib.util.find_spec("pip") is None and shutil.which("uv"):
         installer = f"uv pip install --python {python}"
@@ -102,7 +103,11 @@ def install_packages(*arguments: str) -> str:
 
 
 def cuda_build() -> str:
-    """The command that replaces a CPU build of PyTorch; ADDRESS is named on PyTorch's own page."""
+    """Return the command that replaces a CPU build of PyTorch by one for CUDA.
+
+    Without `start.py` the command contains ADDRESS, for the package index that PyTorch's website
+    names.
+    """
     checkout = _checkout()
     if os.environ.get(PROGRAM):
         return f"{program()} --build cuda --reinstall doctor"
@@ -112,7 +117,7 @@ def cuda_build() -> str:
 
 
 def packages_of(extra: str) -> list[str]:
-    """The requirements that an extra stands for, as the installed package's metadata has them."""
+    """Return the requirements of an extra, from the metadata of the installed package."""
     found = []
     for line in importlib.metadata.requires("impasto") or ():
         requirement, _, marker = line.partition(";")
@@ -122,12 +127,12 @@ def packages_of(extra: str) -> list[str]:
 
 
 def is_installed_by_start(extra: str) -> bool:
-    """Whether `start.py` started this process and has not installed this extra already."""
+    """Return whether `start.py` started this process and has not installed this extra yet."""
     return EXTRA_FILE in os.environ and extra not in os.environ.get(EXTRAS, "").split()
 
 
 def note_extra(extra: str) -> None:
-    """Tell `start.py` which extra to install; it then runs the same command again."""
+    """Request `start.py` to install an extra and run the same command again."""
     Path(os.environ[EXTRA_FILE]).write_text(extra, encoding="utf-8")
 
 
@@ -136,7 +141,7 @@ def _start(checkout: Path) -> str:
 
 
 def _checkout() -> Path | None:
-    """The folder that this package is run from, if it is a checkout and not an installed wheel."""
+    """Return the folder of the source checkout that runs, or None for an installed wheel."""
     folder = Path(__file__).resolve().parents[2]
     return folder if (folder / "start.py").is_file() else None
 

@@ -1,4 +1,4 @@
-"""The values of a tree of settings by their paths, as in `dataset.datasets[0].resolution`."""
+"""Flattens a tree of settings: values by their paths, such as `dataset.datasets[0].resolution`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 def values_by_path(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path and the value of each leaf of a tree.
 
-    Lists are values, unless they hold sections alone. An empty table is a value too.
+    A list is a value, unless all its items are tables. An empty table is a value too.
 
     Args:
-        tree: Tables, lists and values, as of TOML or JSON.
+        tree: Tables, lists and values, as parsed from TOML or JSON.
         path: The path of the tree itself.
     """
     if isinstance(tree, Mapping) and tree:

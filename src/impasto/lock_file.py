@@ -1,10 +1,10 @@
 """Lock files: created atomically, touched regularly, read, and removed if their holder has died.
 
-A lock is a small JSON file with the process that holds it; it is there or not, so nothing depends
-on `flock`, which network disks pretend to have. Two signs tell a lock of a dead process: on the
-same machine the process is gone (number and start, see `owners.py`); from anywhere else the file
-was not touched for two minutes, which its holder does every quarter of a minute. Ages are measured
-by the disk's own clock. `locks.py` has the locks that are made of such files.
+A lock is a small JSON file that names the process that holds it. Only its existence counts, so
+nothing depends on `flock`, which does not work on some network disks. A lock is dead if its process
+has ended (by process id and start time, see `owners.py`) or, seen from another machine, if the file
+was not touched for two minutes; its holder touches it every 15 seconds. Ages are measured by the
+clock of the disk. `locks.py` builds locks from such files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from impasto.parsing import parse_json
 _REMOVED_AFTER_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 HEARTBEAT_S = 15.0
 STALE_S = 120.0
-_BEING_WRITTEN_S = 10.0  # a lock file that cannot be read may be read so much later
+_BEING_WRITTEN_S = 10.0  # an invalid lock file may be one that is being written, for this long
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LockHolder:
     @property
     def is_alive(self) -> bool:
         """Whether the holder still runs, as far as that can be determined."""
-        if not self.was_read:  # it gives signs of life, as far as is known
+        if not self.was_read:  # its age alone is known
             return self.age_s < STALE_S
         if self.owner is None:
             return self.age_s < _BEING_WRITTEN_S
@@ -71,8 +71,8 @@ class LockHolder:
         if not self.owner.is_here:
             free_in = max(1, round(STALE_S - self.age_s))
             who += (
-                f"; it was alive {max(0, round(self.age_s))} s ago, and counts as ended if it "
-                f"gives no sign for {free_in} s more"
+                f"; it was alive {max(0, round(self.age_s))} s ago, and counts as ended after "
+                f"another {free_in} s without a sign of life"
             )
         return who
 
@@ -96,10 +96,10 @@ class LockFile:
         self._ended = threading.Event()
 
     def written(self) -> Path:
-        """The content under a temporary name beside the lock.
+        """Write the lock's content under a temporary name beside it, and return the path.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         partial = temporary_names.partial_name(self.file)
         try:
@@ -111,13 +111,14 @@ class LockFile:
         return partial
 
     def begin(self) -> None:
-        """Give signs of life from now on."""
+        """Start the thread that touches the file regularly."""
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def end(self) -> None:
-        """Give no more, and remove the file unless it is another process's by now.
+        """Stop touching the file, and remove it unless another process has replaced it.
 
-        On Windows a file that another process reads just now cannot be removed.
+        On Windows a file that another process is reading cannot be removed, so this retries for a
+        while.
         """
         self._ended.set()
         for pause in (0.0, *(_REMOVED_AFTER_S if os.name == "nt" else ())):
@@ -134,7 +135,7 @@ class LockFile:
         while not self._ended.wait(HEARTBEAT_S):
             text = _text_if_read(self.file)
             if text is None:
-                continue  # it cannot be read just now, which says nothing
+                continue  # unreadable for the moment, which does not mean that it is lost
             self.is_lost = text not in (self._text, "")
             if text != self._text:
                 continue
@@ -143,7 +144,7 @@ class LockFile:
 
 
 def create_lock(partial: Path, lock: Path) -> bool:
-    """Give a file the lock's name; False where there is a lock already. All at once or not."""
+    """Create the lock file from `partial`, atomically; return False if it exists already."""
     try:
         os.link(partial, lock)
     except FileExistsError:

@@ -52,7 +52,7 @@ class FolderLock:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another process has taken the lock: this one was asleep for too long."""
+        """Whether another process took the lock because this one was suspended for too long."""
         return self._own.is_lost
 
     def __enter__(self) -> FolderLock:
@@ -66,7 +66,7 @@ class FolderLock:
         self._own.end()
 
     def _taken_by(self) -> LockHolder | None:
-        """Take the lock, past dead holders; returns the living one that has it instead."""
+        """Take the lock, removing dead ones; return None, or the living process that holds it."""
         with storage_errors.reported(self._own.file):
             for _ in range(_ATTEMPTS):
                 partial = self._own.written()
@@ -80,7 +80,7 @@ class FolderLock:
                         remove_dead(self._own.file, holder, partial)
                 finally:
                     partial.unlink(missing_ok=True)
-            raise OSError("its lock changes hands all the time")
+            raise OSError("other processes took and released its lock each time")
 
 
 class LockWaiter:
@@ -124,7 +124,7 @@ class SharedLock:
 
     @property
     def file(self) -> Path:
-        """The file that says that this process uses the folder; missing where it cannot."""
+        """The lock file by which this process shows that it uses the folder; it may not exist."""
         return self._own.file
 
     def __enter__(self) -> SharedLock:
@@ -136,7 +136,7 @@ class SharedLock:
             while (holder := lock_holder(self._folder, TIDY_NAME)) is not None:
                 self._on_busy(holder)
                 time.sleep(_LOOK_AGAIN_S)
-        except BaseException:  # whatever ends the waiting, Ctrl-C included, ends the presence
+        except BaseException:  # release the lock whatever ends the waiting, Ctrl-C included
             self._own.end()
             raise
         return self
@@ -164,12 +164,12 @@ def exclusive_lock(
 
 
 def lock_holder(folder: Path, name: str = LOCK_NAME) -> LockHolder | None:
-    """The living process that has a lock of a folder, if there is one."""
+    """Return the living process that holds a lock of a folder, or None."""
     holder = read_lock(folder / name, now=time.time())
     if holder is not None and (holder.owner is None or not holder.owner.is_here):
         holder = read_lock(
             folder / name, now=temporary_names.disk_time(folder)
-        )  # its age is what tells
+        )  # only its age shows whether it is alive
     return holder if holder is not None and holder.is_alive else None
 
 

@@ -27,7 +27,7 @@ CONTAINERS = (TAR, *TABLES)
 """Extensions of the files that hold many images, in lower case."""
 
 SEGMENT = re.compile(r"seg-(\d{20})-[^./\\]+-([0-9a-f]{8})-(\d+)\.arrow\Z")
-"""Files of Impasto's own tables (`data/columns/segments.py`): what is known of images."""
+"""File names of Impasto's own tables of image records (`data/columns/segments.py`)."""
 
 WILD = re.compile(r"[*?\[]")
 _MEMBER = re.compile(
@@ -75,15 +75,15 @@ Member = TarMember | TableCell
 
 
 def path_in_tar(tar: str, name: str, offset: int, size: int, *, field: str | None = None) -> str:
-    """The path of a file in a tar; those of one tar sort in the order of their bytes."""
+    """Return the path of a file in a tar; such paths sort by their offset in the tar."""
     said = "" if field is None else "+" + quote(field, safe="")
     return f"{tar}{os.sep}@{offset:012}+{size}{said}{os.sep}{name}"
 
 
 def path_in_table(table: str, column: str, row: int) -> str:
-    """The path of a value in a table; those of one column sort by their rows.
+    """Return the path of a value in a table; such paths sort by row within a column.
 
-    The name stays when the table gets more rows.
+    The path stays valid when rows are appended to the table.
     """
     name = os.path.basename(table)  # noqa: PTH119 - hot path
     return f"{table}{os.sep}@row+{quote(column, safe='')}+{row:012}{os.sep}{name}#{row}"
@@ -103,7 +103,7 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
 
 
 def is_member(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names something inside a file."""
+    """Return whether a path names an image inside a tar or table."""
     text = os.fspath(path)
     return "@" in text and _MEMBER.search(text) is not None
 

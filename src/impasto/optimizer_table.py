@@ -1,4 +1,4 @@
-"""The table of optimizers that have a name: their modules and properties. Imports no library."""
+"""The table of the named optimizers, with their modules and properties. Imports no library."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ ELEMENTWISE = (
     "Adadelta", "Adam", "Adamax", "AdamW", "ASGD", "Lion", "NAdam", "PagedAdamW",
     "PagedAdamW32bit", "RAdam", "RMSprop", "Rprop", "SGD",
 )  # fmt: skip
-"""Classes that change each number by its own gradients, so that any shard of a tensor will do.
+"""Classes that update each element by its own gradients, so that shards are updated separately.
 
-Those with 8-bit states share a scale among neighbours; Adafactor, Muon and the like look at rows
-and columns; Prodigy, D-Adaptation and schedule-free ones at all weights together."""
+Not among them: those with 8-bit states, where neighbours have a common scale; Adafactor, Muon and
+similar ones, which use rows and columns; Prodigy, D-Adaptation and schedule-free ones, which use
+all weights together.
+"""
 
 COUPLED = frozenset({"adagc", "adai", "adams", "avagrad", "gravity", "kron", "lorarite", "magma"})
-"""Classes of pytorch-optimizer, as `plain_name` has them, whose step of a weight depends on others.
+"""Classes of pytorch-optimizer, by `plain_name`, whose update of a weight depends on other weights.
 
 Adai and AdamS divide by a mean over all weights, AvaGrad by their number, AdaGC by the norm of all
-gradients; LoRARite steps them in pairs; Gravity, Kron and Magma draw random numbers in turn."""
+gradients; LoRARite updates them in pairs; Gravity, Kron and Magma draw random numbers in sequence.
+"""
 
 USUAL_LR = (1e-7, 5e-5)
 FLOAT32 = 4  # bytes
@@ -33,22 +36,22 @@ class OptimizerRow:
     """The module, properties and default arguments of an optimizer.
 
     Attributes:
-        module: The module to import; empty where it is still to be found.
-        name: The class in it.
-        defaults: Arguments.
-        finds_lr: Whether it finds the learning rate itself, from a factor of about 1, and has one
-            rate for all that it trains: its step follows from the rate of the first group alone.
-        averages_weights: Whether it keeps an average of the weights itself (schedule-free).
-        is_coupled: Whether the step of a weight depends on the others that are stepped with it.
-        is_elementwise: Whether it changes each number by its own gradients alone.
+        module: The module to import; empty if it is not known yet.
+        name: The class in that module.
+        defaults: Default arguments.
+        finds_lr: Whether it estimates the learning rate itself, multiplied by a factor of about 1.
+            It then has one rate for all weights, that of the first parameter group.
+        averages_weights: Whether it maintains an average of the weights itself (schedule-free).
+        is_coupled: Whether the update of a weight depends on the other weights.
+        is_elementwise: Whether it updates each element from its own gradients alone.
         has_8bit_states: Whether its states are quantized to 8 bits.
-        is_paged: Whether its states are in RAM and come to the GPU for their step.
-        usual_lr: Lowest and highest learning rate that is usual for a whole U-Net.
-        state_bytes: What it keeps for each number that learns.
-        is_factored: Whether it keeps means of the rows and of the columns of a weight's squared
-            gradients in place of a number for each (Shazeer and Stern 2018, arXiv:1804.04235);
-            `state_bytes` is then what it keeps beside them.
-        without_effect: Arguments that it takes and does not heed, each with the reason.
+        is_paged: Whether its states are paged between RAM and VRAM.
+        usual_lr: The lowest and highest usual learning rate for a whole U-Net.
+        state_bytes: Bytes of optimizer state per trained element.
+        is_factored: Whether it stores means of the rows and columns of a weight's squared gradients
+            instead of one number per element (Shazeer and Stern 2018, arXiv:1804.04235);
+            `state_bytes` then excludes them.
+        without_effect: Arguments that it accepts and ignores -> the reason.
     """
 
     module: str
@@ -66,12 +69,12 @@ class OptimizerRow:
     without_effect: Mapping[str, str] = field(default_factory=dict)
 
     def state_size(self, shape: Sequence[int], arguments: Mapping[str, Any]) -> float:
-        """Bytes that it keeps for a weight.
+        """Return the bytes of optimizer state for a weight.
 
         Args:
-            shape: The weight's; Adafactor takes the last two dimensions for rows and columns, so
-                that a convolution of 3x3 keeps 2.7 bytes a number and a large product hardly any.
-            arguments: What it is given; Adafactor's `beta1` adds a mean of the gradient.
+            shape: The weight's shape. Adafactor treats the last two dimensions as rows and columns,
+                so a 3x3 convolution has 2.7 bytes per element and a large matrix hardly any.
+            arguments: The optimizer's arguments; Adafactor's `beta1` adds a mean of the gradient.
         """
         count = math.prod(shape)
         kept = self.state_bytes * count
@@ -245,8 +248,8 @@ def not_by_chunks(kind: str, setting: str) -> str:
         setting: The setting that needs updates in chunks.
     """
     return (
-        f"optimizer.kind {kind} looks at all weights together and does not go with {setting}. Take "
-        f"that setting out, or take another optimizer.kind"
+        f"optimizer.kind {kind} needs all weights at once, which excludes {setting}. Remove "
+        f"that setting, or choose another optimizer.kind"
     )
 
 
@@ -270,8 +273,8 @@ def one_rate_only(
     *others, last = settings
     named = f"{', '.join(others)} and {last}" if others else last
     return (
-        f"optimizer.kind {kind} has one learning rate for all that it trains, so that "
-        f"{', '.join(f'{rate:g}' for rate in rates)} side by side would have no effect. Take "
-        f"{named} out, or choose an optimizer.kind that has rates for each part, such as adamw or "
+        f"optimizer.kind {kind} has one learning rate for all trained parts, so that "
+        f"{', '.join(f'{rate:g}' for rate in rates)} at the same time would have no effect. Remove "
+        f"{named}, or choose an optimizer.kind that has rates for each part, such as adamw or "
         f"adamw_schedule_free"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 _TOKEN = re.compile(r"([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]{6})")
 TOKEN_PATTERN = r"[0-9a-f]+-[0-9a-f]+-[0-9a-f]{6}"
-_STARTS_DIFFER_BY = 2  # seconds by which psutil's start of one process may vary between two looks
+_STARTS_DIFFER_BY = 2  # seconds by which psutil's start time of one process may vary between calls
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class ProcessIdentity:
 
     @property
     def token(self) -> str:
-        """The process in at most thirty characters that suit a file name."""
+        """The identity as text for file names, of at most thirty characters."""
         return f"{self.pid:x}-{self.start:x}-{self.machine}"
 
     @property
     def is_here(self) -> bool:
-        """Whether this process and the caller are in the same place, so that one sees the other."""
+        """Whether this process is on the caller's machine and in its PID namespace."""
         return self.machine == _machine()
 
     def is_running(self) -> bool | None:
-        """Whether the process still runs; None where it is in another place and nobody can tell."""
+        """Return whether the process still runs; None if it is on another machine or namespace."""
         if not self.is_here:
             return None
         start = _start_of(self.pid)
@@ -58,8 +58,8 @@ class ProcessIdentity:
 
 
 def current_process() -> ProcessIdentity:
-    """The identity of the calling process."""
-    return _owner_of(os.getpid())  # by number, because a fork is another process
+    """Return the identity of the calling process."""
+    return _owner_of(os.getpid())  # cached by process id, because a fork is another process
 
 
 def boot_mark() -> str:
@@ -68,7 +68,7 @@ def boot_mark() -> str:
 
 
 def parse_process_token(text: str) -> ProcessIdentity | None:
-    """The process that a token stands for; None where the text is no token."""
+    """Return the process of a token; None if the text is not a token."""
     match = _TOKEN.fullmatch(text)
     if match is None or max(len(match[1]), len(match[2])) > 16:
         return None
@@ -76,7 +76,7 @@ def parse_process_token(text: str) -> ProcessIdentity | None:
 
 
 def identity_of(pid: int) -> ProcessIdentity:
-    """The identity of the process that has a number now."""
+    """Return the identity of the process that has this id now."""
     return ProcessIdentity(pid, _start_of(pid) or 0, _machine())
 
 
@@ -86,7 +86,7 @@ def _owner_of(pid: int) -> ProcessIdentity:
 
 
 _UNKNOWN_START = -1
-"""The start of a process that runs but does not let itself be looked at."""
+"""The start time of a process that runs but cannot be inspected."""
 
 
 def _start_of(pid: int) -> int | None:
@@ -99,13 +99,13 @@ def _start_on_linux(pid: int) -> int | None:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return _start_of_hidden(pid)
-    fields = text.rpartition(")")[2].split()  # the name before may hold anything (proc(5))
+    fields = text.rpartition(")")[2].split()  # the name before may have any character (proc(5))
     ended = fields[0] in "ZX"  # a zombie: ended, and its parent has not asked for the result yet
     return None if ended else int(fields[19])
 
 
 def _start_of_hidden(pid: int) -> int | None:
-    """Of a process without an entry in /proc, where that hides those of other users."""
+    """Return the start of a process that /proc does not list, as it may hide other users' ones."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -1,8 +1,8 @@
-"""Text from files of unknown origin: JSON, TOML and lines, with every fault as one kind of error.
+"""Parses JSON, TOML and lines of untrusted files, and reports every fault as one kind of error.
 
-Python's own parsers answer deep nesting with RecursionError, take half a surrogate pair for text
-(which fails later, where it is written), and `str.splitlines` breaks lines at U+2028, U+0085 and
-more, which JSON Lines and captions may hold. All readers of this project come here.
+Python's own parsers raise RecursionError for deep nesting and accept half a surrogate pair (which
+fails later, when it is written), and `str.splitlines` splits at U+2028, U+0085 and more, which JSON
+Lines and captions may contain. All readers of this project use these functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_OBJECT = 64 << 20
-"""Bytes of a JSON file that `read_object` reads at most."""
+"""The largest JSON file, in bytes, that `read_object` reads."""
 
 _LINE_END = re.compile(r"\r\n?")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -30,15 +30,15 @@ _MOST_LEVELS = 64
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
+    """Return the text of a file in UTF-8, with or without a byte order mark.
 
     Args:
         path: The file.
-        errors: What becomes of bytes that are not UTF-8, as for `bytes.decode`.
+        errors: How bytes that are not UTF-8 are handled, as for `bytes.decode`.
 
     Raises:
-        OSError: It is missing or cannot be read, or it is a pipe or device, which may never end.
-        UnicodeDecodeError: It is not UTF-8.
+        OSError: The file is missing, cannot be read, or is a pipe or device, which may never end.
+        UnicodeDecodeError: The file is not UTF-8.
     """
     _require_end(path)
     return path.read_text(encoding="utf-8-sig", errors=errors)
@@ -49,24 +49,27 @@ def read_caption_file(path: Path) -> str:
 
     Raises:
         OSError: As for `read_text`.
-        UnicodeDecodeError: It is in another encoding, such as Latin-1, which cannot be told.
+        UnicodeDecodeError: The file is in another encoding, such as Latin-1, which cannot be
+            detected.
     """
     _require_end(path)
     return decode_caption(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _require_end(path: Path) -> None:
-    """Refuse pipes and devices, which may never end; a folder fails where it is read."""
+    """Refuse pipes and devices, which may never end. A folder passes, and fails when it is read."""
     try:
         kind = path.stat().st_mode
-    except ValueError as error:  # of a null character, or half of one
-        raise OSError(errno.EINVAL, f"no path of a file ({error})", str(path)) from error
+    except ValueError as error:  # a null character, or half a surrogate pair
+        raise OSError(errno.EINVAL, f"not a valid path ({error})", str(path)) from error
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-        raise OSError(errno.EINVAL, "a pipe or device, which is not read", str(path))
+        raise OSError(errno.EINVAL, "a pipe or device, which is never read", str(path))
 
 
 def decode_caption(content: bytes, errors: str = "strict") -> str:
-    """The text of captions or tags as bytes; Windows' editors write UTF-16 with its mark.
+    """Decode the bytes of a caption file, UTF-8 or UTF-16 with a byte order mark.
+
+    Editors on Windows write UTF-16.
 
     Raises:
         UnicodeDecodeError: As for `read_caption_file`.
@@ -85,12 +88,12 @@ def parse_json(
 
     Args:
         text: The content; bytes are UTF-8.
-        pairs: What makes an object of its keys and values; None makes a dictionary.
-        halves: Whether strings may hold half a surrogate pair, for a caller that deals with them.
+        pairs: Converts the keys and values of an object; None makes a dictionary.
+        halves: Whether strings may contain half a surrogate pair, for callers that handle it.
 
     Raises:
-        json.JSONDecodeError: It is not JSON, is nested too deeply, has a number of thousands of
-            digits, or has half a surrogate pair as text.
+        json.JSONDecodeError: The text is not JSON, is nested too deeply, or contains a number of
+            thousands of digits or half a surrogate pair.
     """
     try:
         whole = text if isinstance(text, str) else text.decode("utf-8-sig")
@@ -105,7 +108,7 @@ def parse_json(
     except ValueError as error:  # a number of thousands of digits
         raise json.JSONDecodeError("a number is too long", whole, 0) from error
     if not halves and "\\u" in whole and _has_surrogate(content):
-        raise json.JSONDecodeError("half a surrogate pair, which is no text", whole, 0)
+        raise json.JSONDecodeError("half a surrogate pair, which is not valid text", whole, 0)
     return content
 
 
@@ -136,8 +139,8 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML, with one kind of error for everything that is wrong with it.
 
     Raises:
-        tomllib.TOMLDecodeError: It is not TOML, is nested too deeply, or has a number of thousands
-            of digits.
+        tomllib.TOMLDecodeError: The text is not TOML, is nested too deeply, or contains a number of
+            thousands of digits.
     """
     if _LONG_KEY.search(text):
         raise tomllib.TOMLDecodeError(_DEEP)
@@ -155,7 +158,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def is_deep(content: Any) -> bool:
-    """Whether parsed JSON or TOML is nested deeper than any settings are."""
+    """Return whether parsed JSON or TOML is nested deeper than any settings are."""
     waiting = [(content, 0)]
     while waiting:
         item, depth = waiting.pop()
@@ -168,27 +171,27 @@ def is_deep(content: Any) -> bool:
 
 
 def split_lines(text: str) -> list[str]:
-    r"""The lines of a text, split at \n, \r\n and \r alone, without their ends."""
+    r"""Return the lines of a text without their ends, split at \n, \r\n and \r alone."""
     return _LINE_END.sub("\n", text).split("\n")
 
 
 def is_text(text: str) -> bool:
-    """Whether a string can be written as UTF-8: file names and JSON may hold half characters."""
+    """Return whether a string can be encoded as UTF-8; file names with lone surrogates cannot."""
     return text.isascii() or _SURROGATES.search(text) is None
 
 
 def printable(name: str) -> str:
-    r"""A file name that can be shown and written: bytes that are not UTF-8 become `\x92`."""
+    r"""Return a file name that can be shown and written: bytes that are not UTF-8 become `\x92`."""
     if is_text(name):
         return name
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # halves that did not come from a file's name
+    except UnicodeEncodeError:  # lone surrogates that are not from a file name
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _has_surrogate(content: Any) -> bool:
-    """Whether a string anywhere in parsed JSON holds half a surrogate pair."""
+    """Return whether a string anywhere in parsed JSON contains a lone surrogate."""
     waiting = [content]
     while waiting:
         item = waiting.pop()

@@ -1,8 +1,8 @@
 """Checks whether files and folders exist, for paths that users give.
 
-`Path.exists`, `is_file` and `is_dir` of Python 3.11 raise where the system refuses access: a name
-of over 255 bytes, or a folder without permission. Here such a path counts as missing, so that
-callers can report it; all checks of user input use these functions.
+`Path.exists`, `is_file` and `is_dir` of Python 3.11 raise if the system refuses access: a name of
+over 255 bytes, or a folder without permission. Here such a path counts as missing, so that callers
+can report it; all checks of user input use these functions.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _COUNTED = re.compile(r"(.+)-\d{1,2}", re.ASCII | re.DOTALL)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything of that name, as far as this process may look."""
-    return os.path.exists(path)  # noqa: PTH110 - False where the system refuses to look
+    """Return whether a path exists; False if this process has no access to it."""
+    return os.path.exists(path)  # noqa: PTH110 - False without access
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file of that name, as far as this process may look."""
-    return os.path.isfile(path)  # noqa: PTH113 - False where the system refuses to look
+    """Return whether a path is a regular file; False if this process has no access to it."""
+    return os.path.isfile(path)  # noqa: PTH113 - False without access
 
 
 def is_dir(path: Path) -> bool:
-    """Whether there is a folder of that name, as far as this process may look."""
-    return os.path.isdir(path)  # noqa: PTH112 - False where the system refuses to look
+    """Return whether a path is a folder; False if this process has no access to it."""
+    return os.path.isdir(path)  # noqa: PTH112 - False without access
 
 
 def is_link(path: Path) -> bool:
-    """Whether a path is a link itself: symbolic, or a junction of Windows.
+    """Return whether a path is itself a link: a symbolic one, or a junction of Windows.
 
     For `Path.is_symlink`, a junction (`mklink /J`) is an ordinary folder, so callers that remove
     or follow folders use this function. Python has `isjunction` from 3.12 on.
@@ -63,7 +63,7 @@ def is_withheld(path: Path) -> bool:
             status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             os.scandir(path).close()
-        elif stat.S_ISREG(status.st_mode):  # a FIFO would wait for ever
+        elif stat.S_ISREG(status.st_mode):  # opening a FIFO would block
             with path.open("rb") as file:
                 file.read(1)
     except OSError:

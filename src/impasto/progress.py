@@ -12,26 +12,26 @@ Advance = Callable[[int], None]
 
 @runtime_checkable
 class Progress(Protocol):
-    """Something that can show stages of work."""
+    """Shows stages of work and messages."""
 
     def stage(
         self, description: str, total: int | None, unit: str
     ) -> contextlib.AbstractContextManager[Advance]:
-        """Open a stage of `total` items; the value is called with the number of items done."""
+        """Open a stage of `total` items; call the result with the number of items completed."""
 
     def note(self, message: str) -> None:
-        """Show one line that stays."""
+        """Show a line that stays visible."""
 
 
 SHOWN_AFTER_S = 2.0
-"""Seconds after which a person wants to see how far something is."""
+"""Seconds after which the progress of a stage is shown."""
 
 
 @contextlib.contextmanager
 def slow_stage(progress: Progress, description: str, total: int, unit: str) -> Iterator[Advance]:
     """Open a stage that is shown only after two seconds, for work that is often faster.
 
-    It then shows the remaining items.
+    The progress shown then counts the remaining items.
     """
     began, done = time.monotonic(), 0
     advance: Advance | None = None
@@ -43,7 +43,7 @@ def slow_stage(progress: Progress, description: str, total: int, unit: str) -> I
             if advance is not None:
                 advance(number)
             elif time.monotonic() - began > SHOWN_AFTER_S:
-                left = total - done  # a rate of what came before would be wrong
+                left = total - done  # the rate would be wrong with the items before
                 advance = opened.enter_context(progress.stage(description, left, unit))
 
         yield count
@@ -57,7 +57,7 @@ def counted(number: int, plural: str) -> str:
 
     Args:
         number: The number.
-        plural: The plural, perhaps with a verb at its end: `long captions have`.
+        plural: The plural noun, optionally followed by a verb: `long captions have`.
     """
     if number != 1:
         return f"{number:,} {plural}"
@@ -70,7 +70,7 @@ def counted(number: int, plural: str) -> str:
 
 
 def none_of(number: int, plural: str) -> str:
-    """The subject of a sentence that denies something of all: `None of the 3 images`."""
+    """Return the subject of a negative sentence: `None of the 3 images`, or `Not one image`."""
     return f"Not one {singular(plural)}" if number == 1 else f"None of the {number:,} {plural}"
 
 
@@ -84,7 +84,7 @@ def singular(plural: str) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as a person says it, in one or two units."""
+    """Return a duration as text in one or two units: `45 s`, `12 min`, `2 d 3 h`."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -95,7 +95,7 @@ def duration_text(seconds: float) -> str:
 
 
 def size_text(size: int) -> str:
-    """A number of bytes as a person reads it: `512 bytes`, `3.4 MiB`."""
+    """Return a number of bytes as text: `512 bytes`, `3.4 MiB`."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << power:
             return f"{size / (1 << power):.1f} {unit}"
@@ -103,7 +103,7 @@ def size_text(size: int) -> str:
 
 
 def in_mib(advance: Advance) -> Advance:
-    """A counter of bytes that tells whole MiB, for stages of large files."""
+    """Return a counter of bytes that advances `advance` by whole MiB, for stages of large files."""
     done = 0
 
     def count(size: int) -> None:
@@ -115,7 +115,7 @@ def in_mib(advance: Advance) -> Advance:
 
 
 class SilentProgress:
-    """Shows nothing: for tests, libraries and the processes other than the first."""
+    """Shows nothing: for tests, callers from Python, and processes other than the main one."""
 
     @contextlib.contextmanager
     def stage(

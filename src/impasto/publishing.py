@@ -21,30 +21,30 @@ PATH_KEYS = frozenset({
     "output_dir", "path", "prompt_file", "start_from", "template_file", "vae",
     "features", "reg_data_dir", "train_data_dir",
 })  # fmt: skip
-"""Settings that name a file or a folder; of a path its last part is kept."""
+"""Settings that name a file or a folder; only the last part of their paths is kept."""
 
 _PATH_ENDINGS = ("_dir", "_file", "_path", "_folder")
 
 ADDRESS_KEYS = frozenset({"ray_address"})
-"""Settings that name a machine of the user's network; told with paths, and not without."""
+"""Settings that name a machine of the user's network; removed unless paths are published."""
 
 PROMPT_KEYS = frozenset({"prompts", "negative_prompt"})
-_FREE_TEXTS = frozenset({"metadata"})  # what the user wrote for the file to say
+_FREE_TEXTS = frozenset({"metadata"})  # texts that the user wrote for the file
 _ABSOLUTE = re.compile(r"(?:(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\])(?=.*[^/\\\s])", re.DOTALL)
 
 _BEGIN = re.compile(
     r"(?<![\w/\\.~\0-])"
     rf"(?:(?:{'|'.join(SCHEMES)}):[/\\]+|file:/{{1,3}}|~[\w.-]*[/\\]+|[A-Za-z]:[/\\]+|(?:(?<!:)[/\\]{{1,2}}|[/\\])(?=[^\s/\\]))"
 )
-"""Where an absolute path begins in a sentence, or the URL of a place in an object store; the `://`
-of any other address is no such place."""
+"""Matches the start of an absolute path in a sentence, or of the URL of an object store; the `://`
+of other URLs does not match."""
 
 _SEPARATORS = re.compile(r"[/\\]+")
 _NO_NAME = re.compile(r"""[\n\r\t\0"<>|]|:\s|:$|\s$|'(?!\w)|\.\w{1,11}[,;)]\s""")
-"""What shows that the text between two separators is more than the name of a folder."""
+"""Matches if the text between two separators is more than the name of a folder."""
 
 _SHELLS_APOSTROPHE = "'\"'\"'"  # how `shlex.quote` writes one
-_HOMES = frozenset({"home", "Users"})  # folders whose folders are called by persons
+_HOMES = frozenset({"home", "Users"})  # folders that contain the home folders of users
 
 
 def redact_settings(settings: Mapping[str, Any], publish: Collection[str]) -> dict[str, Any]:
@@ -65,15 +65,14 @@ def redact_settings(settings: Mapping[str, Any], publish: Collection[str]) -> di
 def redact_text(text: str, publish: Collection[str], folders: Collection[str] = ()) -> str:
     """Return a sentence with absolute paths cut to their last part, unless `publish` has `paths`.
 
-    Folders' names hold spaces, and nothing in a sentence says where a path ends. What is between
-    two separators is taken for a name unless it holds what names hardly ever do: rather a word too
-    many goes than a part of a path stays.
+    Names of folders may contain spaces, so the end of a path in a sentence is uncertain. The text
+    between two separators counts as a name unless it contains something that names hardly ever do:
+    removing a word too many is better than leaving a part of a path.
 
     Args:
         text: The sentence.
-        publish: What may be told: `paths`.
-        folders: Folders that are called by their names alone; paths below them stay whole from
-            there on.
+        publish: The kinds of private values to keep: `paths`.
+        folders: Folders that are shortened to their names; paths below them are kept from there on.
     """
     if "paths" in publish or not _SEPARATORS.search(text):
         return text
@@ -87,14 +86,17 @@ def redact_text(text: str, publish: Collection[str], folders: Collection[str] = 
 
 
 def redact_unknown_paths(text: str, folders: Collection[str]) -> str:
-    """Words of a person, in which nothing but the known folders is called by their names."""
+    """Return a user's text in which the known folders are shortened to their names.
+
+    Any other path in it is kept.
+    """
     for pattern, name in _known(tuple(folders), _home()):
         text = pattern.sub(lambda _, name=name: name, text)  # type: ignore[misc]
     return text
 
 
 def short_path(path: str) -> str:
-    """A file by its name and that of its folder, unless that is a person's home."""
+    """Return a file's name after its folder's; without the folder if it is a user's home."""
     separator = r"[/\\]" if re.match(r"[A-Za-z]:[/\\]|\\\\", path) else "/"
     names = [name for name in re.split(separator, path) if name]
     is_home = len(names) > 2 and names[-3] in _HOMES
@@ -107,7 +109,7 @@ def _home() -> str:
 
 @functools.lru_cache(maxsize=8)
 def _known(folders: tuple[str, ...], home: str) -> list[tuple[re.Pattern[str], str]]:
-    """What finds each folder however it is written, the longest first, and what it is called."""
+    """Return (pattern that matches a folder in every spelling, its name) pairs, longest first."""
     names = {}
     for folder in folders:
         for written in (folder, os.path.abspath(folder), os.path.realpath(folder)):  # noqa: PTH100
@@ -142,12 +144,12 @@ def _without_folders(text: str) -> str:
 
 
 def is_path_key(key: str) -> bool:
-    """Whether a setting names a file or a folder; also one of another program's by its ending."""
+    """Return whether a setting is a path: by name, or by the end of its name if unknown."""
     return key in PATH_KEYS or key.endswith(_PATH_ENDINGS)
 
 
 def path_basename(path: str) -> str:
-    """The last part of a path of any system; what is left where that is a whole drive is empty."""
+    """Return the last part of a path of any operating system; an empty string for the root."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 

@@ -17,12 +17,13 @@ from impasto.control_groups import ROOT, ControlGroup, control_groups
 
 @dataclass(frozen=True)
 class _Names:
-    """What a version of control groups calls its numbers, in bytes.
+    """Names of the files of a control group, whose values are in bytes.
 
     Attributes:
-        limit: The file of the most that a group may take.
-        used: The file of what it takes, page cache included.
-        cache: The lines of memory.stat with the page cache, which goes as soon as RAM is needed.
+        limit: The file with the limit of the group.
+        used: The file with the memory in use, page cache included.
+        cache: The lines of memory.stat with the page cache, which is freed as soon as RAM is
+            needed.
     """
 
     limit: str
@@ -40,7 +41,7 @@ def free_bytes(root: Path = ROOT) -> int:
     """Return the bytes of RAM that this process can still allocate, within its control groups.
 
     Args:
-        root: The folder with `proc` and `sys`.
+        root: The root of the file system, with `proc` and `sys`; tests pass another.
     """
     left = (max(0, limit - used) for limit, used in _limits(root))
     return min([int(psutil.virtual_memory().available), *left])
@@ -50,14 +51,14 @@ def total_bytes(root: Path = ROOT) -> int:
     """Return the bytes of RAM of the machine, or the limit of this process's control groups.
 
     Args:
-        root: The folder with `proc` and `sys`.
+        root: The root of the file system, with `proc` and `sys`; tests pass another.
     """
     limits = (limit for limit, _ in _limits(root))
     return min([int(psutil.virtual_memory().total), *limits])
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
-    """The limit of each group with one that this process is in, and what the group takes of it."""
+    """Yield the limit and the used bytes, without page cache, of each group that has a limit."""
     for group in control_groups("memory", root):
         names = _V1 if group.is_v1 else _V2
         if (limit := group.number(names.limit)) is None:
@@ -66,7 +67,7 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _of_stat(group: ControlGroup, keys: tuple[str, ...]) -> int:
-    """The sum of some lines' numbers in memory.stat; 0 without them."""
+    """Return the sum of the given lines of memory.stat; 0 if there are none."""
     words = (line.split() for line in group.text("memory.stat").splitlines())
     return sum(int(n) for key, n, *_ in filter(_is_pair, words) if key in keys)
 

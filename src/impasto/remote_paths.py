@@ -1,9 +1,8 @@
 """Locations in an object store: URLs for users, paths inside the program.
 
-`s3://bucket/cats` is the path whose first part is `s3:`, so that names below it, parents and
-endings are found as of any other path. Nothing is opened here: `impasto.storage` does that. What
-writes to a local disk refuses such a path (`require_local`), or it would make a folder called
-`s3:`.
+`s3://bucket/cats` is the path whose first part is `s3:`, so that names, parents and extensions work
+as for any other path. Nothing is opened here: `impasto.storage` does that. Code that writes to a
+local disk refuses such a path (`require_local`), since it would create a folder named `s3:`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from impasto.member_paths import plain
 
 SCHEMES = ("s3", "gs", "hf", "memory")
 READ_ONLY = frozenset({"hf"})
-"""Stores that data is read from and nothing is written to."""
+"""Stores from which data is read and to which nothing is written."""
 
 _BEGIN = re.compile(rf"({'|'.join(SCHEMES)}):[/\\]+(?=[^/\\])")
 _SIGNED = re.compile(r"[?&](X-Amz-|X-Goog-|AWSAccessKeyId=|GoogleAccessId=)", re.IGNORECASE)
@@ -27,24 +26,24 @@ _OTHER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a location in an object store."""
+    """Return whether a path is a location in an object store."""
     return _BEGIN.match(os.fspath(path)) is not None
 
 
 def scheme_of(path: Path) -> str:
-    """The scheme of a location in an object store, such as `s3`."""
+    """Return the scheme of a location in an object store, such as `s3`."""
     return path.parts[0].rstrip("/\\").removesuffix(":")
 
 
 def key_of(path: Path) -> str:
-    """A location in an object store without its scheme: the bucket, and the key in it."""
+    """Return a location in an object store without its scheme: the bucket, and the key in it."""
     return "/".join(path.parts[1:])
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as a person writes it: a URL where it is in an object store.
+    """Return a path as users write it: a URL for a location in an object store.
 
-    Of an image in a tar or a table, the file and its name in there.
+    For an image in a tar or a table it is the file, followed by the image's name in that file.
     """
     if not is_remote(path):
         return plain(path)
@@ -68,12 +67,13 @@ def location_fault(path: Path) -> str:
         if other is None or Path(path.parts[0]).exists():
             return ""
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        return f"{text[: other.end() - 2]}:// is no store that is known here; expected {known}"
+        return f"{text[: other.end() - 2]}:// is not a supported object store; expected {known}"
     bucket = path.parts[1]
     if ":" in bucket or ("@" in bucket and scheme_of(path) != "hf"):
         return (
-            "the URL holds a user or a password, which settings would keep; take them out. "
-            "Credentials come from the environment, such as AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            "the URL contains a user name or a password, which would be stored in the settings; "
+            "remove them. Credentials are read from the environment, such as AWS_ACCESS_KEY_ID or "
+            "AWS_PROFILE"
         )
     if "?" in path.name or _SIGNED.search(text):
         return "the URL has parameters after a ?; expected a bucket and a key only"
@@ -108,7 +108,7 @@ def local_folder_of(location: Path, kind: str) -> Path:
 
 
 def machine_folder(folder: Path) -> Path:
-    """The folder of this machine that a folder is, or that copies of its objects are in."""
+    """Return a local folder unchanged; for one in a store, the folder for copies of its objects."""
     return local_folder_of(folder, "objects") if is_remote(folder) else folder
 
 
@@ -116,13 +116,13 @@ COPIES_VARIABLE = "IMPASTO_STORE_CACHE"
 
 
 def require_local(path: Path, what: str = "files") -> None:
-    """Make sure that a path is one of this machine's.
+    """Check that a path is on this machine.
 
     Raises:
-        StorageError: It is in an object store, where this cannot be written.
+        StorageError: The path is in an object store, where such files cannot be written.
     """
     if is_remote(path):
         raise StorageError(
-            f"{shown(path)} is in an object store, where Impasto writes no {what}. Give a folder "
-            f"of this machine, and copy it there afterwards."
+            f"{shown(path)} is in an object store, where Impasto cannot write {what}. Give a "
+            f"local folder, and copy the result there afterwards."
         )

@@ -1,4 +1,4 @@
-"""The samplers by name, and the ranges of what an image is drawn with; imports no torch."""
+"""The table of samplers by name, and the valid ranges of a prompt's options; imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_NAMES = {
     "k_lms": "lms", "k_euler": "euler", "k_euler_a": "euler_a", "k_dpm_2": "dpm_2",
     "k_dpm_2_a": "dpm_2_a", "dpmsolver++": "dpmpp_2m",
 }  # fmt: skip
-"""sd-scripts' further names for them."""
+"""Further names that sd-scripts has for these samplers."""
 
 RANGES = {
     "seed": (0, 2**64 - 1),
@@ -29,4 +29,4 @@ RANGES = {
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
 }
-"""The least and the most of each number of a prompt; seeds are those that torch takes."""
+"""The lowest and highest value of each option of a prompt; torch accepts these seeds."""

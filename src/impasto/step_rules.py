@@ -1,20 +1,20 @@
-"""Numbers of steps, and values by step, as people write them in settings."""
+"""Parses numbers of steps, and values by step, in the forms that settings allow."""
 
 from __future__ import annotations
 
 import math
 
 Steps = int | float | str
-"""A number of steps, a fraction of the run below 1, or a percentage such as "5%"."""
+"""A number of steps, a fraction of the run (below 1), or a percentage such as "5%"."""
 
 
 def counted(steps: Steps, total: int) -> int:
-    """Return a number of steps; a fraction or percentage is taken of `total`.
+    """Return a number of steps; a fraction or a percentage is taken of `total`.
 
     Raises:
-        ValueError: It is neither a number of steps, nor a fraction, nor a percentage.
+        ValueError: The value is neither a number of steps, nor a fraction, nor a percentage.
     """
-    problem = f'{steps!r} is no number of steps; expected 500, 0.05 or "5%"'
+    problem = f'{steps!r} is not a number of steps; expected 500, 0.05 or "5%"'
     if not isinstance(steps, str):
         if steps < 0 or (steps > 1 and not is_count(steps)):
             raise ValueError(problem)
@@ -30,10 +30,12 @@ def counted(steps: Steps, total: int) -> int:
 
 
 def parse_rules(rules: str) -> list[tuple[float, int | None]]:
-    """`value:until, value:until, value` -> values with the step before which they hold.
+    """Parse `value:until, value:until, value` into values with the step before which each applies.
+
+    The last one has None and applies until the end.
 
     Raises:
-        ValueError: It is not of that form, or steps do not rise.
+        ValueError: The text is not of that form, or the steps do not increase.
     """
     problem = f"rules is {rules!r}; expected value:step, value:step, ..., value"
     levels: list[tuple[float, int | None]] = []
@@ -55,5 +57,5 @@ def parse_rules(rules: str) -> list[tuple[float, int | None]]:
 
 
 def is_count(steps: Steps) -> bool:
-    """Whether a length is a whole number of steps, and no fraction or percentage."""
+    """Return whether a length is a whole number of steps, not a fraction or a percentage."""
     return isinstance(steps, int) or (isinstance(steps, float) and steps.is_integer())

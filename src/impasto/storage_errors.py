@@ -19,7 +19,7 @@ _NO_SPACE_TEXT = ("No space left", "Disk quota", "File too large", "not enough s
 
 
 def is_out_of_space(error: BaseException) -> bool:
-    """Whether an error, from Python or from safetensors' Rust side, says that the disk is full."""
+    """Return whether an error, of Python or of safetensors' Rust code, means a full disk."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _NO_SPACE
     return any(text in str(error) for text in _NO_SPACE_TEXT)
@@ -32,14 +32,14 @@ def is_file_specific(error: BaseException) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """The operating system's reason for a failed write, in a few words."""
+    """Return the operating system's short reason for a failed write."""
     cause = error.__cause__ if isinstance(error, StorageError) else error
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
 
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn a failed write of `path` into a StorageError; let everything else through."""
+    """Turn a failed write of `path` into a StorageError; other errors are not changed."""
     try:
         yield
     except OSError as error:
@@ -52,32 +52,32 @@ def reported(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_reported(path: Path) -> Iterator[None]:
-    """Turn a failed read of `path` into a StorageError; let everything else through."""
+    """Turn a failed read of `path` into a StorageError; other errors are not changed."""
     try:
         yield
     except OSError as error:
         raise StorageError(
-            f"{shown(path)} could not be read: {cause_of(error)}. Check that it is there and that "
+            f"{shown(path)} could not be read: {cause_of(error)}. Check that it exists and that "
             f"you may read it, and run the same command again."
         ) from error
 
 
 def storage_error(path: Path, error: BaseException) -> StorageError:
-    """The error of a failed write of `path`, with the operating system's reason."""
+    """Return the error for a failed write of `path`, with the operating system's reason."""
     cause, where = cause_of(error), shown(path)
     if is_out_of_space(error):
         return StorageError(
-            f"The disk is full: {where} could not be written ({cause}). What was there before is "
-            f"untouched. Free some space, or choose another place, and run the same command again."
+            f"The disk is full: {where} could not be written ({cause}). Existing files are "
+            f"unchanged. Free some space, or choose another folder, and run the same command again."
         )
     if os.name == "nt" and isinstance(error, PermissionError):
         return StorageError(
             f"{where} could not be written: {cause}. On Windows, what another program has open "
-            f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
-            f"loaded, a preview), or check that it is not read-only, and run the same command "
-            f"again. What was there before is untouched."
+            f"cannot be replaced. Close the program that uses it (another run, a web UI that has "
+            f"the model loaded, a preview), or check that it is not read-only, and run the same "
+            f"command again. Existing files are unchanged."
         )
     return StorageError(
         f"{where} could not be written: {cause}. Check that the folder exists, is not read-only "
-        f"and belongs to you, or choose another place."
+        f"and belongs to you, or choose another folder."
     )

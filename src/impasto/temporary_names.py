@@ -19,13 +19,13 @@ from impasto.owners import TOKEN_PATTERN, current_process, parse_process_token
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
-"""Of a folder's temporary name while another takes its place."""
+"""The suffix of a folder's temporary name while another folder is put in its place."""
 
 _OWNED = re.compile(
     rf"\.(?P<name>.+)\.(?P<owner>{TOKEN_PATTERN})\.[0-9a-f]{{8}}"
     rf"(?P<end>{re.escape(PARTIAL_SUFFIX)}|{re.escape(REPLACED_SUFFIX)})"
 )
-_LEFT_AFTER_S = 24 * 3600.0  # untouched for so long, a file of another machine is left over
+_LEFT_AFTER_S = 24 * 3600.0  # a file of another machine untouched for longer is a leftover
 _DATED = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}", re.ASCII)
 LONGEST_NAME = 255  # bytes of a file name on Linux and macOS; Windows counts letters
 
@@ -38,18 +38,19 @@ def shortened(name: str, most: int) -> str:
 
 
 def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
-    """A new temporary name beside `path`, with this process in it, which `remove_leftovers` knows.
+    """Return a new temporary name beside `path` that identifies this process to `remove_leftovers`.
 
-    Long names are cut, so that the temporary one is no longer than file systems allow.
+    Long names are shortened, so that the temporary name is not longer than file systems allow.
     """
     end = f".{current_process().token}.{uuid.uuid4().hex[:8]}{suffix}"
     return path.with_name(f".{shortened(path.name, LONGEST_NAME - 1 - len(end))}{end}")
 
 
 def dated_name() -> str:
-    """A new name for a directory, in the order of time: the moment, and what makes it unique.
+    """Return a new, unique name for a directory; such names sort by time.
 
-    The moment is in local time: the second, then the microsecond in five hexadecimal digits.
+    The name is the local time to the second, then the microsecond in five hexadecimal digits, then
+    a random digit.
     """
     second, of_second = divmod(time.time_ns() // 1000, 1_000_000)
     day = time.strftime("%Y%m%d-%H%M%S", time.localtime(second))
@@ -57,10 +58,10 @@ def dated_name() -> str:
 
 
 def new_dated_folder(parent: Path) -> Path:
-    """Make a folder with a dated name, which no other process has at the same moment.
+    """Create a folder with a dated name, which no other process gets at the same moment.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The folder cannot be created.
     """
     parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -73,12 +74,12 @@ def new_dated_folder(parent: Path) -> Path:
 
 
 def is_dated_name(name: str) -> bool:
-    """Whether a name is one of `dated_name`."""
+    """Return whether a name has the form of `dated_name`."""
     return _DATED.fullmatch(name) is not None
 
 
 def _modified_at(path: Path) -> float:
-    """When a file, or anything in a folder, was changed last; now where that cannot be seen."""
+    """Return the time of the last change of a file or in a folder; now if that is unknown."""
     try:
         inside = list(path.rglob("*")) if path.is_dir() else []
         return max(item.lstat().st_mtime for item in (path, *inside))
@@ -89,10 +90,10 @@ def _modified_at(path: Path) -> float:
 def remove_leftovers(folder: Path) -> int:
     """Remove temporary files of killed processes in `folder`, and return their number.
 
-    A temporary file has its process in its name; others, of other programs, are left alone. So is
-    one of a process that runs, and one of another machine (on a network disk) that was touched
-    within a day. A folder that was about to be replaced, and was not, gets its name back. What
-    cannot be removed, as a file of another user, stays.
+    The name of a temporary file identifies its process. Temporary files of other programs and of
+    running processes are not touched, nor are those of another machine (on a network disk) that
+    were modified within a day. A folder whose replacement was interrupted gets its name back. Files
+    that cannot be removed, such as another user's, stay.
     """
     leftovers = [path for path in partial_files_in(folder) if is_stale_partial(path)]
     return sum(_is_removed(leftover) for leftover in leftovers)
@@ -123,13 +124,13 @@ def partial_files_in(folder: Path) -> list[Path]:
 
 
 def is_stale_partial(partial: Path) -> bool:
-    """Whether the process that was writing a temporary file or folder is gone."""
+    """Return whether the process that was writing a temporary file or folder has ended."""
     match = _OWNED.fullmatch(partial.name)
     owner = parse_process_token(match["owner"]) if match else None
     if owner is None:
         return False
     running = owner.is_running()
-    if running is None:  # of another machine, whose clock, or this one's, may be wrong by days
+    if running is None:  # on another machine; its clock, or this one's, may be wrong by days
         return disk_time(partial.parent) - _modified_at(partial) > _LEFT_AFTER_S
     return not running
 

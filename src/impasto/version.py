@@ -1,3 +1,3 @@
-"""The version of Impasto, which every layer may ask for."""
+"""The version of Impasto; a separate module, so that every layer can import it."""
 
 __version__ = "0.1.0"

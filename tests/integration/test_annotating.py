@@ -434,7 +434,7 @@ def test_cleaning_shows_changes_before_it_writes(folder):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--model", "wd-swin-v3"], 2, "The nearest names are wd-swinv2-v3"),
+        (["--model", "wd-swin-v3"], 2, "Nearest: wd-swinv2-v3"),
         (["--model", TAGGER, "--threshold", "2"], 2, "expected a number from 0 to 1"),
         (["--model", TAGGER, "--threshold", "balance"], 2, "No balance threshold is known"),
         (["--model", TAGGER, "--category-threshold", "hair=1"], 2, "expected general or"),

@@ -191,7 +191,7 @@ def test_init_and_doctor(tmp_path, capsys):
     assert has_random_weights(open_model(str(tmp_path / "model"), OpenOptions()))
     assert (tmp_path / "model" / "model_index.json").is_file()
     assert refused("init", "tiny", tmp_path / "model") == 5
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     advice = impasto("doctor")
     assert advice.returncode == 0, advice.stderr
     assert "Python" in advice.stdout
@@ -203,7 +203,11 @@ WRONG = {
     "missing file": (["train", "nowhere.toml"], 2, "nowhere.toml does not exist"),
     "unknown key": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
     "wrong type": (["train", "{file}", "--set", "training.batch_size=many"], 2, "batch_size"),
-    "missing folder": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not"),
+    "missing folder": (
+        ["train", "{file}", "--set", "dataset.image_dir=gone"],
+        3,
+        "gone does not exist",
+    ),
     "missing model": (["train", "{file}", "--set", "model.path=gone"], 4, "gone does not exist"),
     "no run": (["resume", "gone"], 5, "not a run directory"),
     "no run to report": (["report", "gone"], 5, "not a run directory"),

@@ -444,7 +444,7 @@ def test_looking_after_the_cache(tmp_path, nano_model):
 
     pruned = impasto("dataset", "cache", "prune", folder, nano_model, *small)
     assert pruned.returncode == 0, pruned.stderr
-    assert "Dropped  6 entries" in pruned.stdout
+    assert "Deleted  6 entries" in pruned.stdout
     assert len(LatentCache(latents)) == 6
 
     assert impasto("dataset", "cache", "verify", folder).returncode == 0
@@ -484,7 +484,7 @@ def test_the_cache_of_a_run_holds_what_it_validates_on(run_file, tmp_path, nano_
     assert len(LatentCache(tmp_path / "derived" / "latents")) == expected
     pruned = impasto("dataset", "cache", "prune", run, nano_model)
     assert pruned.returncode == 0, pruned.stderr
-    assert "Dropped  0 entries" in pruned.stdout
+    assert "Deleted  0 entries" in pruned.stdout
 
 
 def test_pruning_drops_nothing_while_an_image_cannot_be_read(tmp_path, nano_model):
@@ -570,7 +570,7 @@ def test_faults_of_a_data_set_end_with_one_sentence_each(tmp_path):
         "d.toml": (2, "datasets[0].subsets[0].image_dirr (the nearest is image_dir"),
         "m.json": (3, "'a.png': caption is 3; expected text"),
         "none.toml": (2, "none.toml does not exist"),
-        "nowhere": (3, "nowhere is not there"),
+        "nowhere": (3, "nowhere does not exist"),
     }
     for name, (code, words) in expected.items():
         done = impasto("dataset", "captions", tmp_path / name)

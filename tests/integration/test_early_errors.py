@@ -34,7 +34,7 @@ print(json.dumps(ends))
 CASES = {
     "unknown setting": (["train", "{file}", "--set", "optimizer.rate=1"], 2, "optimizer.rate"),
     "no settings": (["train", "nowhere.toml"], 2, "nowhere.toml does not exist"),
-    "no images": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone is not there"),
+    "no images": (["train", "{file}", "--set", "dataset.image_dir=gone"], 3, "gone does not exist"),
     "no images, planned": (["train", "{file}", "--plan", "--set", "dataset.image_dir=gone"], 3, ""),
     "no model": (
         ["train", "{file}", "--set", "model.path=gone.ckpt"],
@@ -49,8 +49,8 @@ CASES = {
     "nothing to convert": (["convert", "gone.ckpt", "x.safetensors"], 4, "does not exist"),
     "nothing to inspect": (["inspect", "gone.ckpt"], 4, "does not exist"),
     "no model to encode": (["dataset", "cache", "{taken}", "gone.ckpt"], 4, "does not exist"),
-    "a folder in the way": (["init", "tiny", "{taken}"], 5, "already there"),
-    "no dataset": (["dataset", "scan", "gone"], 3, "is not there"),
+    "a folder in the way": (["init", "tiny", "{taken}"], 5, "already exists"),
+    "no dataset": (["dataset", "scan", "gone"], 3, "does not exist"),
     "no tracker": (["train", "{file}", "--set", 'logging.trackers=["wandb"]'], 7, "Install it"),
 }
 

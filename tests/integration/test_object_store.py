@@ -374,7 +374,7 @@ def test_settings_keep_urls_and_no_credentials(tmp_path):
             with pytest.raises(ConfigError, match="the URL ") as told:
                 build_dataset_config(own, source="test")
             assert "secret" not in str(told.value)
-    with pytest.raises(ConfigError, match="no store that is known here; expected s3://"):
+    with pytest.raises(ConfigError, match="not a supported object store; expected s3://"):
         build_dataset_config({"image_dir": "ftp://host/cats"}, source="test")
     refused = "mask_dir is s3://b/m, in an object store.* and image_dir of the validation"
     with pytest.raises(ConfigError, match=refused):

@@ -412,7 +412,7 @@ def test_what_inspect_writes_is_never_the_model(tmp_path):
     there.write_text("[]", encoding="utf-8")
     refused = impasto("inspect", model, "--out", there)
     assert refused.returncode == 5
-    assert "already there" in refused.stderr
+    assert "already exists" in refused.stderr
     assert there.read_text(encoding="utf-8") == "[]"
     assert model.read_bytes() == WEIGHTS
 
@@ -438,7 +438,7 @@ def test_a_file_is_downloaded_once_and_replaces_nothing(hub, tmp_path, monkeypat
     assert "2 MiB" in done.stdout  # of 2.9: counted once
     again = CliRunner().invoke(commands, ["download", "ada/one", "--out", "models"])
     assert again.exception.exit_code == 5
-    assert "already there" in str(again.exception)
+    assert "already exists" in str(again.exception)
 
 
 def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def test_a_run_that_another_machine_has_taken_over_stops(train_config, bucket, m
 
 def test_a_run_that_does_not_begin_leaves_nothing_in_the_way(train_config, bucket, tmp_path):
     url = f"s3://{bucket.name}/run"
-    with pytest.raises(Exception, match="not there"):
+    with pytest.raises(Exception, match="does not exist"):
         train(train_config(output_dir=url, model={"path": str(tmp_path / "no model")}))
     assert list_run(bucket / "run") == {}
     run = train(train_config(output_dir=url, training={"max_steps": 1}))

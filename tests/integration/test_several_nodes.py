@@ -175,7 +175,7 @@ def test_what_one_machine_lacks_both_say(run_values, tmp_path, nano_model, pictu
     for folder in machines.folders:
         code, told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
         assert code == DatasetError.exit_code
-        assert "The image folder pictures is not there" in told
+        assert "The image folder pictures does not exist" in told
     assert (
         "Reported by process 2 of 2, on "
         in json.loads((machines.folders[0] / "told.json").read_text(encoding="utf-8"))[1]

@@ -235,7 +235,7 @@ def test_a_hand_edit_is_kept_and_named(folder):
     edit(folder, "--add=x", "--yes")
     (folder / "a.txt").write_text("by hand", encoding="utf-8")
     done = run("undo", folder, "1")
-    assert "3 files are restored." in done.stdout
+    assert "3 files restored." in done.stdout
     assert "it was changed since" in done.stdout
     assert "undo" in done.stdout.splitlines()[-1]
     assert "1 --force" in done.stdout

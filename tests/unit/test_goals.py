@@ -252,7 +252,7 @@ def test_the_demos_model_and_images_get_a_file(goal, here):
 
 def test_nothing_is_replaced(here):
     (here / "pictures-style.toml").write_text("mine")
-    with pytest.raises(ConfigError, match="was not touched"):
+    with pytest.raises(ConfigError, match="already exists and was not changed"):
         run_new("--goal", "style", "--data", PICTURES, "--model", BASE_MODEL)
     assert (here / "pictures-style.toml").read_text() == "mine"
 

@@ -330,7 +330,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_once(the_hub, nano_model, tmp_
     ("files", "variant", "words"),
     [
         (["a.ckpt", "b.ckpt"], None, r"has 2 files with models.*--file; it has a\.ckpt, b\.ckpt"),
-        (["README.md"], None, r"no Diffusers model and has no files.*it has README\.md"),
+        (["README.md"], None, r"not a Diffusers model and has no files.*it has README\.md"),
         (["a.ckpt"], "fp16", r"is one file, a\.ckpt, and has no variants.*--variant"),
         (["model_index.json"], "fp16", r"no files of the variant 'fp16', nor any other\. Take"),
         (

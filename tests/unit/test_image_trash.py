@@ -97,7 +97,7 @@ def test_nothing_is_replaced_and_a_refused_restore_moves_nothing(client, studio,
     before = held(cats.parent)
     answer = client.post(f"{address(studio, cats)}/trash/{entry.name}/restore", headers=FROM_HERE)
     assert answer.status_code == 409
-    assert "b.txt is already there" in answer.text
+    assert "b.txt already exists" in answer.text
     assert held(cats.parent) == before
     assert entry.images == ["a.png", "b.jpg"]
 

@@ -19,6 +19,6 @@ def test_who_comes_after_another_has_left_says_its_words(monkeypatch):
     first, late = (DistributedGroup(rank, 2, rank, StoreKeys()) for rank in (0, 1))
     with pytest.raises(RuntimeError, match="Connection closed"):
         late.gather("nothing was told")
-    first.tell(DatasetError("The image folder pictures is not there."), wait=False)
-    with pytest.raises(DatasetError, match=r"pictures is not there.*process 1 of 2"):
+    first.tell(DatasetError("The image folder pictures does not exist."), wait=False)
+    with pytest.raises(DatasetError, match=r"pictures does not exist.*process 1 of 2"):
         late.gather("too late")

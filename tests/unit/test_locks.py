@@ -95,7 +95,7 @@ def test_a_number_that_was_given_anew_is_another_process(tmp_path):
 
 def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
     file = written_by(ProcessIdentity(1, 1, "ffffff"), tmp_path)
-    words = r"on far.*counts as ended if it gives no sign for \d+ s"
+    words = r"on far.*counts as ended after another \d+ s without"
     with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
         pass
     long_ago = file.stat().st_mtime - lock_file.STALE_S - 1

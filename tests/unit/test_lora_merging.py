@@ -173,9 +173,9 @@ def test_a_model_as_lora_and_a_lora_as_model(base, nano_sd2_model, tmp_path):
         ('{"lora_alpha": 4, "use_dora": true}', "PEFT's use_dora"),
         ('{"lora_alpha": NaN}', "an alpha is 'nan'; expected a finite number"),
         ('{"lora_alpha": [1]}', "expected a finite number"),
-        ('{"lora_alpha": 4, "alpha_pattern": {"(a+)+": 1}}', "no plain name of a layer"),
-        (json.dumps({"lora_alpha": 4, "alpha_pattern": {"a" * 300: 1}}), "no plain name"),
-        ('{"lora_alpha": 4, "alpha_pattern": [1]}', "its alpha_pattern is no list of layers"),
+        ('{"lora_alpha": 4, "alpha_pattern": {"(a+)+": 1}}', "not a plain layer name"),
+        (json.dumps({"lora_alpha": 4, "alpha_pattern": {"a" * 300: 1}}), "not a plain layer name"),
+        ('{"lora_alpha": 4, "alpha_pattern": [1]}', "its alpha_pattern is not a table of layers"),
         ('{"lora_alpha": 4, "alpha_pattern": {"to_q": Infinity}}', "an alpha is 'inf'"),
     ],
 )

@@ -406,10 +406,10 @@ def test_nan_in_any_model_is_named_and_nothing_is_written(three, tmp_path):
 
 
 def test_names_of_no_block_are_refused_with_those_there_are(three, tmp_path):
-    with pytest.raises(ConfigError, match=r"IN11 is no network or block .* IN00 to IN03, M00"):
+    with pytest.raises(ConfigError, match=r"IN11 is not a network or block .* IN00 to IN03, M00"):
         merge(tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={"IN11": 0.5})
     everywhere = {f"{block}": 0.1 for block in block_order(open_model(three[0]))}
-    with pytest.raises(ConfigError, match=r"unet is no .* or other names cover all of it"):
+    with pytest.raises(ConfigError, match=r"unet is not a .* or other names cover all of it"):
         merge(
             tmp_path / "m", three[:2], FORMULAS["weighted-sum"], named={**everywhere, "unet": 1.0}
         )

@@ -126,7 +126,7 @@ def test_a_name_too_long_for_an_npz_is_named(tmp_path):
     exported = export_latents(result, cache, SilentProgress())
     assert exported.written == 1
     assert [item.path.stem for item in exported.refused] == [long]
-    assert "which no file system takes" in exported.refused[0].reason
+    assert "which no file system allows" in exported.refused[0].reason
 
 
 @pytest.mark.skipif(os.name == "nt", reason="creating links needs a privilege on Windows")

@@ -50,7 +50,12 @@ def test_a_file_that_stays_open_is_named_with_what_to_do(windows, tmp_path):
     target.write_text("old", encoding="utf-8")
     error = storage_error(target, PermissionError(13, "Access is denied"))
     assert isinstance(error, StorageError)
-    for words in (str(target), "another program has open", "Close what uses it", "untouched"):
+    for words in (
+        str(target),
+        "another program has open",
+        "Close the program that uses it",
+        "unchanged",
+    ):
         assert words in str(error)
     windows.setattr("pathlib.Path.replace", busy(1000))
     source = tmp_path / "new"

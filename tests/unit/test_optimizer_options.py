@@ -126,7 +126,7 @@ def test_rates_of_parts_and_blocks_are_obeyed_or_refused(kind):
     parts = [TrainedModule("unet", one, lr), TrainedModule("text_encoder", other, lr / 4)]
     config = OptimizerConfig(kind=kind, lr=lr)
     if finds:
-        with pytest.raises(ConfigError, match=r"0\.25, 1 side by side would have no effect"):
+        with pytest.raises(ConfigError, match=r"0\.25, 1 at the same time would have no effect"):
             build_optimizer(parts, config)
         return
     before = one.matrix.detach().clone()
@@ -144,7 +144,7 @@ def test_rates_of_parts_and_blocks_are_obeyed_or_refused(kind):
 @pytest.mark.parametrize("kind", ["a2grad", "apollodqn", "DAdaptAdam", "pytorch_optimizer.Prodigy"])
 def test_rates_that_other_optimizers_ignore_are_refused(kind):
     parts = [TrainedModule("unet", Weights(), 1e-3), TrainedModule("text_encoder", Weights(), 1e-4)]
-    with pytest.raises(ConfigError, match="has one learning rate for all that it trains"):
+    with pytest.raises(ConfigError, match="has one learning rate for all trained parts"):
         build_optimizer(parts, OptimizerConfig(kind=kind, lr=1e-3))
 
 
@@ -212,7 +212,7 @@ def test_an_argument_that_is_a_setting_too_is_given_once(name):
 def test_settings_refuse_rates_before_anything_is_loaded(kind, method, setting):
     tree = {"output_dir": "r", "model": {"path": "b"}, "dataset": {"image_dir": "p"}}
     tree |= {"training": {"max_steps": 1}, "optimizer": {"kind": kind, "lr": 1.0}, "method": method}
-    with pytest.raises(ConfigError, match=rf"Take method\.{setting} out"):
+    with pytest.raises(ConfigError, match=rf"Remove method\.{setting}, or"):
         build_run_config(tree, source="test")
     tree["method"] = {"train_text_encoder": True, "text_encoder_lr": 1.0}
     build_run_config(tree, source="test")

@@ -184,7 +184,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_where_it_is_measured_firs
 
 @pytest.mark.parametrize("kind", ["prodigy", "adamw_schedule_free"])
 def test_optimizers_that_look_at_all_weights_are_refused(kind, train_config):
-    with pytest.raises(ConfigError, match=r"optimizer_in_backward\. Take that setting out"):
+    with pytest.raises(ConfigError, match=r"optimizer_in_backward\. Remove that setting"):
         train_config(optimizer={"kind": kind}, training={"optimizer_in_backward": "exact"})
 
 

@@ -394,14 +394,14 @@ def test_what_does_not_fit_the_state_is_refused_in_words(queue):
     add(queue, "dog")
     with pytest.raises(
         RunError,
-        match=r"Job 1 is waiting\. The command continue works only on jobs that are paused",
+        match=r"Job 1 is waiting\. The command continue works only on jobs in the state paused",
     ):
         queue.go_on(1)
     with pytest.raises(RunError, match="The command retry works only on"):
         queue.retry(1)
     with pytest.raises(RunError, match=r"no job 7 .* Jobs there: 1\."):
         queue.find(7)
-    with pytest.raises(RunError, match="which job"):
+    with pytest.raises(RunError, match="Give the job to move it before"):
         queue.move(1, "before")
     queue.pause(1)
     assert queue.claim("0") is None
@@ -423,7 +423,7 @@ def test_devices_are_counted_among_those_that_may_be_used():
 
 def test_only_the_runner_that_was_asked_stops(queue, tmp_path):
     tmp_path.joinpath("queue").mkdir()
-    with pytest.raises(RunError, match="No process works on device 0"):
+    with pytest.raises(RunError, match="No process runs the queue on device 0"):
         ask_runner_to_stop(queue.folder, "0")
     with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("0")):
         assert list(runners_of(queue.folder)) == ["0"]
@@ -691,7 +691,7 @@ def test_the_words_of_a_real_run_that_cannot_begin_are_kept(queue, tmp_path, mon
     Runner(queue, "0", SilentProgress(), look_every_s=0.01).work(wait=False)
     job = queue.find(1)
     assert job.state == "failed"
-    assert job.message.startswith("The image folder images is not there.")
+    assert job.message.startswith("The image folder images does not exist.")
     assert job.task.state().code == 3
     assert not (tmp_path / "the studio's").exists()
     assert not job.run.path.exists()

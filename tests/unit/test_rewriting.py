@@ -88,10 +88,10 @@ def test_where_words_are_not_written(tmp_path):
         "a.txt": "",
         "in.txt": "",
         "out.txt": "a link that leads out of the dataset",
-        "door/a.txt": "lies out of the dataset",
-        "../home/profile": "lies out of the dataset",
-        "folder.txt": "is there and not a file",
-        "pipe.txt": "is there and not a file",
+        "door/a.txt": "its path leads out of the dataset",
+        "../home/profile": "its path leads out of the dataset",
+        "folder.txt": "exists and is not a file",
+        "pipe.txt": "exists and is not a file",
         "n" * 252 + ".txt": "has over 255 bytes",
     }
     for name, words in cases.items():

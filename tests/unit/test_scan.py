@@ -18,7 +18,7 @@ def picture(path, size=(8, 8)):
 
 
 def test_a_folder_that_is_none_is_named_for_what_it_is(tmp_path):
-    with pytest.raises(DatasetError, match="gone is not there"):
+    with pytest.raises(DatasetError, match="gone does not exist"):
         scan_folder(tmp_path / "gone")
     with pytest.raises(DatasetError, match=r"a\.png is a file, not a folder"):
         scan_folder(picture(tmp_path / "a.png"))
@@ -131,7 +131,7 @@ def test_unusable_folders_are_explained(tmp_path, kind):
         if kind == "broken":
             (folder / "a.png").write_bytes(b"x")
     words = {
-        "missing": "not there",
+        "missing": "does not exist",
         "file": "a file",
         "empty": "holds no images",
         "broken": "a.png",

@@ -415,7 +415,7 @@ def test_only_flags_that_are_given_are_to_be_taken_out():
     given = parse_flags(FINE_TUNE, [*NEEDED, *words, "--learning_rate_te=0.5"])
     with pytest.raises(ConfigError) as caught:
         build_settings(FINE_TUNE, given, translate.translate(FINE_TUNE, given).tree)
-    assert "Take --learning_rate_te out, or choose an --optimizer_type" in str(caught.value)
+    assert "Remove --learning_rate_te, or choose an --optimizer_type" in str(caught.value)
 
 
 @pytest.mark.parametrize(

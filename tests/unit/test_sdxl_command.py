@@ -244,7 +244,7 @@ def built(*words):
 
 def test_each_flag_of_a_rate_is_to_be_taken_out_under_its_name():
     rates = ["--learning_rate_te1=0.5", "--learning_rate_te2=0.2"]
-    with pytest.raises(ConfigError, match="Take --learning_rate_te1 and --learning_rate_te2 out"):
+    with pytest.raises(ConfigError, match="Remove --learning_rate_te1 and --learning_rate_te2,"):
         built("--optimizer_type=prodigy", "--learning_rate=1", "--train_text_encoder", *rates)
 
 

@@ -123,7 +123,7 @@ def test_a_full_disk_is_said_once_and_loses_nothing(client, studio, folder, plac
         answer = asked(client, studio, what, place, image)
     assert answer.status_code >= 400
     assert text_of(answer).count(FULL) == 1, text_of(answer)
-    assert "What was there before is untouched" in text_of(answer)
+    assert "Existing files are unchanged" in text_of(answer)
     assert contents(folder.parent) == before
     assert studio.tasks.all() == []
     for place_of_its_own in ("tasks", "drafts"):  # not even an empty folder is left

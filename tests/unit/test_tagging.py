@@ -167,9 +167,9 @@ def test_where_memory_runs_out_batches_are_halved(tmp_path):
 
 
 def test_unknown_names_get_the_nearest():
-    with pytest.raises(ConfigError, match="The nearest names are wd-swinv2-v3"):
+    with pytest.raises(ConfigError, match="Nearest: wd-swinv2-v3"):
         locate_tagger("wd-swin-v3", SilentProgress())
-    with pytest.raises(ConfigError, match="The nearest names are blip-large"):
+    with pytest.raises(ConfigError, match="Nearest: blip-large"):
         locate_captioner("blip-larg")
     assert locate_captioner("blip-base") == CAPTIONERS["blip-base"]
     assert all(entry.hub_id.count("/") in (1, 2) for entry in TAGGERS.values())

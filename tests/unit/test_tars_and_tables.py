@@ -390,7 +390,7 @@ def test_what_is_not_there_is_said(tmp_path):
         ("gone.tar", "cannot be read"),
         ("no-*.tar", "matches no file"),
         ("z.tar", "compressed"),
-        ("no/x.tar", "in a folder that is not there"),
+        ("no/x.tar", "in a folder that does not exist"),
     ):
         with pytest.raises(DatasetError, match=said):
             scan_folder(tmp_path / name)

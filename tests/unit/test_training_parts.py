@@ -89,10 +89,10 @@ def test_steps_fractions_and_percentages(steps, updates):
         ({"kind": "rates"}, "expected value:step"),
         ({"kind": "rates", "rules": "1e-5:300, 1e-6:100"}, "rising steps"),
         ({"kind": "rates", "rules": "1:3, 2", "warmup_steps": 5}, "warmup_steps has no effect"),
-        ({"warmup_steps": "many"}, "is no number of steps"),
-        ({"warmup_steps": 1.5}, "is no number of steps"),
-        ({"warmup_steps": -1}, "is no number of steps"),
-        ({"warmup_steps": "120%"}, "is no number of steps"),
+        ({"warmup_steps": "many"}, "is not a number of steps"),
+        ({"warmup_steps": 1.5}, "is not a number of steps"),
+        ({"warmup_steps": -1}, "is not a number of steps"),
+        ({"warmup_steps": "120%"}, "is not a number of steps"),
     ],
 )
 def test_schedules_that_make_no_sense_are_explained(options, words):

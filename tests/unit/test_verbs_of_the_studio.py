@@ -71,7 +71,7 @@ def test_what_is_not_known_of_a_run_is_said_with_how_to_know_it(tmp_path):
     said = plain(impasto("show", run.path))
     assert "validation.split holds images out" in said
     assert "logging.image_losses = true" in said
-    assert "Best checkpoint" not in said
+    assert "Best model" not in said
     assert json.loads(impasto("show", run.path, "--json").stdout)["checkpoint_step"] is None
     measured = made_run(tmp_path / "measured", validation=[(0, 0.9), (4, 0.5)])
     assert "No model was kept of that step" in plain(impasto("show", measured.path))
@@ -144,7 +144,7 @@ def test_a_model_is_deleted_after_who_needs_it_was_named(place):
     assert impasto("models", "list", "--json").stdout == ""
     assert "2.0 KiB. Nothing was removed" in plain(impasto("models", "empty-trash", "models"))
     assert kept.is_file()
-    assert "Removed 1 model for good. That freed 2.0 KiB." in plain(
+    assert "Removed 1 model permanently. That freed 2.0 KiB." in plain(
         impasto("models", "empty-trash", "models", "--yes")
     )
     assert not kept.exists()

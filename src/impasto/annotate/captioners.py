@@ -214,7 +214,7 @@ class Captioner:
         return dict(batch), True
 
     def _continues(self) -> bool:
-        """Whether the tokens of the prompt precede the generated ones and must be cut off."""
+        """Return whether generated tokens follow the prompt's tokens, which must be cut off."""
         if self.model.config.model_type in _ANSWERS_ALONE:
             return False
         return not getattr(self.model.config, "is_encoder_decoder", False)

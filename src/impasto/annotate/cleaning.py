@@ -97,7 +97,7 @@ class KohyaCleaner:
 
 
 def _is_last_word_of_another(tag: str, others: Sequence[str]) -> bool:
-    """Return whether another tag ends in this one after plain words, and so says more."""
+    """Return whether another tag ends in this one after plain words, and is more specific."""
     if not _ONE_WORD.fullmatch(tag):
         return False
     before = (other.removesuffix(tag) for other in others if other.endswith(f" {tag}"))
@@ -210,7 +210,7 @@ def load_rules(name: str) -> Cleaner:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(
-            f"There are no rules {name!r}: expected a file, or one of {', '.join(SHIPPED)}."
+            f"There is no rule set {name!r}: expected a file, or one of {', '.join(SHIPPED)}."
         )
     try:
         return parse_rules(read_text(path), str(path))

@@ -1,8 +1,8 @@
 """The folders of a dataset that may hold captions, so that journals stay valid if they are moved.
 
 A journal records a file by the dataset folder that it is in and the path below: `DatasetFile`. A
-dataset, including its journals, may come from a stranger, so no entry may lead out of those
-folders, by its text or by a link, nor to a file that cannot hold captions.
+dataset, including its journals, may come from an untrusted source, so no entry may lead out of
+those folders, by its text or by a link, nor to a file that cannot hold captions.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class DatasetFolders:
     def require_own_journals(self) -> None:
         """Check that the folder of journals is not reached by a link out of the dataset.
 
-        A stranger's dataset may contain links.
+        A dataset from an untrusted source may contain links.
 
         Raises:
             RunError: The folder appears to be in the dataset, and a link leads out of it.

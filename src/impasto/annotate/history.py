@@ -1,4 +1,4 @@
-"""Lists the changes to captions of a dataset that can be undone, for people and programs."""
+"""Lists the changes to captions of a dataset that can be undone, for users and programs."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
     return (
         f"There is no model {name!r}: neither a path that exists, nor a known name, nor a Hub id "
-        f"(owner/name). The nearest names are {', '.join(near) or 'none'}; known are "
+        f"(owner/name). Nearest: {', '.join(near) or 'none'}; known: "
         f"{', '.join(known)}."
     )
 

@@ -26,7 +26,7 @@ KAOMOJI = frozenset({
 """Faces, in which an underscore is a mouth; SmilingWolf's list (spaces/SmilingWolf/wd-tagger)."""
 
 CHARACTER_FLOOR = 0.15  # minimum of MCut's threshold for characters; the same Space
-LONG = 3  # sd-scripts keeps underscores in tags up to so many characters
+LONG = 3  # sd-scripts keeps underscores in tags of at most this many characters
 
 _BRACKETS = re.compile(r"([\\()])")
 _SERIES = re.compile(r"^(?P<name>.+?)[ _]?\((?P<series>[^()]+)\)$")

@@ -262,8 +262,10 @@ def _mark(journal: Path) -> None:
 
 
 def _nothing(folders: DatasetFolders) -> RunError:
-    named = " or into a metadata file" if folders.named is None else ""
+    named = (
+        " For edits of a metadata file elsewhere, give --metadata." if folders.named is None else ""
+    )
     return RunError(
-        f"There is nothing to undo in {folders.journals}: no captions were written from "
-        f"here{named}."
+        f"There is nothing to undo in {folders.journals}: no edits of captions "
+        f"are recorded there.{named}"
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 from impasto.checkpoints.weight_files import WeightChoice
 
 SILENT_FOR_S = 600.0
-"""Seconds during which a Hub that could not be reached is not asked again if a copy will do."""
+"""Seconds for which a Hub that could not be reached is not tried again if a local copy can be
+used."""
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def select_files(
     if choice.variant is not None:
         raise ModelError(
             f"{hub_id} is one file, {name}, and has no variants; {choice.variant!r} is for "
-            f"Diffusers models, which may have several sets of files. Take --variant "
-            f"(model.variant) out."
+            f"Diffusers models, which may have several sets of files. Remove "
+            f"--variant (model.variant)."
         )
     return Selection.of_file(name, listed)
 
@@ -147,7 +147,7 @@ def _only_checkpoint(hub_id: str, listed: list[str]) -> str:
     found = _checkpoints(listed)
     if len(found) == 1:
         return found[0]
-    problem = "is no Diffusers model and has" if not found else "has"
+    problem = "is not a Diffusers model and has" if not found else "has"
     raise ModelError(
         f"{hub_id} {problem} {len(found) or 'no'} files with models in them. "
         f"{listing(hub_id, listed)}"

@@ -182,8 +182,8 @@ def read_hypernetwork(path: Path) -> HypernetworkContents:
     """Read a hypernetwork in any of the forms; no code in the file is run.
 
     Raises:
-        ModelError: It is missing, damaged, refused as unsafe, no hypernetwork, or has tensors that
-            do not fit its stated structure.
+        ModelError: It is missing, damaged, refused as unsafe, not a hypernetwork, or has tensors
+            that do not fit its stated structure.
     """
     file = open_tensor_file(path)
     with untrusted(path):
@@ -204,7 +204,9 @@ def _from_pickle(path: Path) -> HypernetworkContents:
         )
     widths = [key for key in content if type(key) is int]
     if not widths:
-        raise ModelError(f"{path} is no hypernetwork: it has no widths such as 320 or 768 as keys.")
+        raise ModelError(
+            f"{path} is not a hypernetwork: it has no widths such as 320 or 768 as keys."
+        )
     odd = next((width for width in widths if not 0 < width <= WIDEST), None)
     if odd is not None:
         raise ModelError(f"{path} has the width {odd}; expected 1 to {WIDEST}, such as 320 or 768.")

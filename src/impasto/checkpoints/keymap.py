@@ -60,7 +60,7 @@ class Naming:
     """How single files name one network.
 
     Attributes:
-        dialect: Whose names they are, in a word for users.
+        dialect: The origin of the names, in one word for users.
         root: Prefix of the names of all tensors that belong to it, used or not.
         prefix: Prefix of the names of its own tensors.
         rows_of_file: Names of a file, without the prefix -> pairs of module names.
@@ -72,7 +72,7 @@ class Naming:
         convolved: Linear layers that are 1x1 convolutions in the file.
         turned: Matrices that the file stores transposed, without the prefix.
         beside: Names that the format has and the network does not use, without the prefix.
-        counted: The one among these whose values are 0, 1, 2 ... as integers.
+        counted: The name among these of the tensor that holds the integers 0, 1, 2 and so on.
         stale: Starts of names, after the root, that are never written again.
         layers: Part of a name before the number of a layer, if the file may have more layers than
             are used.

@@ -121,7 +121,7 @@ def read_lora(path: Path, layouts: tuple[FileLayout, ...]) -> LoraFile:
         layouts: How single files name the networks of models, to distinguish a model from a LoRA.
 
     Raises:
-        ModelError: It is missing, damaged, no LoRA, of an unsupported kind, or incomplete.
+        ModelError: It is missing, damaged, not a LoRA, of an unsupported kind, or incomplete.
     """
     file = open_tensor_file(path)
     kind = kind_of(file, layouts)

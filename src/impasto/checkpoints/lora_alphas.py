@@ -76,7 +76,7 @@ def _settings_of(file: TensorFile) -> Mapping[str, Any]:
     if text:
         said = parse_json(text)
         if not isinstance(said, dict):
-            raise ModelError(f"{file.path}: its {_ADAPTER} is no JSON object. Use another copy.")
+            raise ModelError(f"{file.path}: its {_ADAPTER} is not a JSON object. Use another copy.")
         return said
     is_peft = any(name.startswith(PEFT_ROOT) for name in file.tensors)
     if not is_peft or all(
@@ -113,15 +113,15 @@ def _checked(settings: Mapping[str, Any], path: Path) -> tuple[float, dict[str, 
     """Return the alpha of a network, and the alphas of some layers by name.
 
     Raises:
-        ModelError: One is no finite number, or its name is not a plain one.
+        ModelError: One is not a finite number, or its name is not a plain one.
     """
     pattern = settings.get("alpha_pattern") or {}
     if not isinstance(pattern, dict) or len(pattern) > _MOST_KEYS:
-        raise ModelError(f"{path}: its alpha_pattern is no list of layers. Use another copy.")
+        raise ModelError(f"{path}: its alpha_pattern is not a table of layers. Use another copy.")
     odd = next((key for key in pattern if not _PLAIN_KEY.fullmatch(key)), None)
     if odd is not None:
         raise ModelError(
-            f"{path}: its alpha_pattern has {odd[:80]!r}, which is no plain name of a layer "
+            f"{path}: its alpha_pattern has {odd[:80]!r}, which is not a plain layer name "
             f"(letters, digits, dots and _, optionally after ^). Use it in diffusers."
         )
     alpha = finite_alpha(settings["lora_alpha"], path)

@@ -40,7 +40,7 @@ _ALSO = {
     "eps": "epsilon",
     **dict.fromkeys(("v-prediction", "v_pred", "v-pred", "vpred", "v-zsnr"), "v_prediction"),
 }
-"""Other spellings that programs write -> diffusers' word."""
+"""Other spellings that programs write -> diffusers' name."""
 
 _KNOWN = {**{spec: name for name, spec in PREDICTION_NAMES.items()},
           **{name: name for name in PREDICTION_NAMES}, **_ALSO}  # fmt: skip
@@ -101,7 +101,7 @@ def read_prediction_type(metadata: Mapping[str, str]) -> tuple[str, str | None] 
     """Return the prediction type that a file's metadata states.
 
     Returns:
-        The key that states it, with diffusers' word, or with None if the text is not known; None if
+        The key that states it, with diffusers' name, or with None if the text is not known; None if
             no key states it.
     """
     for key in PREDICTION_KEYS:

@@ -44,7 +44,7 @@ def require_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ConfigError(f"{repo_id!r} is no name of a repository: {error}") from error
+        raise ConfigError(f"{repo_id!r} is not a repository name: {error}") from error
     if "/" not in repo_id:
         raise ConfigError(
             f"{repo_id!r} has no owner. Give owner/name, where owner is your account or your "

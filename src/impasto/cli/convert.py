@@ -116,7 +116,7 @@ def _kind_of(file: Path) -> Any:
 
 @click.command()
 @click.argument("source", metavar="FILE")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.option("--no-hash", is_flag=True, help="Do not read the whole file to hash it.")
 @click.option(
     "--out", metavar="FILE", type=WRITTEN,

@@ -311,7 +311,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
             advance(1)
     console.table(
         {
-            "Dropped": f"{counted(dropped, 'entries')}, {freed / 2**20:.1f} MiB",
+            "Deleted": f"{counted(dropped, 'entries')}, {freed / 2**20:.1f} MiB",
             "Kept": counted(len(latents), "entries"),
             "Cache": shown(latents.folder),
         }

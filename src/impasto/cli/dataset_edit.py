@@ -67,7 +67,7 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 )
 @click.option(
     "--where-text", multiple=True, metavar="TEXT",
-    help="Only captions that contain TEXT; upper and lower case are the same.",
+    help="Only captions that contain TEXT, ignoring case.",
 )  # fmt: skip
 @click.option(
     "--images", metavar="FILE", help="Only the images listed in FILE, by their paths below the "

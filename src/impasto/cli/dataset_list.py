@@ -23,7 +23,7 @@ from impasto.cli.local_paths import WRITTEN
 @click.option(
     "--copies",
     is_flag=True,
-    help="Find copies and near copies among all images; those that are new are read and decoded. "
+    help="Find duplicates and near duplicates among all images; new ones are read and decoded. "
     "Without this option, only images that were compared before are considered.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as lines of JSON.")
@@ -41,10 +41,10 @@ def list_(
 ) -> None:
     """List every image file of SOURCE, used or skipped, with its properties.
 
-    Size, bucket, fraction lost to cropping, caption, reason for skipping, copies and near copies:
-    as JSON, one line per image after a line about the list. Headers are read once, so listing a
-    folder again opens only files that have changed. Without --json or --out, only a summary is
-    printed.
+    Size, bucket, fraction lost to cropping, caption, reason for skipping, duplicates and near
+    duplicates: as JSON, one line per image after a line about the list. Headers are read once, so
+    listing a folder again opens only files that have changed. Without --json or --out, only a
+    summary is printed.
     """
     from impasto.cli.console import Console
     from impasto.data.inspecting.image_list import lines_of, write_image_list
@@ -79,8 +79,8 @@ def list_(
             "Skipped": skipped,
             "Without captions": sum(not (i.captioned or i.skipped) for i in found.images),
             "Enlarged": sum(image.enlarged > 0 for image in found.images),
-            "Copies": sum(image.copies > 0 for image in found.images),
-            "Nearly the same": sum(image.near > 0 for image in found.images),
+            "Duplicates": sum(image.copies > 0 for image in found.images),
+            "Near duplicates": sum(image.near > 0 for image in found.images),
             "Compared": f"{found.compared} of {len(found.images) - skipped}",
             **({} if out is None else {"List": out}),
         }

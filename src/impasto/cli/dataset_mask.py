@@ -70,7 +70,9 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 @click.option(
     "--blur", type=Finite(0, 2000), default=0.0, help="Blur radius for soft edges, in pixels."
 )
-@click.option("--invert", is_flag=True, help="Count everything except what was found.")
+@click.option(
+    "--invert", is_flag=True, help="Invert the masks: everything but the found areas counts."
+)
 @click.option(
     "--rest", type=Finite(0, 1), default=0.0,
     help="Weight in the loss of everything outside the mask.  [default: 0]",
@@ -183,7 +185,11 @@ def _write_masks(
             f"{', '.join(nothing[:_NAMED])}{more}"
         )
     if options["drawn"] is not None and not written:
-        why = refused[0] if refused else "one exists, or the image is in the folder of masks"
+        why = (
+            refused[0]
+            if refused
+            else "one exists (--overwrite replaces it), or the image is in the folder of masks"
+        )
         raise DatasetError(f"The mask was not written: {why}. Give another folder with --out.")
     if written:
         console.note(f'To train with them, set mask_dir = "{folder.as_posix()}".')

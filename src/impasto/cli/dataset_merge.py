@@ -69,9 +69,9 @@ def merge(
     TARGET is .json or .jsonl. If it exists, captions and tags are added, everything else in it is
     retained, and the old file is kept as .bak.
 
-    Example: impasto dataset merge pictures pictures/meta.json
+    Example: impasto dataset merge images images/meta.json
 
-    Reverse: impasto dataset merge pictures/meta.json --to-sidecars
+    Reverse: impasto dataset merge images/meta.json --to-sidecars
     """
     if to_sidecars:
         _refuse_unused({"TARGET": target, "--keys": style != "relative"}, "without --to-sidecars")
@@ -113,7 +113,7 @@ def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]
             **scan.tally.rows(),
             "Entries": f"{len(entries)}, {len(entries) - len(known)} of them new",
             "Written": target,
-            **({"Before": backup} if backup else {}),
+            **({"Old file": backup} if backup else {}),
         }
     )
     print_skipped(console, scan, source)
@@ -166,7 +166,7 @@ def _to_sidecars(
             "Written": counted(written.files, "files"),
             "Left unchanged": f"{len(written.differing)} with different text",
             **(
-                {"Before": f"{counted(written.backups, 'files')} kept as .bak"}
+                {"Old files": f"{counted(written.backups, 'files')} kept as .bak"}
                 if written.backups
                 else {}
             ),

@@ -143,7 +143,7 @@ def _draw(
         console.note(f"Warning: {cut}")
     there = plan.count - len(missing_images(folder, plan.count))
     if there:
-        console.note(f"{counted(there, 'images are')} there already.")
+        console.note(f"{counted(there, 'images are')} already drawn.")
     if captions := write_missing_captions(plan, folder):
         console.note(f"{counted(captions, 'captions were')} missing and have been written again.")
     drawn = 0

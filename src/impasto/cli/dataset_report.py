@@ -42,7 +42,7 @@ def report(
     """Examine the images and captions of SOURCE, and write a page with the findings.
 
     Counts, sizes, buckets, losses to cropping; missing, long and repeated captions; tags; duplicate
-    and nearly identical images; unusable files with reasons.
+    and near-duplicate images; unusable files with reasons.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_of_source
@@ -64,7 +64,7 @@ def report(
             **health.tally.rows(),
             **({"Balance": health.balance} if health.balance else {}),
             "Duplicates": sum(len(group) - 1 for group in health.equal),
-            "Nearly the same": sum(len(group) - 1 for group in health.near),
+            "Near duplicates": sum(len(group) - 1 for group in health.near),
             "Cropped away": f"{100 * health.mean_lost:.1f} % of the area on average",
             "Page": out,
             "Data": target.data,

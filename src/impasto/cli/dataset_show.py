@@ -76,6 +76,6 @@ def _used(beside: dict[str, Any]) -> str:
     if beside["crop_fault"]:
         return f"nothing: {beside['crop_fault']}"
     if beside["crop"] is None:
-        return "all of it"
+        return "the whole image"
     x, y, width, height = beside["crop"]
     return f"{width}x{height} from {x},{y}"

@@ -66,7 +66,7 @@ def undo(
         return
     console = Console()
     undone = undoing.undo(folders, edit, force=force, keep=keep)
-    console.note(f"{counted(undone.restored, 'files are')} restored.")
+    console.note(f"{counted(undone.restored, 'files')} restored.")
     for path, reason in undone.unchanged:
         console.note(f"Left unchanged: {_below(path, folders)}: {reason}")
     if len(undone.unchanged) > undone.blocked and not keep:

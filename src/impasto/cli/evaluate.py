@@ -43,7 +43,7 @@ PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
     "are kept and reused if their settings are the same.",
 )  # fmt: skip
 @click.option("--without-base", is_flag=True, help="Leave out the base models of runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @measuring_options
 @drawing_options
 @model_options

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_REAL = 20_000
-"""The most real images to compare with: more cost gigabytes and change no digit."""
+"""The most real images to compare with: more would take gigabytes and change no reported digit."""
 
 
 @dataclass(frozen=True)

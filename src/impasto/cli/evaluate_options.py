@@ -53,7 +53,7 @@ def measuring_options(command: F) -> F:
 def drawing_options(command: F) -> F:
     """Add the options that, with model and prompt, determine a sample, as in `impasto sample`."""
     size = (
-        "In pixels; default: as in the first run's previews for its family, else as each model's."
+        "In pixels; default: that of the first run's previews for its family, else of each model."
     )
     options = (
         click.option("-n", "--negative", default="", help="Negative prompt."),

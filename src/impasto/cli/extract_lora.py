@@ -38,12 +38,14 @@ RANK = 64
     "only. Default: the value of --rank.",
 )  # fmt: skip
 @click.option(
-    "--energy", type=Finite(0, 1, min_open=True), metavar="SHARE",
+    "--energy", type=Finite(0, 1, min_open=True), metavar="FRACTION",
     help="Keep the fewest singular values per layer that hold this fraction of its change, such as "
     "0.95.",
 )  # fmt: skip
 @click.option(
-    "--full-rank", is_flag=True, help="Keep all singular values: the file is larger than a model."
+    "--full-rank",
+    is_flag=True,
+    help="Keep all singular values: the file becomes larger than a model.",
 )
 @click.option("--no-text-encoder", is_flag=True, help="Leave out the text encoders.")
 @click.option(

@@ -63,5 +63,5 @@ def _rows(
         f"{counted(probe.timesteps, 'timesteps')}: {counted(passes, 'forward passes')} each time",
         "Time": f"about {duration_text(steps.seconds)} for steps and {duration_text(measuring)} "
         f"to measure, on this {steps.device}, and encoding if not cached yet",
-        "Stays": kept if page is None else f"{kept}; {page}",
+        "Kept": kept if page is None else f"{kept}; {page}",
     }

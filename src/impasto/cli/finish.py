@@ -69,7 +69,7 @@ def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
     mixture = mixture_of(run)
     rows["Model"] = str(run.model_address())
     if mixture is not None:
-        rows["It is"] = mixture.sentence
+        rows["Mixture"] = mixture.sentence
     best = None if learning is None else kept_best(run, learning)
     if best is not None and best[0] != model:
         rows["Best model"] = f"{run.address_of(best[0])}, of step {best[1]:,}"

@@ -35,7 +35,7 @@ QUEUE = click.option(
 
 @click.group(cls=FullHelpGroup)
 def models() -> None:
-    """List models, and delete them to a trash folder, from which they can be restored.
+    """List and delete models; deleted models go to a trash folder and can be restored.
 
     `impasto inspect` describes a model, `impasto convert` writes it in another format.
     """
@@ -44,7 +44,7 @@ def models() -> None:
 @models.command("list")
 @FOLDERS
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per model, for programs."
+    "--json", "as_json", is_flag=True, help="Print one JSON object per model for programs."
 )
 @click.option("--deleted", is_flag=True, help="List deleted models in the trash folders instead.")
 def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> None:
@@ -109,13 +109,13 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
         console.note("Nothing was deleted. Add --yes to move it to the trash.")
         return
     moved = move_to_trash(found)
-    console.note(f"Moved to {moved}. To move it back: {command('models', 'restore', moved)}")
+    console.note(f"Moved to {moved}. To restore it: {command('models', 'restore', moved)}")
 
 
 @models.command()
 @MODEL
 def restore(model: Path) -> None:
-    """Move MODEL, a path in a folder .trash, back to its original place.
+    """Move MODEL, a path in a .trash folder, back to its original place.
 
     `impasto models list --deleted` shows the models that can be restored. Nothing is replaced: if
     another file now has the original name, nothing is changed.
@@ -131,9 +131,9 @@ def restore(model: Path) -> None:
 @MODEL
 @RUNS
 @QUEUE
-@click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
+@click.option("--yes", is_flag=True, help="Remove permanently; without this nothing is changed.")
 def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes: bool) -> None:
-    """Remove MODEL, a path in a folder .trash, permanently.
+    """Permanently remove MODEL, a path in a .trash folder.
 
     Without --yes, this lists the runs and jobs that need the model, and removes nothing.
     """
@@ -147,15 +147,15 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
     runs, jobs = _who_may_need(run_folders, queue_folder)
     _say_who_needs(console, found.as_it_was, runs, jobs, _nobody_in(run_folders, queue_folder))
     if not yes:
-        console.note("Nothing was removed. Add --yes to remove it for good.")
+        console.note("Nothing was removed. Add --yes to remove it permanently.")
         return
     remove(found)
-    console.note(f"Removed for good. That freed {size_text(found.size)}.")
+    console.note(f"Removed permanently. That freed {size_text(found.size)}.")
 
 
 @models.command("empty-trash")
 @FOLDERS
-@click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
+@click.option("--yes", is_flag=True, help="Remove permanently; without this nothing is changed.")
 def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     """Permanently remove the deleted models of FOLDERS, up to three levels deep.
 
@@ -174,7 +174,7 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
         return
     gone = empty_trash(there, {one.name for one in deleted})
     freed = size_text(sum(one.size for one in gone))
-    console.note(f"Removed {counted(len(gone), 'models')} for good. That freed {freed}.")
+    console.note(f"Removed {counted(len(gone), 'models')} permanently. That freed {freed}.")
 
 
 def _who_may_need(

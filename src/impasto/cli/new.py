@@ -56,7 +56,7 @@ def new(example: str | None, file: Path | None, goal: str | None, **options: Any
     \b
     impasto new
     impasto new style-12gb my-style.toml
-    impasto new --goal style --data pictures --model v1-5-pruned.safetensors
+    impasto new --goal style --data images --model v1-5-pruned.safetensors
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.cli.console import Console
     from impasto.invocation import command
@@ -181,7 +181,7 @@ def _require_free(target: Path) -> None:
     from impasto.errors import ConfigError
 
     if presence.exists(target):
-        raise ConfigError(f"{target} is already there and was not touched. Name another file.")
+        raise ConfigError(f"{target} already exists and was not changed. Name another file.")
 
 
 def _examples() -> dict[str, Path]:

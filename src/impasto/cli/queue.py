@@ -83,9 +83,7 @@ def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa
 
 @queue.command("list")
 @QUEUE
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per job, for programs."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job for programs.")
 def list_jobs(folder: Path, as_json: bool) -> None:  # noqa: FBT001
     """List the jobs in order, with the current state of each."""
     import json
@@ -216,7 +214,7 @@ def repeat(target: Queue, job: int) -> Job:
     return target.repeat(job)
 
 
-@_changes("remove", "Job {job} is removed. Its run, if it has one, stays.")
+@_changes("remove", "Job {job} was removed. Its run directory, if any, is kept.")
 def remove(target: Queue, job: int) -> None:
     """Remove JOB from the queue; its run directory is kept."""
     target.remove(job)

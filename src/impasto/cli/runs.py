@@ -21,9 +21,7 @@ _ASK_AGAIN_S = 0.2
 
 @click.command()
 @click.argument("folders", nargs=-1, type=LISTED_RUNS)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per run, for programs."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per run for programs.")
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
     """List the runs in FOLDERS, up to three levels deep, with the current state of each.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("key", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def settings(key: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Explain the settings of a run: all sections, the section KEY, or the one setting KEY.
 

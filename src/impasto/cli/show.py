@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     "--images", "most", default=10, show_default=True, type=click.IntRange(0),
     help="How many of the images with the highest loss to list.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
-    """Show what the run RUN has learnt: best checkpoint, signs of over-fitting, worst images.
+    """Show what the run RUN has learnt: best model, signs of over-fitting, worst images.
 
     Images with the highest loss, relative to others at the same noise levels, are listed if the run
     has logging.image_losses = true.
@@ -115,11 +115,11 @@ def _rows(found: dict[str, Any]) -> dict[str, str]:
     told = {"Lowest": "best_words", "Gap": "gap", "Evidence": "evidence"}
     rows |= {name: found[key] for name, key in told.items() if found[key]}
     if found["mixture"]:
-        rows["Exported"] = found["mixture"]
+        rows["Mixture"] = found["mixture"]
     if found["checkpoint"]:
-        rows["Best checkpoint"] = f"{found['checkpoint']}, of step {found['checkpoint_step']:,}"
+        rows["Best model"] = f"{found['checkpoint']}, of step {found['checkpoint_step']:,}"
     elif found["no_checkpoint"]:
-        rows["Best checkpoint"] = found["no_checkpoint"]
+        rows["Best model"] = found["no_checkpoint"]
     if not found["images_known"]:
         rows["Highest loss"] = (
             "no image losses yet"

@@ -33,7 +33,7 @@ def tasks() -> None:
 @tasks.command("list")
 @RUNS
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per task, for programs."
+    "--json", "as_json", is_flag=True, help="Print one JSON object per task for programs."
 )
 def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
     """List the tasks, newest first, with the current state of each."""

@@ -166,7 +166,7 @@ class Case:
 
     @property
     def has_masks(self) -> bool:
-        """Whether some images have masks that weight their loss by place."""
+        """Whether some images have masks that weight their loss by position."""
         entries = self.config.dataset.entries
         subsets = [s for entry in entries for s in entry.subsets if s.num_repeats]
         return any(subset.alpha_mask or subset.mask_dir is not None for subset in subsets)
@@ -235,12 +235,12 @@ class Case:
 
     @property
     def never_learns(self) -> bool:
-        """Whether the text encoder would start to learn only after the end of the run."""
+        """Whether the text encoder would be trained only from a step after the end of the run."""
         return self.steps is not None and self.text_encoder_begins >= self.steps
 
     @property
     def text_encoder_begins(self) -> int:
-        """The step from which the text encoder is trained, if it is."""
+        """The first step in which the text encoder is trained, if it is trained."""
         method = self.method
         return method.text_encoder_from_step if method.kind == "full" else 0
 

@@ -172,7 +172,7 @@ class DatasetEntry(DatasetKeys):
     """A dataset with its own sizes and batch size."""
 
     subsets: Annotated[tuple[SubsetConfig, ...], Field(min_length=1)]
-    """The subsets, which say where the images are."""
+    """The subsets, each of which names its images."""
 
     @model_validator(mode="after")
     def _each_once(self) -> DatasetEntry:

@@ -39,17 +39,17 @@ MEANT = {
     "out": "output_dir",
     "path": "model.path",
 }
-"""Keys too unlike any setting to be matched by spelling -> the setting that is meant by them."""
+"""Keys too unlike any setting to be matched by spelling -> the intended setting."""
 
 
 def by_meaning(path: str, root: type[BaseModel]) -> list[str]:
-    """Return the setting of a run for which a key is another word, as a list of at most one."""
+    """Return the setting that a key of another name stands for, as a list of at most one."""
     found = meant(path) if _settings(root) else None
     return [found] if found else []
 
 
 def meant(path: str) -> str | None:
-    """Return the setting that a path means by a common or foreign name; None if unknown."""
+    """Return the setting for a path that uses a common or foreign name; None if unknown."""
     return MEANT.get(path) or OF_OTHER_TRAINERS.get(path.rpartition(".")[2])
 
 

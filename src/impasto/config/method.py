@@ -51,7 +51,8 @@ class FullMethod(Section):
     """Trains the U-Net itself."""
 
     train_text_encoder: bool = False
-    """Train the text encoder too: it learns new words better, and forgets known ones faster."""
+    """Train the text encoder too: the model learns new words better, and forgets known ones
+    faster."""
 
     text_encoder_lr: Rate | None = None
     """Learning rate of the text encoder; off means `optimizer.lr`."""
@@ -66,10 +67,11 @@ class FullMethod(Section):
     `clip_skip` selects; off means all layers and the embeddings."""
 
     text_encoder_from_step: Annotated[int, Field(ge=0)] = 0
-    """Optimizer step at which the text encoder starts to learn."""
+    """First optimizer step in which the text encoder is trained."""
 
     text_encoder_until_step: Positive | None = None
-    """Optimizer step at which the text encoder stops learning; off means at the end of the run."""
+    """First optimizer step in which the text encoder is no longer trained; off means that it is
+    trained to the end of the run."""
 
     block_lrs: dict[BlockName, RateOrFrozen] = Field(default_factory=dict)
     """Learning rates of U-Net blocks by name, such as `{"down_blocks.0" = 1e-6, "mid_block" =

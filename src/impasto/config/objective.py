@@ -26,8 +26,8 @@ class LossWeights(Section):
 
     uncertainty: bool = False
     """Learn the weight of each noise level during training: each is divided by its usual loss, so
-    that all levels come to contribute the same (arXiv:2312.02696). It replaces all other weights by
-    noise level except `diff_tuning`, and starts as the loss of a velocity model. The learned
+    that all levels contribute equally in the end (arXiv:2312.02696). It replaces all other weights
+    by noise level except `diff_tuning`, and starts as the loss of a velocity model. The learned
     weights are stored in training states and are not part of the model."""
 
     diff_tuning: Annotated[float, Field(gt=0)] | None = None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Form = Literal["flag", "choice", "text", "lines", "table", "sections", "value"]
-"""Syntax of a setting in a form: true or false; one of some words; text; one text per line; the
+"""Syntax of a setting in a form: true or false; one of several words; text; one text per line; the
 lines of a table; a list of tables; or a value of TOML, in which words need no quotes."""
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -40,7 +40,7 @@ def cut_column(cuts: Mapping[int, Cut], count: int) -> np.ndarray:
     """Return the column `cut` [count, 4] for `count` images; rows without a crop are all -1.
 
     Args:
-        cuts: Row -> the custom crop of that image.
+        cuts: Row -> the manual crop of that image.
         count: Number of images.
     """
     column = np.full((count, 4), -1, dtype=np.int32)

@@ -78,7 +78,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A custom crop, which stands for the whole image in training (`cuts.py`).
+    """A manual crop, which stands for the whole image in training (`cuts.py`).
 
     Attributes:
         whole: Upright size of the image in its file.
@@ -94,7 +94,7 @@ class Geometry:
     """How the pixels of a sample were cut from its image.
 
     Attributes:
-        original: Size of the image as displayed (after EXIF rotation), or of its custom crop if it
+        original: Size of the image as displayed (after EXIF rotation), or of its manual crop if it
             has one.
         crop: The part of the resized image that the sample shows; its size is the bucket's.
     """
@@ -145,7 +145,7 @@ class ImageRecord:
         rotated: Whether EXIF says that the stored pixels are rotated or mirrored.
         wanted: The bucket that metadata specifies (`train_resolution`).
         subset: How the image is used.
-        cut: The custom crop; None if the whole image is used.
+        cut: The manual crop; None if the whole image is used.
         class_tokens: The caption of an image that has no other: its subset's class tokens if the
             image has no caption file.
         extra_repeats: Repeats per epoch beyond those of its subset, which balance regularisation
@@ -171,7 +171,7 @@ class ImageRecord:
 
     @property
     def whole(self) -> Size:
-        """The upright size of the image in its file, regardless of a custom crop."""
+        """The upright size of the image in its file, regardless of a manual crop."""
         return self.cut.whole if self.cut else self.size
 
     @property

@@ -58,7 +58,8 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
         raise DatasetError(
             f"{none_of(len(scan.records), 'images')} in {scan.source} has a caption. Put a text "
             f"file beside each, with the same name and the extension .txt or .caption (cat.jpg and "
-            f"cat.txt), name a metadata_file, or set class_tokens as the caption of all of them."
+            "cat.txt) or that of caption_extension, name a metadata_file, or set class_tokens as "
+            "the caption of all of them."
         )
     return scan
 

@@ -158,7 +158,7 @@ def _near_copies(
     digests = hashes.of({record.path: record.stamp for record in records}, progress, engine=engine)
     looks, _ = PerceptualHashes(derived / "looks.json").of(records, digests, progress, engine)
     told = {path: look for path, look in looks.items() if look.bit_count() == _EVEN}
-    with progress.stage("Comparing looks", len(told), "images") as advance:
+    with progress.stage("Comparing images", len(told), "images") as advance:
         alike = near_duplicates(told, advance)
     indices = {record.path: index for index, record in enumerate(records)}
     return [[indices[path] for path in group] for group in alike]

@@ -126,7 +126,7 @@ def prepare_data(
     progress: Progress,
     known: Survey | None = None,
 ) -> PreparedData:
-    """Scan, plan and encode; each process encodes its portion, and all return the same data.
+    """Scan, plan and encode; each process encodes its part, and all return the same data.
 
     With Ray, the first process has the cluster do all of it, and the others read the results.
 
@@ -163,7 +163,7 @@ def _prepare(
     known: Survey | None,
     peers: CachePeers,
 ) -> PreparedData:
-    """Scan and plan the images unless `known` is given, and encode this process's portion."""
+    """Scan and plan the images unless `known` is given, and encode this process's part."""
     cache = LatentCache(config.dataset.derived_dir / LATENTS)
     with open_engine(config.dataset, progress, validation_folders(config)) as engine:
         found = known or survey(config, progress)

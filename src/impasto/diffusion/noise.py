@@ -27,7 +27,7 @@ class Noise(Protocol):
     """Makes the noise for a batch from that batch's own random numbers."""
 
     def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
-        """Return the noise that the U-Net is to find, on the device of the latents, float32."""
+        """Return the noise that the U-Net is to predict, on the device of the latents, float32."""
 
     def on_input(self, noise: Latents, randomness: PerSampleRandomness) -> Latents:
         """Return the noise added to the latents: `noise`, perhaps plus some not in the target."""
@@ -64,7 +64,7 @@ class NoiseRecipe:
     perturbation_is_random: bool = False
 
     def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
-        """Return the noise that the U-Net is to find, on the device of the latents, float32."""
+        """Return the noise that the U-Net is to predict, on the device of the latents, float32."""
         noise = to_device(randomness.normal(tuple(x_0.shape[1:]), NOISE), x_0.device)
         if self.offset:
             noise = noise + self._offset(x_0, randomness)

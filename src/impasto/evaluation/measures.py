@@ -34,7 +34,7 @@ class Measure:
 
     Attributes:
         key: Its name in results.
-        title: Its name for people.
+        title: Its name for users.
         better: Whether lower or higher values are better.
     """
 

@@ -1,4 +1,4 @@
-"""Results of an evaluation as plain values for JSON, and as sentences for people."""
+"""Results of an evaluation as plain values for JSON, and as sentences for users."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Contestant:
         label: Its unique name in results.
         source: The file, folder, run or Hub id that the user named.
         sha256: The SHA-256 of its files.
-        family: Its family and prediction type, for people.
+        family: Its family and prediction type, for users.
         size: Native width and height in pixels, as far as its files state them.
         options: The options for opening it, from the user or from the run whose base model it is.
         resolution: Pixels per side at which the original models of its family were trained.

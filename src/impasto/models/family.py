@@ -83,7 +83,7 @@ class Component:
     @property
     def text(self) -> Reading:
         """The settings for the use of its output; the component must be a text encoder."""
-        assert self.reading is not None, f"{self.name} is no text encoder"  # noqa: S101
+        assert self.reading is not None, f"{self.name} is not a text encoder"  # noqa: S101
         return self.reading
 
 

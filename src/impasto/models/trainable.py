@@ -19,19 +19,21 @@ from impasto.models.text.text_states import ClipHiddenStates, TextStates
 
 @dataclass(frozen=True)
 class TrainedModule:
-    """A module that learns, with its learning rate.
+    """A trained module, with its learning rate.
 
     Attributes:
         name: Name of the component, or of the method, in states, exports and logs.
         module: Module whose tensors are saved.
         lr: Learning rate at the peak of the schedule.
         block_lrs: Other learning rates, by prefix of the parameter names; of several matching
-            prefixes, the longest counts. Parameters with rate 0 do not learn: see `freeze_blocks`.
-        from_step: First optimizer step in which it learns.
-        until_step: First optimizer step in which it no longer learns; None means that it learns to
-            the end.
+            prefixes, the longest counts. Parameters with rate 0 are not trained: see
+            `freeze_blocks`.
+        from_step: First optimizer step in which it is trained.
+        until_step: First optimizer step in which it is no longer trained; None means that it is
+            trained to the end.
         shards: This process's shards of the parameters, if they are sharded.
-        reads_text: Whether it is a text encoder: captions are encoded with gradients if it learns.
+        reads_text: Whether it is a text encoder: captions are encoded with gradients while it is
+            trained.
     """
 
     name: str
@@ -44,18 +46,18 @@ class TrainedModule:
     reads_text: bool = False
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that learn by name; of sharded ones, the shards of this process."""
+        """Return the trained parameters by name; of sharded ones, the shards of this process."""
         return dict(self._whole() if self.shards is None else self.shards)
 
     def count(self) -> int:
-        """Return the total number of values that learn."""
+        """Return the total number of trained values."""
         return sum(parameter.numel() for parameter in self._whole().values())
 
     def _whole(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
     def by_rate(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
-        """Return the parameters that learn in groups of equal rate, the module's own rate first."""
+        """Return the trained parameters in groups of equal rate, the module's own rate first."""
         groups: dict[str, dict[str, nn.Parameter]] = {"": {}}
         for name, parameter in self.parameters().items():
             groups.setdefault(block_of(name, self.block_lrs), {})[name] = parameter
@@ -66,20 +68,20 @@ class TrainedModule:
         ]
 
     def is_trained_at(self, step: int) -> bool:
-        """Return whether the module learns in a step, counted from 0."""
+        """Return whether the module is trained in a step, counted from 0."""
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A method of training: which modules learn and which of their tensors are saved.
+    """A method of training: which modules are trained and which of their tensors are saved.
 
     Attributes:
         unet: diffusers' U-Net with everything attached to it; validation and previews call it.
-        network: Module that training calls instead, and that accelerate wraps; all parameters that
-            learn beside the text encoders are among its own.
+        network: Module that training calls instead, and that accelerate wraps; all trained
+            parameters except those of text encoders are among its own.
         states: The text encoders.
-        modules: Modules that learn.
+        modules: Trained modules.
         hypernetworks: Hypernetworks attached to the U-Net.
         family: Family of the base model.
     """
@@ -100,11 +102,11 @@ class TextEncoderTraining:
     """Settings for training the text encoders beside the U-Net.
 
     Attributes:
-        lr: Learning rate by the encoder's name; an encoder with rate 0 does not learn.
-        last_layers: Number of layers that learn, counted from the last layer used; None for all.
-        from_step: First optimizer step in which they learn.
-        until_step: First optimizer step in which they no longer learn; None if they learn to the
-            end.
+        lr: Learning rate by the encoder's name; an encoder with rate 0 is not trained.
+        last_layers: Number of trained layers, counted from the last layer used; None for all.
+        from_step: First optimizer step in which they are trained.
+        until_step: First optimizer step in which they are no longer trained; None if they are
+            trained to the end.
     """
 
     lr: Mapping[str, float]
@@ -121,12 +123,12 @@ class FullFineTune:
         lr: Learning rate of the U-Net.
         text_encoder: How the text encoders are trained; None leaves them frozen.
         block_lrs: Other learning rates for blocks of the U-Net; 0 freezes a block.
-        clip_skip: Layer of the text encoder that is used; later layers never learn.
+        clip_skip: Layer of the text encoder that is used; later layers are never trained.
         gradient_checkpointing: Whether activations are recomputed in the backward pass.
         checkpointed_levels: Number of the U-Net's resolutions, from the highest, whose activations
             are recomputed; None for all.
-        only: Patterns of parameter names of the U-Net; only matching parameters learn, and all if
-            it is empty.
+        only: Patterns of parameter names of the U-Net; only matching parameters are trained, and
+            all if it is empty.
     """
 
     def __init__(
@@ -167,7 +169,7 @@ class FullFineTune:
         self.modules = tuple(modules)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """Return component -> tensors by name, of the components that learn."""
+        """Return component -> tensors by name, of the trained components."""
         return {trained.name: trained.module.state_dict() for trained in self.modules}
 
 
@@ -224,7 +226,7 @@ class HypernetworkTraining:
 
     Args:
         model: Base model; the hypernetwork is attached to its U-Net.
-        hypernetwork: Hypernetwork that learns.
+        hypernetwork: Hypernetwork to train.
         name: Name of the hypernetwork.
         lr: Its learning rate.
         clip_skip: Layer of the text encoder that is used.

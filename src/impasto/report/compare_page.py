@@ -82,7 +82,7 @@ def line_class(number: int) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Format the value of a setting for people."""
+    """Format the value of a setting for a page."""
     if value is None:
         return "off"
     if isinstance(value, bool):

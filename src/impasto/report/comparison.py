@@ -45,7 +45,7 @@ class Trend:
         }
 
     def text(self) -> str:
-        """Return the summary as a text for people."""
+        """Return the summary as a text for users."""
         return f"{self.best:.4f} at step {self.best_step:,}; last {self.last:.4f}"
 
 

@@ -161,7 +161,7 @@ class RunDirectory:
         """
         run = cls(path)
         if not run.config_file.is_file():
-            found = "no config.toml in it" if path.is_dir() else "nothing there"
+            found = "no config.toml in it" if path.is_dir() else "no such folder"
             raise RunError(
                 f"{path} is not a run directory ({found}). Give the folder that a training run "
                 f"wrote as its output_dir."
@@ -339,9 +339,9 @@ class RunDirectory:
         truncate_metrics(self.metrics_file, step)
 
     def saved_steps(self) -> list[int]:
-        """Steps with a complete training state, in ascending order."""
+        """Return the steps with a complete training state, in ascending order."""
         return steps_in(self.states)
 
     def sampled_steps(self) -> list[int]:
-        """Steps with previews, in ascending order."""
+        """Return the steps with previews, in ascending order."""
         return steps_in(self.samples)

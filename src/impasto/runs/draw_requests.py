@@ -100,7 +100,7 @@ class Axis:
 
 
 def _told_apart(paths: Sequence[str]) -> list[str]:
-    """Return the shortest ends of paths that are distinct, as exports of runs share their names."""
+    """Return the shortest distinct ends of paths, as exports of several runs may share a name."""
     all_names = [PurePath(path).parts for path in paths]
     for length in range(1, max(map(len, all_names)) + 1):
         names = ["/".join(names_of[-length:]) for names_of in all_names]
@@ -141,7 +141,7 @@ class DrawRequest:
         hypernetworks: Paths with their strengths, in order.
         x: The axis of the columns.
         y: The axis of the rows.
-        random_seed: Whether the user left the seed to chance; for the form.
+        random_seed: Whether the user requested a random seed; for the form.
     """
 
     settings: ImageSettings

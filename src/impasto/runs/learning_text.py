@@ -177,15 +177,15 @@ def _unclear(learning: Learning) -> str:
             f"change of {change}. {few}"
         )
     start = (
-        f"The validation loss, {_loss(learning.last)}, cannot be told from that of the base model, "
-        f"{_loss(learning.first)}: the change of {change} is "
+        f"The validation loss, {_loss(learning.last)}, cannot be distinguished from that of "
+        f"the base model, {_loss(learning.first)}: the change of {change} is "
         f"within the noise of {_values(learning)}."
     )
     if learning.is_best_better and learning.best is not learning.last:
         return (
             f"{start} {_after(learning.best).capitalize()} it was better, {_loss(learning.best)}."
         )
-    return f"{start} More held-out images or more steps would tell."
+    return f"{start} More held-out images or more steps would make it clear."
 
 
 def _too_few(learning: Learning, change: Difference | None) -> str:
@@ -195,7 +195,7 @@ def _too_few(learning: Learning, change: Difference | None) -> str:
     return (
         f"On these images that is clear, but {_values(learning)} are too few, or change too "
         f"unevenly, to rule out that a few others change far more, the other way. More held-out "
-        f"images would tell."
+        f"images would make it clear."
     )
 
 

@@ -24,12 +24,12 @@ class Mixture:
     @property
     def shares(self) -> str:
         """The fractions, as text."""
-        return f"{self.ratio:g} of what was trained, {1 - self.ratio:.4g} of the base model"
+        return f"{self.ratio:g} of the trained weights, {1 - self.ratio:.4g} of the base model"
 
     @property
     def sentence(self) -> str:
         """What a reader of a run's figures must know, without a full stop."""
-        of = "losses, curves and samples are of what was trained"
+        of = "losses, curves and samples are of the trained weights"
         if self.loss is None:
             return f"{self.shares}; {of}"
         return f"{self.shares}, with a validation loss of {self.loss:.4f}; the other {of}"

@@ -12,8 +12,8 @@ from pathlib import Path
 from impasto import storage_errors
 
 SAFELY = ("-P",)
-"""Python's option that prevents imports from the folder in which a process is started: it may be a
-stranger's, with a `click.py` in it."""
+"""Python's option that prevents imports from the folder in which a process is started: it may be
+from an untrusted source, with a `click.py` in it."""
 
 _APART = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(
     subprocess, "CREATE_NEW_PROCESS_GROUP", 0

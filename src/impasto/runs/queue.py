@@ -118,7 +118,9 @@ class Queue:
             RunError: There is no such job, or the other one is missing.
         """
         if to in ("before", "after") and other is None:
-            raise RunError(f"Before or after which job? As in: move {number} {to} 3.")
+            raise RunError(
+                f"Give the job to move it {to}, as in: impasto queue move {number} {to} 3."
+            )
         with self._disk.changing():
             self.find(number)
             order = [job.number for job in self._disk.jobs()]
@@ -270,8 +272,8 @@ class Queue:
             job = self.find(number)
             if job.state not in possible:
                 raise RunError(
-                    f"Job {number} is {job.state}. The command {what} works only on jobs that are "
-                    f"{' or '.join(possible)}."
+                    f"Job {number} is {job.state}. The command {what} works only on jobs in "
+                    f"the state {' or '.join(possible)}."
                 )
             result = changed(job)
             write_job(result)

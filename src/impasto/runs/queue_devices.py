@@ -74,7 +74,9 @@ def ask_runner_to_stop(folder: Path, device: str) -> None:
     """
     holder = runner_of(folder, device)
     if holder is None or holder.owner is None:
-        raise RunError(f"No process works on device {device} now, so there is nothing to stop.")
+        raise RunError(
+            f"No process runs the queue on device {device}, so there is nothing to stop."
+        )
     files.write_text(_stop_file(folder, device), holder.owner.token)
 
 

@@ -12,7 +12,7 @@ from impasto.runs.given_code import how_to_resume
 
 
 def require_empty(path: Path) -> None:
-    """Check that a path can become a run directory: missing, or empty but for leftovers.
+    """Check that a path can become a run directory: missing, or empty except for leftovers.
 
     Raises:
         RunError: Something already exists there, or it cannot be a folder of this user.

@@ -82,7 +82,7 @@ def mark_of(path: str) -> Mark:
     """Return the path, sizes and modification times that identify a model on disk.
 
     Raises:
-        ModelError: The path does not exist. Hub ids are no paths: a request downloads nothing.
+        ModelError: The path does not exist. Hub ids are not paths: a request downloads nothing.
     """
     file_or_folder = Path(path)
     if not presence.exists(file_or_folder):

@@ -1,9 +1,9 @@
 """Regularisation images that a base model generates itself, so that training preserves its prior.
 
 Ruiz et al. 2023, DreamBooth (arXiv:2208.12242), section 3.3: the prior is preserved by training on
-samples of the frozen model, generated from the class's words. Image number n of a folder depends on
-the settings and n alone, so an unfinished folder is completed with the same bits on the same
-device.
+samples of the frozen model, generated from prompts that name the class. Image number n of a folder
+depends on the settings and n alone, so an unfinished folder is completed with the same bits on the
+same device.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def require_drawable(prompt: Prompt, cell: int) -> None:
         cell: Pixels per side of a latent's cell.
 
     Raises:
-        ConfigError: A number is out of its range, or a side is no multiple of the cell.
+        ConfigError: A number is out of its range, or a side is not a multiple of the cell.
     """
     for name, (least, most) in RANGES.items():
         number = getattr(prompt, name)

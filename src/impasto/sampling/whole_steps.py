@@ -3,7 +3,7 @@
 "Trailing" spacing is T, T - T/n, T - 2 T/n, ... above 0, each rounded and less 1: n timesteps (Lin
 et al. 2023, arXiv:2305.08891, table 2). diffusers computes them by `np.arange(T, 0, -T / n)` (0.42,
 `set_timesteps` of each scheduler), which for 62 of the n up to 1000 = T, 61 the first of them,
-yields one more value, a rounding error above 0: a timestep of -1, which no model knows.
+yields one more value, a rounding error above 0: a timestep of -1, which no model was trained on.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _WORKERS = "decoding uses one thread per CPU"
 
 
 def make_captions() -> None:
-    """The command `make_captions.py` of sd-scripts: writes captions beside images."""
+    """Run sd-scripts' command `make_captions.py`, which writes captions beside images."""
     parser = image_parser("make_captions.py", "Caption images with BLIP.", ".caption")
     parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
     parser.add_argument(
@@ -77,7 +77,7 @@ def _make_captions(options: argparse.Namespace, console: Console) -> None:
 
 
 def make_captions_by_git() -> None:
-    """The command `make_captions_by_git.py` of sd-scripts: writes captions beside images."""
+    """Run sd-scripts' command `make_captions_by_git.py`, which writes captions beside images."""
     parser = image_parser("make_captions_by_git.py", "Caption images with GIT.", ".caption")
     parser.add_argument("--model_id", default="microsoft/git-large-textcaps")
     parser.add_argument("--batch_size", type=positive, default=1)
@@ -118,7 +118,7 @@ def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Con
 
 
 def tag_images_by_wd14_tagger() -> None:
-    """The command `tag_images_by_wd14_tagger.py` of sd-scripts: writes tags beside images."""
+    """Run sd-scripts' `tag_images_by_wd14_tagger.py`, which writes tags beside images."""
     run_tool(_tag, _tag_parser())
 
 

@@ -28,7 +28,7 @@ def import_command(command: str, out: Path | None) -> None:
     from impasto.sdscripts.importing import command_to_toml
 
     if out is not None and presence.exists(out):
-        raise RunError(f"{out} is already there and was not touched. Choose another --out.")
+        raise RunError(f"{out} already exists and was not changed. Choose another --out.")
     text = command_to_toml(_tokens(command))
     if out is None:
         click.echo(text, nl=False)

@@ -38,13 +38,13 @@ _NAMED = 5  # images without captions to list in a line
 
 
 def merge_captions_to_metadata() -> None:
-    """The command `merge_captions_to_metadata.py` of sd-scripts: joins text files in one JSON."""
+    """Run sd-scripts' `merge_captions_to_metadata.py`, which joins text files in one JSON file."""
     parser = _merge_parser("merge_captions_to_metadata.py", "captions", ".caption", old=True)
     run_tool(lambda options, console: _merge(options, console, "caption"), parser)
 
 
 def merge_dd_tags_to_metadata() -> None:
-    """The command `merge_dd_tags_to_metadata.py` of sd-scripts: joins text files in one JSON."""
+    """Run sd-scripts' `merge_dd_tags_to_metadata.py`, which joins text files in one JSON file."""
     parser = _merge_parser("merge_dd_tags_to_metadata.py", "tags", ".txt", old=False)
     run_tool(lambda options, console: _merge(options, console, "tags"), parser)
 
@@ -92,7 +92,7 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
 
 
 def clean_captions_and_tags() -> None:
-    """The command `clean_captions_and_tags.py` of sd-scripts: cleans the captions in a JSON."""
+    """Run sd-scripts' `clean_captions_and_tags.py`, which cleans the captions in a JSON file."""
     parser = ToolParser(
         prog="clean_captions_and_tags.py", description="Clean metadata.", allow_abbrev=False
     )
@@ -127,7 +127,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
 
 
 def prepare_buckets_latents() -> None:
-    """The command `prepare_buckets_latents.py` of sd-scripts: encodes images ahead."""
+    """Run sd-scripts' `prepare_buckets_latents.py`, which encodes images ahead."""
     parser = ToolParser(
         prog="prepare_buckets_latents.py",
         description="Choose buckets, encode images, write .npz files and metadata.",
@@ -242,7 +242,7 @@ def _entries_to_prepare(options: argparse.Namespace) -> tuple[MetadataEntry, ...
 
     if not options.in_json.is_file():
         raise DatasetError(
-            f"{options.in_json} is not there. Run merge_captions_to_metadata.py first."
+            f"{options.in_json} does not exist. Run merge_captions_to_metadata.py first."
         )
     known = read_metadata(options.in_json).entries
     if options.out_json.is_dir():

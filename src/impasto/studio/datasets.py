@@ -149,7 +149,7 @@ def derived_of(dataset: Path, home: Path) -> Path:
     """Return the folder for data derived from a dataset: in it, or in `home` if it is read-only.
 
     `home` is also used if the folder of derived data, or a file or folder that the studio keeps in
-    it, is a link that leads out of the dataset, since a dataset may have been made by a stranger.
+    it, is a link that leads out of the dataset, since a dataset may come from an untrusted source.
     """
     own, real = dataset / files.DERIVED_DIR, files.real_path(dataset)
     kept = (own, *(own / name for name in _KEPT_THERE))

@@ -94,8 +94,8 @@ def address_of(folders: Sequence[Path], path: Path) -> str:
 def require_own(home: Path, folder: Path) -> None:
     """Check that the studio's own folder, links followed, is inside the folder of runs.
 
-    The folder of runs may come from a stranger: if the studio's folder were a link, files elsewhere
-    would be replaced, and removed by its cleanup.
+    The folder of runs may come from an untrusted source: if the studio's folder were a link, files
+    elsewhere would be replaced, and removed by its cleanup.
 
     Args:
         home: The studio's own folder.
@@ -130,6 +130,7 @@ def file_of(run: RunDirectory, folder: Path, name: str) -> Path | None:
 def leads_out(path: Path, folder: Path) -> bool:
     """Return whether a path is a link out of a folder, or below one.
 
-    The folder may come from a stranger, and the browser must not see what such a link leads to.
+    The folder may come from an untrusted source, and the browser must not see what such a link
+    leads to.
     """
     return not files.is_inside(path, folder)

@@ -105,7 +105,7 @@ class Views:
 
 
 def _are_facts(found: Mapping[str, Any]) -> bool:
-    """Return whether stored facts have valid types and ranges; a stranger may have written them."""
+    """Return whether stored facts have valid types and ranges; their source may be untrusted."""
     return (
         all(isinstance(found.get(name), int) and found[name] > 0 for name in _NUMBERS)
         and found.get("media_type") in _MEDIA_TYPES

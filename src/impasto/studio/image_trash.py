@@ -2,8 +2,8 @@
 
 An entry of the trash, `.image-trash/20261127-201500-0`, stores files under their paths relative to
 the dataset, and masks under their paths relative to the mask folder. Scans do not enter hidden
-folders. A stranger may have made the trash: only entries with such names count, and links in their
-place are not followed.
+folders. The trash may come from an untrusted source: only entries with such names count, and links
+in their place are not followed.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
             )
         if os.path.lexists(target):
             raise DatasetError(
-                f"{target} is already there and is not replaced: nothing was restored. Rename it "
+                f"{target} already exists and is not replaced: nothing was restored. Rename it "
                 f"first."
             )
     for path, target in moves:
@@ -150,7 +150,7 @@ def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
 
 
 def remove_entry(entry: TrashedImages) -> None:
-    """Delete an entry for good with all its contents; links are removed, their targets are not.
+    """Delete an entry permanently with all its contents; links are removed, not their targets.
 
     Raises:
         StorageError: A file is held open or read-only.

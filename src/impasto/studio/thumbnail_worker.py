@@ -99,7 +99,7 @@ def _make(source: Path, kept_hash: Path) -> None:
 
     Raises:
         UnreadableImageError: The image cannot be decoded or was changed meanwhile, or a folder to
-            write to is a link out of the dataset, made by a stranger.
+            write to is a link that leads out of the dataset.
     """
     before = _mark(source)
     content = files.sha256_of(source)

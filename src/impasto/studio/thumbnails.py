@@ -1,8 +1,9 @@
 """Thumbnails of images, stored in the dataset and made by worker processes that may fail.
 
-Images may come from strangers, and decoders are the likeliest part to crash, hang or use up all
-memory. So the server decodes nothing: workers do (`thumbnail_worker.py`), one per thread of a small
-pool. If a worker dies or takes too long, only the image that it was decoding has no thumbnail.
+Images may come from untrusted sources, and decoders are the likeliest part to crash, hang or use up
+all memory. So the server decodes nothing: workers do (`thumbnail_worker.py`), one per thread of a
+small pool. If a worker dies or takes too long, only the image that it was decoding has no
+thumbnail.
 
 A thumbnail is named after the SHA-256 of its image's bytes, so an image that is renamed, moved or
 copied is decoded once. For each image, a small file named after its path, size and time of change
@@ -42,7 +43,7 @@ _HIDDEN = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _DIED = "ended the process that decodes"
 _WORKER = "impasto.studio.thumbnail_worker"
 _HASH = re.compile("[0-9a-f]{64}")
-_LONGEST_REASON = 2000  # bytes read of a reason, which a stranger may have written
+_LONGEST_REASON = 2000  # bytes read of a reason, which may be from an untrusted source
 
 
 class Thumbnails:
@@ -207,7 +208,7 @@ def content_file(kept_hash: Path, content: str) -> Path:
 def thumbnail_of(kept_hash: Path) -> Path | None:
     """Return the thumbnail of an image, found by its hash file; None if it has not been made.
 
-    A stranger may have put links into the folder: a thumbnail outside of it gives None too.
+    A folder from an untrusted source may contain links: a thumbnail outside of it gives None too.
     """
     try:
         with kept_hash.open(encoding="ascii") as file:

@@ -1,6 +1,6 @@
-"""Moves deleted models to a trash folder, restores them, or removes them for good.
+"""Moves deleted models to a trash folder, restores them, or removes them permanently.
 
-A trash folder may have been made by a stranger or another program: only subfolders named as by
+A trash folder may come from an untrusted source or another program: only subfolders named as by
 `delete` count, links in their place are not followed, and a note in one can name only a path inside
 the folder that contains the trash.
 """
@@ -175,7 +175,7 @@ def restore(model: DeletedModel) -> Path:
 
 
 def purge(model: DeletedModel) -> None:
-    """Remove a deleted model for good.
+    """Remove a deleted model permanently.
 
     Raises:
         StorageError: A file is held open or read-only.
@@ -186,7 +186,7 @@ def purge(model: DeletedModel) -> None:
 
 
 def empty_trash(folders: Folders, names: Collection[str]) -> list[DeletedModel]:
-    """Remove the named deleted models for good, and return those that were removed.
+    """Remove the named deleted models permanently, and return those that were removed.
 
     Args:
         folders: The given folders.

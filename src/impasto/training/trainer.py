@@ -140,7 +140,7 @@ def _begun(
     """Resolve the settings of a new run, write them, and return them with the scanned images.
 
     Raises:
-        ImpastoError: The settings do not fit together, the machine, or the images.
+        ImpastoError: The settings contradict each other, or do not fit the machine or the images.
     """
     note_preparing(run.path, config.model_dump(mode="json"))
     processes, device = accelerator.num_processes, accelerator.device

@@ -219,7 +219,7 @@ class _Filler:
         ]
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
-        """Return the hashes of files; each process reads its share of those that are not known."""
+        """Return the hashes of files; each process reads its part of those that are not known."""
         hashes, peers = self.cache.hashes, self.peers
         if peers.number > 1:
             own = list(stamps)[peers.rank :: peers.number]
@@ -257,7 +257,7 @@ class _Filler:
 
 
 def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:
-    """Encode this process's share of the orders, and write shards in a thread.
+    """Encode this process's part of the orders, and write shards in a thread.
 
     Returns the images that were encoded again in float32.
     """

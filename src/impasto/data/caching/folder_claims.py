@@ -34,7 +34,8 @@ from impasto.parsing import parse_json
 
 WRITTEN_SUFFIX = ".written"
 WRITTEN_KEPT_S = 3600.0
-"""Seconds for which the shard names of an ended claim are kept; no disk lists that late."""
+"""Seconds for which the shard names of an ended claim are kept: longer than any disk's listing is
+outdated."""
 
 
 class FolderClaims:

@@ -1,10 +1,10 @@
 """Splits work that several programs may share into portions, so that hardly any is done twice.
 
-Each program starts at a random index and moves forward. Before each portion it learns which items
-others have completed since, and leaves them out. If those are the items right ahead, or some it
-has completed itself, another program is working there, and it continues in the middle of the
-longest stretch that is left. So only portions in progress at the same time can be done twice. No
-claims are needed: programs only have to see what others have completed.
+Each program starts at a random index and moves forward. Before each portion it checks which items
+others have completed since, and skips them. If those are the items right ahead, or some it has
+completed itself, another program is working there, and it continues in the middle of the longest
+stretch that is left. So only portions in progress at the same time can be done twice. No claims are
+needed: programs only have to see what others have completed.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def own_token() -> Iterator[None]:
 
 
 def _read_again() -> None:
-    """Make Ray read the environment again; the mode first, as it says whether there is a token."""
+    """Make Ray read the environment again; the mode first, which states whether a token is used."""
     raylet = importlib.import_module("ray._raylet")
     with contextlib.suppress(AttributeError):  # in versions of Ray without tokens
         raylet.Config.initialize("")

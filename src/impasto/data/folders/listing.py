@@ -1,7 +1,7 @@
 """Lists the files of a folder of images: images with their caption files, and unused files.
 
-Unused files that look like images or captions are reported with advice. No file is opened but for
-the first bytes of files without an extension.
+Unused files that look like images or captions are reported with advice. No file is opened, except
+to read the first bytes of files without an extension.
 """
 
 from __future__ import annotations

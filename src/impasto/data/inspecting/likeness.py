@@ -68,7 +68,8 @@ class PerceptualHashes:
     """Perceptual hashes of images, cached by content; failures are not cached.
 
     Args:
-        file: The JSON file of earlier versions, in the place of which the table is written.
+        file: The JSON file of earlier versions; the table that replaces it has the extension
+            `.table`.
     """
 
     def __init__(self, file: Path) -> None:

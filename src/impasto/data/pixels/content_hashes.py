@@ -46,7 +46,8 @@ class ContentHashes:
     """SHA-256 of files' bytes, by path, size and modification time.
 
     Args:
-        file: The JSON file of earlier versions, in the place of which the table is written.
+        file: The JSON file of earlier versions; the table that replaces it has the extension
+            `.table`.
     """
 
     def __init__(self, file: Path) -> None:

@@ -138,7 +138,7 @@ def write_cut(image: Path, whole: Size, box: Box) -> Path:
     fault = why_not_cut(whole, box)
     if fault:
         raise DatasetError(
-            f"The crop {fault}. Give x, y, width and height in pixels of the image as it is seen."
+            f"The crop {fault}. Give x, y, width and height in pixels, after EXIF rotation."
         )
     file = crop_file(image)
     _require_own(file)

@@ -31,8 +31,8 @@ class DecodeCache:
     """The outcome of decoding, by path, size and modification time.
 
     Args:
-        file: The JSON file of earlier versions, in the place of which the table is written; None
-            stores nothing.
+        file: The JSON file of earlier versions; the table that replaces it has the extension
+            `.table`. None stores nothing.
     """
 
     def __init__(self, file: Path | None) -> None:

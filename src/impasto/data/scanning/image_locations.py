@@ -104,7 +104,7 @@ def require_folder(folder: Path, what: str = "image folder") -> None:
         DatasetError: The folder is missing, or a file.
     """
     if not is_remote(folder) and not folder.is_dir():
-        fault = "is a file, not a folder" if folder.exists() else "is not there"
+        fault = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DatasetError(
             f"The {what} {folder} {fault}. Give the path of the folder that holds your "
             f"{'masks' if 'masks' in what else 'images'}."
@@ -120,4 +120,4 @@ def require_images(location: Path) -> None:
     if not is_named(location):
         require_folder(location)
     elif not is_remote(location) and not location.parent.is_dir():
-        raise DatasetError(f"{location} is in a folder that is not there. Check its path.")
+        raise DatasetError(f"{location} is in a folder that does not exist. Check its path.")

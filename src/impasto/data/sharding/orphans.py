@@ -1,7 +1,7 @@
 """Removes shards' tensors whose keys were never written, since a process was killed in between.
 
-Nothing would find them again, so they would take disk space for good. `Shards` removes them when it
-is pruned.
+Nothing would find them again, so they would take disk space permanently. `Shards` removes them when
+it is pruned.
 """
 
 from __future__ import annotations

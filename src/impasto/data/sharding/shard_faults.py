@@ -13,7 +13,7 @@ from impasto.remote_paths import shown
 
 
 def fault_of(index: Path, files: ShardFiles) -> BadShard | None:
-    """Read a whole shard, and return its fault: hash, header, non-finite values; None if sound."""
+    """Read a whole shard and return its fault (hash, header, non-finite values), or None."""
     tensors = tensors_of(index)
     try:
         stored = files.described(index)

@@ -27,7 +27,7 @@ class Fetch(Protocol):
     """Copies a shard to this machine; returns False if there is no room for it."""
 
     def __call__(self, shard: str) -> bool:
-        """Fetch a shard by its name."""
+        """Fetch a shard by its name; return False if there is no room for it."""
 
 
 class ShardFetcher:

@@ -200,7 +200,7 @@ class Shards:
         self._written.append(self._name_of(index))
 
     def check(self, index: Path) -> BadShard | None:
-        """Read a whole shard, and return its fault, as `fault_of` does; None if it is sound."""
+        """Read a whole shard, and return its fault, as `fault_of` does; None if it has none."""
         return fault_of(index, self._files)
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:

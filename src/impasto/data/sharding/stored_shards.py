@@ -226,7 +226,7 @@ class StoredShardFiles:
                 self._room.use(self._copy_of(self._tensors(shard)))
 
     def drop_copy(self, index: Path) -> bool:
-        """Remove the copy of a shard, which is read row by row from now on."""
+        """Remove the copy of a shard, which is read row by row from now on; return True."""
         self._fetcher.refuse(self._name_of(index))
         with contextlib.suppress(OSError):  # Windows cannot remove a mapped file
             self._copy_of(tensors_of(index)).unlink(missing_ok=True)

@@ -66,7 +66,7 @@ class Ratios:
                 found[component][name] = wanted.get(key, self.default)
         if unknown := sorted({_canonical(name) for name in self.named} - used):
             raise ConfigError(
-                f"{unknown[0]} is no network or block of {contents.name}, or other names cover "
+                f"{unknown[0]} is not a network or block of {contents.name}, or other names cover "
                 f"all of it. The model has {known_names(contents)}."
             )
         return found

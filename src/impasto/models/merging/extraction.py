@@ -109,7 +109,7 @@ class Extraction:
         layers: Name of a layer as sd-scripts writes it -> its matrices.
         outside: Network -> sum of squares of the changes in layers that no LoRA can hold.
         unchanged: Number of layers that are equal in both models.
-        unasked: Network -> the same sum for layers that a LoRA can hold and the rules leave out.
+        unasked: Network -> the same sum for layers that a LoRA can hold and the rules exclude.
     """
 
     layers: Mapping[str, ExtractedLayer]

@@ -61,8 +61,8 @@ def open_loras(specs: Sequence[str]) -> list[StrongLora]:
     """Open LoRAs given as `FILE` or `FILE:STRENGTH`, where FILE may be a URL.
 
     Raises:
-        ConfigError: A strength is no number.
-        ModelError: A file is missing, damaged or no LoRA.
+        ConfigError: A strength is not a number.
+        ModelError: A file is missing, damaged or not a LoRA.
     """
     return [_open_lora(path, strength) for path, strength in map(path_and_strength, specs)]
 

@@ -100,7 +100,7 @@ def merge_models(
     Raises:
         ConfigError: Something exists at the target already, or a ratio is for no block of the
             models.
-        ModelError: A file is no model or no LoRA, is damaged, or does not fit the others.
+        ModelError: A file is not a model or LoRA, is damaged, or does not fit the others.
         StorageError: The target cannot be written.
     """
     require_target(mixture, output, options, progress)
@@ -191,7 +191,7 @@ def open_mixture(
 
     Raises:
         ConfigError: A ratio is for a block that the models do not have.
-        ModelError: A file is no model or no LoRA, is damaged, or does not fit the others.
+        ModelError: A file is not a model or LoRA, is damaged, or does not fit the others.
     """
     loras = open_loras(mixture.loras)
     opened = [open_model(source, options, progress) for source in mixture.models]
@@ -202,7 +202,7 @@ def open_mixture(
     if mixture.ratio is not None and BASE in listed:
         raise ConfigError(
             f"--ratio has no effect: the {len(listed)} numbers of --blocks give a ratio for "
-            f"everything, that of text encoders and VAE first. Take one of the two out."
+            f"everything, that of text encoders and VAE first. Remove one of the two."
         )
     _warn_of_whole_files(paths, progress)
     usual = 1.0 if mixture.formula is None else mixture.formula.ratio

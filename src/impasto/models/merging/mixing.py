@@ -32,7 +32,7 @@ Shares = Callable[[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class Formula:
-    """A way to mix models.
+    """A formula that mixes models.
 
     Attributes:
         key: Name of the formula on the command line.

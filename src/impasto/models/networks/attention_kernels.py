@@ -27,7 +27,7 @@ def build_kernel(name: AttentionName, device: torch.device) -> Kernel:
     """Return the attention kernel with this name.
 
     Raises:
-        ConfigError: xformers is selected, and the device is no GPU.
+        ConfigError: xformers is selected, and the device is not a GPU.
         MissingDependencyError: xformers is not installed.
     """
     if name == "sdpa":

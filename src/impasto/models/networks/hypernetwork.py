@@ -309,7 +309,7 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
 
     Raises:
         ConfigError: Two have the same name.
-        ModelError: A file is missing, damaged, or no hypernetwork.
+        ModelError: A file is missing, damaged, or not a hypernetwork.
     """
     stack = HypernetworkStack()
     for spec in specs:

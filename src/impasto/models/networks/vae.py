@@ -27,7 +27,7 @@ TILE = 512
 def tile(vae: Any, *, tiled: bool) -> None:
     """Set whether a VAE encodes and decodes larger images in overlapping tiles or whole.
 
-    A tile does not see the rest of the image, so the results of the two ways differ slightly.
+    A tile does not see the rest of the image, so the results of the two methods differ slightly.
     """
     vae.use_tiling = tiled
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // CELL

@@ -78,8 +78,8 @@ def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFold
         choice: Set of weights to use if a network has several.
 
     Raises:
-        ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or
-            damaged.
+        ModelError: It is not a Diffusers folder of Stable Diffusion, or something in it is missing
+            or damaged.
     """
     if not presence.is_file(path / "model_index.json"):
         raise ModelError(
@@ -270,7 +270,7 @@ def _require_variant(path: Path, components: Sequence[Component], variant: str) 
     plain = " and the main files" if there and any(None in found for found in sets) else ""
     raise ModelError(
         f"{path} has no files of the variant {variant!r}; {named}{plain}. Name an existing one, "
-        f"or take --variant (model.variant) out."
+        f"or remove --variant (model.variant)."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person should know of a single file: repairs, averages, unknown tensors, the schedule."""
+"""Notes for the user on a single file: repairs, averages, unknown tensors, the noise schedule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def notes_on(ldm: LdmModel, *, zero_terminal_snr: bool) -> tuple[str, ...]:
 
     Args:
         ldm: The contents.
-        zero_terminal_snr: Whether the noise schedule that will be used ends in noise alone.
+        zero_terminal_snr: Whether the noise schedule that will be used ends in pure noise.
     """
     notes = [*ldm.notes, *unusual_schedule(ldm.ldm_only, zero_terminal_snr=zero_terminal_snr)]
     if ldm.ema:

@@ -59,7 +59,7 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
         path: Its local path.
 
     Raises:
-        ModelError: It is no VAE, is damaged, or has a different scaling factor from the model.
+        ModelError: It is not a VAE, is damaged, or has a different scaling factor from the model.
     """
     family, own = contents.identity.family, contents.identity.family.vae.name
     vae = open_vae(path, family)

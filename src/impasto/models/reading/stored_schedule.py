@@ -1,4 +1,4 @@
-"""The noise schedule that a single file stores beside its weights, held against its family's.
+"""The noise schedule that a single file stores beside its weights, compared with its family's.
 
 LDM registers `alphas_cumprod` as a buffer, so it is in most files, and A1111 samples with the one
 of the file (`modules/sd_models.py`, load_model_weights: load_state_dict replaces the buffer).
@@ -15,7 +15,7 @@ from impasto.diffusion.schedule import NoiseSchedule
 STORED = "alphas_cumprod"
 
 ENDS_IN_NOISE = 1e-4
-"""The last value below which a schedule ends in noise alone: 0.0047 for Stable Diffusion's own, 0
+"""The last value below which a schedule ends in pure noise: 0.0047 for Stable Diffusion's own, 0
 after rescaling (Lin et al. 2023, arXiv:2305.08891), and 5e-8 as A1111 rescales."""
 
 TOLERANCE = 5e-3
@@ -24,7 +24,7 @@ TOLERANCE = 5e-3
 
 
 def stores_zero_terminal_snr(ldm_only: Tensors) -> bool:
-    """Return whether the stored schedule ends in noise alone; False if none is stored.
+    """Return whether the stored schedule ends in pure noise; False if none is stored.
 
     Args:
         ldm_only: The tensors of a single file that no network uses.
@@ -38,7 +38,7 @@ def unusual_schedule(ldm_only: Tensors, *, zero_terminal_snr: bool) -> tuple[str
 
     Args:
         ldm_only: The tensors of a single file that no network uses.
-        zero_terminal_snr: Whether the schedule that will be used ends in noise alone.
+        zero_terminal_snr: Whether the schedule that will be used ends in pure noise.
     """
     stored = _stored(ldm_only)
     if stored is None:

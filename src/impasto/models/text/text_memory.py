@@ -93,7 +93,7 @@ class TextCache:
     ) -> None:
         """Encode to disk the chunks of these texts that are not read from files.
 
-        Each process of a run encodes its portion. The batches are those that a single process would
+        Each process of a run encodes its part. The batches are those that a single process would
         form, so that the results have the same bits.
 
         Args:

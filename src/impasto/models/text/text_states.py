@@ -75,7 +75,7 @@ class ClipHiddenStates(nn.Module):
         return [layer for layer in self._inner.encoder.layers if id(layer) not in unused]
 
     def train_last_layers_only(self, count: int) -> None:
-        """Let only the last `count` of the used layers learn, and the modules after them.
+        """Train only the last `count` of the used layers, and the modules after them.
 
         Raises:
             ConfigError: Fewer layers are used.
@@ -178,7 +178,7 @@ class TextStates(nn.Module):
         return self
 
     def stay_on(self, device: torch.device) -> None:
-        """Bring the encoders to a device for good, offloaded ones included."""
+        """Bring the encoders to a device permanently, offloaded ones included."""
         for encoder in self.each():
             if is_waiting(encoder.text_encoder):
                 wake_for_good(encoder.text_encoder, device)

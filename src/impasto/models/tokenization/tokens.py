@@ -41,7 +41,7 @@ _PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 
 @dataclass(frozen=True)
 class Join:
-    """Further differences between the systems that join chunks differently.
+    """Rules of a system beyond how it joins chunks.
 
     Attributes:
         fixed_length: Whether a text always has the maximum number of chunks.
@@ -89,7 +89,7 @@ class TextLayout:
 
     @property
     def rules(self) -> Join:
-        """The rules that belong to the way of joining."""
+        """The further rules of the system whose `join` is used."""
         return JOINS[self.join]
 
     @property

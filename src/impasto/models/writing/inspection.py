@@ -31,7 +31,9 @@ Section = dict[str, str]
 def inspect_model(
     source: str, options: OpenOptions, progress: Progress, *, hashing: bool = True
 ) -> dict[str, Section]:
-    """Return sections of names and values. A file that is no base model is described, not refused.
+    """Return sections of names and values.
+
+    A file that is not a base model is described, not refused.
 
     Raises:
         ModelError: It is missing, damaged, or refused as unsafe.
@@ -84,8 +86,8 @@ def _file_section(file: TensorFile) -> Section:
             f"yes, {counted(len(ldm.ema), 'tensors')}; --weights ema uses them" if ldm.ema else "no"
         )
         rows["EMA weights"] = averaged
-        rows["Kept beside the parts"] = _names(tuple(ldm.ldm_only))
-        rows["Of no known use"] = _names(ldm.foreign)
+        rows["Unused tensors"] = _names(tuple(ldm.ldm_only))
+        rows["Unknown tensors"] = _names(ldm.foreign)
         if ldm.marks:
             rows["Marked by"] = ", ".join(sorted(ldm.marks, reverse=True))
     theirs = {name: str(number) for name, number in file.counters.items() if name not in rows}
@@ -172,7 +174,7 @@ def _hashes(path: Path, progress: Progress) -> Section:
     """Return the SHA-256 of the file, or of each weight file of a folder."""
     if presence.is_file(path):
         digest = hash_file(path, progress)
-        return {"File": digest, "A1111's short form": digest[:10]}
+        return {"File": digest, "A1111 short hash": digest[:10]}
     folders = {f: None for layout in families.folder_layouts() for f, _ in layout.weights}
     weights = [
         p for f in folders for p in sorted((path / f).glob("*model*")) if presence.is_file(p)

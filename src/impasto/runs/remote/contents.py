@@ -30,14 +30,14 @@ _ODD = re.compile(r'[\\:<>"|?*\x00-\x1f]')
 
 @dataclass(frozen=True)
 class Thing:
-    """Files of a run that appear in the store together.
+    """Files of a run that appear in the store together: one item.
 
     Attributes:
         key: A file, or the folder that contains all of them, below the run.
         files: Keys below the run; the mark of a folder is the last.
         mark: The key that makes a folder complete; None for a file, and for a folder without one.
-        turn: Things with a lower number are uploaded first.
-        grows: Whether it is written to all the time: a log, or the status of the run.
+        turn: Items with a lower number are uploaded first.
+        grows: Whether it is written to continuously: a log, or the status of the run.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Thing:
 
 
 def things_in(folder: Path) -> list[Thing]:
-    """Return everything in a run directory that belongs in the store, in upload order.
+    """Return all items of a run directory that belong in the store, in upload order.
 
     Raises:
         OSError: A folder exists and cannot be listed, so its content is unknown.
@@ -99,7 +99,7 @@ def is_among(key: str, keys: Iterable[str]) -> bool:
 
 
 def is_safe(key: str) -> bool:
-    """Return whether a key may become a local file path, since a stranger may have written it."""
+    """Return whether a key, which may be from an untrusted source, may become a local path."""
     names = key.split("/")
     return not any(_ODD.search(name) or name in {"", ".", ".."} for name in names)
 

@@ -4,7 +4,7 @@ Below the folder for copies, in `runs`, in a folder that is named by a hash of t
 
 work        a folder of the run's name, in which it is trained
 read        a folder of the run's name, with files that were fetched for reading
-sent.json   the record of which files of `work` are in the store, and of whose turn
+sent.json   the record of which files of `work` are in the store, and whose turn it was
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def open_run(
 def settings_to_go_on(run: RunDirectory) -> Path:
     """Return the file of settings with which a run would be resumed: the store's, if changed there.
 
-    Nothing of the run is changed on this machine: resuming it fetches them for good, as its owner.
+    The run's files on this machine are not changed: only resuming it stores the settings among
+    them.
 
     Raises:
         StorageError: The store cannot be used, or the disk is full.

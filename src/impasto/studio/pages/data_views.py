@@ -185,7 +185,7 @@ def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
 
 
 def task_view_of(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
-    """Return the state of a task on a dataset; `is_old` says that the folder has changed since."""
+    """Return the state of a task on a dataset; `is_old` is true if the folder has changed since."""
     view = task_view(dataset.studio.tasks, task)
     errors = [text for kind, text in view["messages"] if kind == "error"]
     printed = "\n".join(view["printed"][-5:]) if view["state"] == "failed" else ""

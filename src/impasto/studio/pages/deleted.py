@@ -1,4 +1,4 @@
-"""The pages of deleted models: restore them, or remove them for good after a confirmation."""
+"""The pages of deleted models: restore them, or remove them permanently after a confirmation."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ class DeletedPages:
         return RedirectResponse(await asyncio.to_thread(find), 303)
 
     async def purge(self, request: Request) -> Response:
-        """Remove a deleted model for good."""
+        """Remove a deleted model permanently."""
         model = await self._deleted_of(request)
         await _require_sure(request)
         await asyncio.to_thread(purge, model)
         return RedirectResponse(address_after_removal("/models", 1, model.size), 303)
 
     async def empty_trash(self, request: Request) -> Response:
-        """Remove the models that the page listed for good; those deleted later are kept."""
+        """Permanently remove the models that the page listed; those deleted later are kept."""
         form = await _require_sure(request)
         names = str(form.get("deleted", "")).split()
         gone = await asyncio.to_thread(empty_trash, self.studio.folders, set(names))

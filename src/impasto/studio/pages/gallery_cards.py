@@ -71,7 +71,7 @@ def _card(
 ) -> dict[str, Any] | None:
     path = dataset.path / image.path
     if is_hidden(image.path) or not path.is_relative_to(dataset.path):
-        return None  # from a list made by a stranger
+        return None  # from a list of an untrusted source
     name, is_cropped = address_of([dataset.path], path), _has_crop(path)
     try:
         reason = reason_of(hash_file(derived, dataset.path, path))

@@ -63,7 +63,7 @@ class ImageTrashPages:
         return await self._done(request, lambda: put_back(entry, self.studio.folders.data))
 
     async def remove(self, request: Request) -> Response:
-        """Delete the images of an entry for good."""
+        """Delete the images of an entry permanently."""
         entry = await self._entry(request)
 
         def measure() -> tuple[int, int]:

@@ -38,7 +38,7 @@ CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
     "continue": (Queue.go_on, "Job {job} is waiting for its turn."),
     "retry": (Queue.retry, "Job {job} is waiting for its turn."),
     "repeat": (Queue.repeat, "A new job repeats job {job}."),
-    "remove": (Queue.remove, "Job {job} is removed. Its run, if it has one, is kept."),
+    "remove": (Queue.remove, "Job {job} was removed. Its run directory, if any, is kept."),
 }
 """The actions of a job's buttons, each with the sentence shown afterwards."""
 

@@ -1,4 +1,4 @@
-"""The message after items were removed for good, passed to a page in its address."""
+"""The message after items were removed permanently, passed to a page in its address."""
 
 from __future__ import annotations
 

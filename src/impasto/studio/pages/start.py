@@ -32,7 +32,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
 
 @dataclass(frozen=True)
 class StartPage:
-    """Answers requests for the start page, but for its list of runs.
+    """Answers requests for the start page, except for its list of runs.
 
     Attributes:
         studio: The state of the studio.

@@ -101,7 +101,7 @@ def make_averages(
     steps = stored_steps(run)
     if not steps:
         raise RunError(
-            f"{run.address} has stored no averages. Train with training.posthoc_ema = true to "
+            f"{run.address} has no stored averages. Train with training.posthoc_ema = true to "
             f"store them."
         )
     last = steps[-1] if step is None else step
@@ -231,8 +231,8 @@ def write_average(
 def describe(average: Average) -> str:
     """Return a text with an average's length and step, and the error of its approximation."""
     return (
-        f"sigma_rel {average.profile.sigma_rel:g} after {average.profile.step} steps; its profile "
-        f"is off by {100 * average.fit.error:.2g} %"
+        f"sigma_rel {average.profile.sigma_rel:g} after {average.profile.step} steps; profile "
+        f"error {100 * average.fit.error:.2g} %"
     )
 
 

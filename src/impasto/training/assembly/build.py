@@ -78,7 +78,8 @@ def build_session(
         opened: The base model if it is open already; None opens it here.
 
     Raises:
-        ImpastoError: The settings do not fit together, the model, the dataset or the machine.
+        ImpastoError: The settings contradict each other, or do not fit the model, the dataset or
+            the machine.
     """
     require_compatible(
         config, facts_of(config, accelerator.num_processes, device=accelerator.device)

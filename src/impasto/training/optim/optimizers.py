@@ -171,8 +171,8 @@ def find_row(kind: str) -> OptimizerRow:
     near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
     near = _of_bitsandbytes(wanted) or near
     raise ConfigError(
-        f"optimizer.kind is {kind!r}, which is not an optimizer. The nearest names are "
-        f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, those of torch.optim and "
+        f"optimizer.kind is {kind!r}, which is not an optimizer. Nearest: "
+        f"{', '.join(near) or 'none'}; known: {', '.join(OPTIMIZERS)}, those of torch.optim and "
         f"of the pytorch-optimizer package, and any class with its module, as in torch.optim.Adam."
     )
 

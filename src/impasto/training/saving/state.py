@@ -202,7 +202,8 @@ def recorded_fingerprint(run: RunDirectory) -> Mapping[str, str]:
 _OF_DAMAGED_FILES = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL, errno.EILSEQ
 }  # fmt: skip
-"""Errors of the operating system for a file that is missing, not a file, or unreadable for good."""
+"""Errors of the operating system for a file that is missing, not a file, or permanently
+unreadable."""
 
 _SIGNS_OF_DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError

@@ -86,7 +86,7 @@ class Prefetcher:
         return _PendingBatch(begun, None if self._stream is None else self._stream.record_event())
 
     def _arrived(self, coming: _PendingBatch) -> Batch:
-        """Make the current stream wait for this batch, and not for the next one, begun already."""
+        """Make the current stream wait for this batch, but not for the copy of the next one."""
         batch = coming.batch
         if coming.ready is None:
             return batch
