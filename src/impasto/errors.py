@@ -5,7 +5,7 @@
     ├── DatasetError              3   images or captions are missing or unusable
     ├── ModelError                4   a model file is missing, incomplete or of another kind
     │   └── OtherFamilyError  4   its family is not that of model.family
-    ├── RunError                  5   a run directory exists already, is missing or does not match
+    ├── RunError                  5   a run directory already exists, is missing or does not match
     ├── StorageError              6   a disk or an object store cannot be used: full, no permission
     │   └── NotSentError      6   a run has ended, but could not be uploaded completely
     ├── MissingDependencyError    7   a required package or device is missing
@@ -71,7 +71,7 @@ class OtherFamilyError(ModelError):
 
 
 class RunError(ImpastoError):
-    """A run directory exists already, is missing, or belongs to something else."""
+    """A run directory already exists, is missing, or belongs to something else."""
 
     exit_code = 5
 

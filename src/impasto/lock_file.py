@@ -144,7 +144,7 @@ class LockFile:
 
 
 def create_lock(partial: Path, lock: Path) -> bool:
-    """Create the lock file from `partial`, atomically; return False if it exists already."""
+    """Create the lock file from `partial`, atomically; return False if it already exists."""
     try:
         os.link(partial, lock)
     except FileExistsError:

@@ -96,7 +96,7 @@ def test_two_models_draw_the_same_prompts_with_the_same_seeds(tmp_path, nano_mod
     gone.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-40])
     again = run_here(*words[1:])
-    assert "nano: 18 images exist already." in again
+    assert "nano: 18 images already exist." in again
     assert "Drawing with other" not in again
     assert gone.read_bytes() == content
     after = {file: file.stat().st_mtime_ns for file in (out / "samples").rglob("*.png")}
@@ -353,7 +353,7 @@ def test_black_images_of_nan_are_named(tmp_path, nano_model, other_model, pictur
     assert values["models"][0]["of_one_colour"] == 1
     assert any("1 of its 4 images are of a single colour" in note for note in values["notes"])
     monkeypatch.setattr(Sampler, "draw", lambda *_: black)
-    for _ in range(2):  # even if they exist already
+    for _ in range(2):  # even if they already exist
         with pytest.raises(ModelError, match="only images of a single colour"):
             run_here(other_model, "--images", pictures, "--out", tmp_path / "out", *FEW)
 

@@ -274,7 +274,7 @@ def test_its_rate_is_a1111s_unless_given(run_values, nano_model):
     [
         ({"optimizer": {"lr": 1e-4}}, ["above the usual range for adamw and a hypernetwork"]),
         ({"hypernetwork": {"activation": "relu", "activate_output": True}}, ["block learning"]),
-        ({"hypernetwork": {"layer_norm": True}}, ["unstable"]),
+        ({"hypernetwork": {"layer_norm": True}}, ["make training unstable"]),
         (
             {"hypernetwork": {"layers": [1, 2, 4, 1], "dropout": [0, 0.1, 0.1, 0]}},
             ["learn nothing"],

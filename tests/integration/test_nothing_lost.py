@@ -118,7 +118,7 @@ def test_a_run_that_would_replace_models_does_not_begin(train_config, tmp_path):
         file.write_text("earlier")
     saving = {**ONE_FILE, "model_dir": str(tmp_path), "model_every_steps": 2, "best_model": True}
     config = train_config(saving=saving, validation={"split": 0.2})
-    with pytest.raises(RunError, match=r"my.*\.safetensors \(and 2 more\) exists already"):
+    with pytest.raises(RunError, match=r"my.*\.safetensors \(and 2 more\) already exists"):
         train(config)
     assert not config.output_dir.exists()
     assert {file.read_text() for file in taken} == {"earlier"}

@@ -90,7 +90,7 @@ def with_flags(words, *changes):
 def test_a_repeated_command_replaces_no_model(words, trained, tmp_path):
     model = tmp_path / "out" / "mine.safetensors"
     before = model.read_bytes()
-    with pytest.raises(RunError, match=r"mine\.safetensors exists already"):
+    with pytest.raises(RunError, match=r"mine\.safetensors already exists"):
         program.run(FINE_TUNE, with_flags(words, "--learning_rate=1e-4"))
     assert model.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["mine-run", "mine.safetensors"]

@@ -147,7 +147,7 @@ def test_a_taken_directory_is_left_alone(train_config):
 
 def test_an_unwritable_directory_is_explained(train_config, tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(RunError, match=r"cannot be a run directory: .*file is a file"):
         train(train_config(output_dir=str(tmp_path / "file" / "run")))
 
 

@@ -48,7 +48,7 @@ def test_a_preview_that_is_cut_off_is_left_out_and_named(run):
         run.config_file.write_text(publish, encoding="utf-8")
         page = page_of(run)
         assert page.count("data:image/png") == 1
-        assert "no PNG image: step-00000000/001.png." in page
+        assert "not a PNG image: step-00000000/001.png." in page
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no FIFOs in folders")

@@ -408,7 +408,7 @@ def test_an_option_that_the_settings_of_a_run_decide_is_refused(tmp_path, option
 def test_an_option_counts_where_a_dataset_file_leaves_room_for_it(tmp_path):
     path = file_of(tmp_path, CONTENT)
     assert dataset_config(path, {"min_side": 128}).entries[1].min_bucket_reso == 128
-    with pytest.raises(ConfigError, match=r"--resolution has no effect: .*gives resolution itself"):
+    with pytest.raises(ConfigError, match=r"--resolution has no effect: .*sets resolution itself"):
         dataset_config(path, {"resolution": 640})
     subsets = [{"image_dir": "a", "flip_aug": False}, {"image_dir": "b", "flip_aug": True}]
     everywhere = file_of(tmp_path, {"datasets": [{"subsets": subsets}]}, "flips.json")

@@ -108,7 +108,7 @@ def test_images_of_every_run_are_looked_at(tmp_path):
 
 
 def test_a_base_model_that_is_a_run_comes_after_those_that_were_named(tmp_path):
-    """The images of a base model's run are compared too if they exist: nobody requested them."""
+    """A base model run's images are compared too, but may be missing: they were not requested."""
     held = draw_images(tmp_path / "held", 4)
     first = run(tmp_path / "first", tmp_path / "gone", tmp_path / "gone too")
     second = run(tmp_path / "second", draw_images(tmp_path / "a", 6, seed=1), held, path=first)

@@ -167,7 +167,7 @@ def test_the_page_says_what_is_learnt(client, studio, dog):
     text = client.get(f"/runs/{name}/learning").text
     assert "over-fitting" in text
     assert "m-step00000020.safetensors" in text
-    assert "of step 20" in text
+    assert "from step 20" in text
     (dog.path / "models.json").unlink()
     assert NO_CHECKPOINT in client.get(f"/runs/{name}/learning").text
     dog.metrics_file.unlink()

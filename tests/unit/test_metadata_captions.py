@@ -141,7 +141,7 @@ def test_two_images_of_one_key_are_refused(folder, tmp_path):
     Image.new("RGB", (8, 8)).save(other / "a.png")
     target = words_in(folder, tmp_path / "meta.json")
     assert not target.fault(records_of(folder)[0])
-    assert "would be called 'a.png'" in target.fault(records_of(other)[0])
+    assert "key in the metadata would be 'a.png'" in target.fault(records_of(other)[0])
 
 
 @pytest.mark.parametrize("into", ["sidecars", "metadata"])

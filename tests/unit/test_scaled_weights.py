@@ -83,7 +83,7 @@ def test_markers_go_and_plain_tensors_stay():
         ({"a.pre_quant_scale": torch.ones(1)}, {}, "pre_quant_scale"),
         ({"a.weight.absmax": torch.ones(1)}, {}, "absmax"),
         ({"a.weight_zero_point": torch.ones(1)}, {}, "zero_point"),
-        ({"b.weight_scale": torch.ones(1)}, {}, "but not b.weight"),
+        ({"b.weight_scale": torch.ones(1)}, {}, "but not its weight b.weight"),
         ({"a.weight_scale": torch.ones(3)}, {}, "does not fit a weight"),
         ({"a.weight_scale": torch.ones(ROWS, 3, 1)}, {}, "does not fit a weight"),
         ({"a.comfy_quant": json_tensor({"format": "nvfp4"})}, {}, "nvfp4"),

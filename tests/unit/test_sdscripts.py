@@ -427,7 +427,7 @@ def test_only_flags_that_are_given_are_to_be_taken_out():
         (["--optimizer_args", "betas=3"], "--optimizer_args: expected a list (found 3)"),
         (["--lr_scheduler=piecewise_constant"], "--lr_scheduler_args is ''; expected value:step"),
         (["--huber_c=0"], "--huber_c has no effect on --loss_type l2"),
-        (["--dataset_repeats=0"], "--dataset_repeats is 0 everywhere"),
+        (["--dataset_repeats=0"], "--dataset_repeats is 0 in every subset"),
     ],
 )
 def test_faults_of_settings_are_told_in_flags(flags, told):

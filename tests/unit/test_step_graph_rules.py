@@ -38,7 +38,7 @@ def test_true_and_false_are_read_as_ever(given, read, train_config):
 
 
 REFUSED = {
-    "8 bits": ({"optimizer": {"kind": "adamw8bit"}}, "it is adamw8bit"),
+    "8 bits": ({"optimizer": {"kind": "adamw8bit"}}, "found adamw8bit"),
     "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, "set cuda_graphs to off"),
     "not fused": ({"optimizer": {"arguments": {"fused": False}}}, "with fused = false"),
     "16-bit weights": (

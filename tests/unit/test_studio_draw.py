@@ -195,7 +195,7 @@ def test_a_worker_at_work_is_not_started_again(client, models, drawings, started
         ({"x_kind": "magic", "x_values": "1"}, "x", "Expected one of seed"),
         ({"x_kind": "steps"}, "x", "1 to 100 values"),
         ({"x_kind": "steps", "x_values": "4, many"}, "x", "&#39;many&#39; is not possible"),
-        ({"x_kind": "words", "x_values": "cat, dog"}, "x", "does not have &#39;cat&#39;"),
+        ({"x_kind": "words", "x_values": "cat, dog"}, "x", "does not contain &#39;cat&#39;"),
         ({"x_kind": "sampler", "x_values": "ddim, magic"}, "x", "Known are ddim"),
         ({"x_kind": "model"}, "x", "Choose the models of the axis"),
         ({"x_kind": "seed", "x_values": "1", "count": "2"}, "count", "one image in each cell"),

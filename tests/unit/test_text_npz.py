@@ -337,7 +337,7 @@ def test_files_that_impasto_did_not_write_are_never_replaced(model, folder):
     exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     assert exported.written == 1
     assert [item.path.name for item in exported.refused] == ["000.png", "001.png"]
-    assert "000_te_outputs.npz exists already, was not written by" in exported.refused[0].reason
+    assert "000_te_outputs.npz already exists, was not written by" in exported.refused[0].reason
     assert [theirs.read_bytes(), (folder / "001_te_outputs.npz").read_bytes()] == before
 
 
@@ -483,7 +483,7 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
         DatasetError, match=r"does not hold the outputs of this model's text encoders"
     ):
         found_in(folder, config, model)
-    with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
+    with pytest.raises(DatasetError, match=r"not hold the outputs of this model's text encoders"):
         look_ahead(config, SILENT)
 
 

@@ -78,7 +78,7 @@ def fetch_copy(
 
 
 def _is_there(beside: Path, partial: Path, sidecar: str) -> bool:
-    """Return whether the `.yaml` of a checkpoint exists already, with the same content.
+    """Return whether the `.yaml` of a checkpoint already exists, with the same content.
 
     Raises:
         RunError: It exists with another content.

@@ -77,8 +77,8 @@ def select_files(
     if choice.variant is not None:
         raise ModelError(
             f"{hub_id} is one file, {name}, and has no variants; {choice.variant!r} is for "
-            f"Diffusers models, which may have several sets of files. Take --variant "
-            f"(model.variant) out."
+            f"Diffusers models, which may have several sets of files. Remove "
+            f"--variant (model.variant)."
         )
     return Selection.of_file(name, listed)
 

@@ -134,7 +134,7 @@ def _require_modest(path: Path) -> None:
         raise ModelError(
             f"{path} is refused: {size / 2**20:.1f} MiB would become {inflated / 2**20:,.0f} MiB "
             f"in RAM, {inflated // size} times as much; expected {MOST_INFLATED} times at most, as "
-            f"weights do not compress that well. Take another source of this model."
+            f"weights do not compress that well. Use another source of this model."
         )
 
 

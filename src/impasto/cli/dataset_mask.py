@@ -198,7 +198,7 @@ def _write_masks(
 def _orders(
     source: Path, options: dict[str, Any], console: Console
 ) -> tuple[Sequence[_Order], int, Path]:
-    """Return the masks to make, the number that exist already, and the folder of the first mask.
+    """Return the masks to make, the number that already exist, and the folder of the first mask.
 
     Raises:
         ConfigError: No folder of masks is known, or an image of `--only` does not exist.

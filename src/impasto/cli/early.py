@@ -28,7 +28,7 @@ def check_run(config: RunConfig, *, is_new: bool = True) -> None:
     Raises:
         DatasetError: A folder of images is missing.
         ModelError: The model or the separate VAE is missing.
-        RunError: The run directory exists already.
+        RunError: The run directory already exists.
         StorageError: The run's object store cannot be used.
         MissingDependencyError: A tracker in the settings is not installed.
     """

@@ -162,7 +162,7 @@ def draw_samples(
     missing = [(prompt, file) for file, prompt in wanted.items() if not _is_drawn(file, prompt)]
     if missing:
         if len(missing) < len(wanted):
-            progress.note(f"{model.label}: {len(wanted) - len(missing):,} images exist already.")
+            progress.note(f"{model.label}: {len(wanted) - len(missing):,} images already exist.")
         _draw(model, missing, settings, progress)
     return paths
 

@@ -134,7 +134,7 @@ def _known(where: str, name: str, names: Mapping[str, str], dashes: str) -> str:
         return names[name]
     if name in _FOREIGN:
         raise ConfigError(f"{where}: {dashes}{name} is for {_FOREIGN[name]}, which models "
-                          f"trained here do not have. Take it out.")  # fmt: skip
+                          f"trained here do not have. Remove it.")  # fmt: skip
     listed = ", ".join(f"{dashes}{known}" for known in names)
     raise ConfigError(f"{where}: {dashes}{name} is unknown; expected {listed}.")
 

@@ -97,7 +97,7 @@ class SpareRoom:
         limit = limit_bytes()
         if size > limit:
             return False
-        written = {path for path, _ in self._promised}  # may exist already: counted once
+        written = {path for path, _ in self._promised}  # may already exist: counted once
         copies = [copy for copy in _copies() if copy[2] not in written]
         taken = sum(own for _, own, _ in copies) + sum(own for _, own in self._promised)
         for used, own, path in copies:

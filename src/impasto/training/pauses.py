@@ -155,7 +155,7 @@ class Pauses:
 
         Args:
             done: Steps that the weights have had.
-            missing_only: Whether models that exist already are skipped. Used after a resume, since
+            missing_only: Whether models that already exist are skipped. Used after a resume, since
                 the process may have been killed after it saved the state of these steps and before
                 it wrote their models.
         """

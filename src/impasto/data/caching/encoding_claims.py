@@ -5,7 +5,7 @@ This is the interface; claims are stored as files beside a cache on a disk
 (`data/caching/stored_claims.py`). Both read the claims of others first and the contents of the
 cache after that: a program writes all that it made before it ends its claim.
 
-A claim does not lock the cache: keys that exist already are left out of new shards
+A claim does not lock the cache: keys that already exist are left out of new shards
 (`data/sharding/shards.py`). If a claim is ignored, because it is damaged or its owner was
 suspended, images are encoded twice, and stored once.
 """

@@ -202,7 +202,7 @@ def open_mixture(
     if mixture.ratio is not None and BASE in listed:
         raise ConfigError(
             f"--ratio has no effect: the {len(listed)} numbers of --blocks give a ratio for "
-            f"everything, that of text encoders and VAE first. Take one of the two out."
+            f"everything, that of text encoders and VAE first. Remove one of the two."
         )
     _warn_of_whole_files(paths, progress)
     usual = 1.0 if mixture.formula is None else mixture.formula.ratio

@@ -270,7 +270,7 @@ def _require_variant(path: Path, components: Sequence[Component], variant: str) 
     plain = " and the main files" if there and any(None in found for found in sets) else ""
     raise ModelError(
         f"{path} has no files of the variant {variant!r}; {named}{plain}. Name an existing one, "
-        f"or take --variant (model.variant) out."
+        f"or remove --variant (model.variant)."
     )
 
 

@@ -168,8 +168,8 @@ def _require_plain(clues: Clues) -> None:
         raise ModelError(
             f"{clues.source} is not a plain model but a latent consistency model (LCM): its U-Net "
             f"takes the guidance scale as an input, and is distilled to draw in a few steps, which "
-            f"training as a plain model would undo. Take the model that it was distilled from; an "
-            f"LCM LoRA works with what is trained from that."
+            f"training as a plain model would undo. Use the model that it was distilled from; an "
+            f"LCM LoRA works with models trained from that one."
         )
 
 

@@ -227,7 +227,7 @@ def _open_file(
     if options.variant is not None:
         raise ModelError(
             f"{source} is one file and has no variants; {options.variant!r} is for Diffusers "
-            f"folders, which may have several sets of files. Take --variant (model.variant) out."
+            f"folders, which may have several sets of files. Remove --variant (model.variant)."
         )
     layout = layout_of(file.tensors, families.file_layouts())
     stated = configs_in(file.metadata, [component.name for component in layout.components], source)

@@ -52,7 +52,7 @@ def require_zeroes_empty_text(model: BaseModel, asked: str) -> None:
     if model.family.pipeline.empty_text_entry is None:
         raise ConfigError(
             f"{asked} has no effect: {model.contents.name} is {model.family.name}, which always "
-            f"encodes the empty text. Take it out."
+            f"encodes the empty text. Remove it."
         )
 
 

@@ -131,7 +131,7 @@ def _why_not(file: Path, records: Sequence[ImageRecord]) -> Failure | None:
         return Failure(f"no {file.name}: {fault}")
     if presence.exists(file) and not is_by_impasto(file):
         return Failure(
-            f"{file.name} exists already, was not written by Impasto, and was left unchanged; "
+            f"{file.name} already exists, was not written by Impasto, and was left unchanged; "
             f"delete it to have it written"
         )
     return None

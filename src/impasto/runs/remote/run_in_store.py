@@ -51,7 +51,7 @@ class RunInStore:
         Raises:
             ConfigError: The location cannot be written.
             OSError: An object was downloaded only in part.
-            RunError: A run exists already, or there is none to resume; or another process has it.
+            RunError: A run already exists, or there is none to resume; or another process has it.
             StorageError: The store cannot be used.
         """
         require_location(self._location)

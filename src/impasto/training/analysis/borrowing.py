@@ -53,7 +53,7 @@ def borrowed_session(
         progress: Receives progress.
         doing: The purpose, for messages, such as `measuring models`.
         overrides: Parts that are given in code; None for none.
-        known: The survey of the images, if it exists already.
+        known: The survey of the images, if it already exists.
 
     Raises:
         ConfigError: Several processes were started.

@@ -196,7 +196,7 @@ def write_average(
     """Write an average as a model; return rows of label and text that describe it.
 
     Raises:
-        ConfigError: The target exists already.
+        ConfigError: The target already exists.
         ModelError: The run's model is damaged, or a value is out of the range of its dtype.
         RunError: The run has exported no model.
         StorageError: The target cannot be written.
@@ -240,7 +240,7 @@ def require_output(run: RunDirectory, output: Output) -> str:
     """Check that an average can be written; return the path of the run's exported model.
 
     Raises:
-        ConfigError: The target exists already, or is the run's own model.
+        ConfigError: The target already exists, or is the run's own model.
         RunError: The run has exported no model.
     """
     exported = run.exported_model()

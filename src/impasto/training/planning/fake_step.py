@@ -76,7 +76,7 @@ class LiveMemory(TorchDispatchMode):
         return False
 
     def leave_out(self, tensors: Any) -> None:
-        """Exclude the storages of tensors that exist already from the count."""
+        """Exclude the storages of tensors that already exist from the count."""
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 

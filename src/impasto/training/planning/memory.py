@@ -214,7 +214,7 @@ class FootprintPredictor:
     ) -> Phase:
         gradients, others = cost.gradient_bytes, cost.peak_bytes - cost.gradient_bytes
         if config.training.gradient_accumulation_steps > 1 or self._keeps_graphs(config):
-            # gradients of earlier micro-steps exist already, or their buffers do
+            # gradients of earlier micro-steps already exist, or their buffers do
             gradients = self._all_gradients(config, trainable)
             others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
         return Phase(

@@ -75,7 +75,7 @@ class OwnModels:
         if taken:
             more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
             raise RunError(
-                f"{taken[0]}{more} exists already, and this run did not write it. Nothing was "
+                f"{taken[0]}{more} already exists, and this run did not write it. Nothing was "
                 f"started. Choose another saving.name (--output_name), move it away, or, with "
                 f"`impasto train`, set saving.overwrite = true to replace it."
             )
