@@ -69,6 +69,11 @@ def counted(number: int, plural: str) -> str:
     return f"1 {singular(head)}{of}{rest}{verb}"
 
 
+def percent(fraction: float, digits: int = 1) -> str:
+    """Return a fraction in percent, with a number of digits after the point: `22.5 %`."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
 def none_of(number: int, plural: str) -> str:
     """Return the subject of a negative sentence: `None of the 3 images`, or `Not one image`."""
     return f"Not one {singular(plural)}" if number == 1 else f"None of the {number:,} {plural}"

@@ -392,7 +392,7 @@ def test_words_in_metadata_are_counted_and_not_cleaned_in_silence(folder):
     done = impasto("dataset", "clean", file, "--yes")
     assert done.returncode == 0, done.stderr
     assert "its caption is not in a separate file" in " ".join(done.stdout.split())
-    assert "0 of 0 files would change" in done.stdout
+    assert "0 of 0 files change." in done.stdout
 
 
 def test_metadata_is_matched_in_the_folder_of_images_alone_as_training_does(folder, tmp_path):

@@ -44,7 +44,7 @@ PLAN = {
               "batch_sizes": [1],
               "exposure": {"images": 9, "per_step": 1.0, "looks": 136.7, "usual_looks": [30, 250]},
               "seconds_each": 0.5, "seconds": 617.0, "device": "cuda"},
-    "memory": {"moment": "training", "parts": {"weights": 3 << 30}, "total": 3 << 30,
+    "memory": {"phase": "training", "parts": {"weights": 3 << 30}, "total": 3 << 30,
                "budget": 2 << 30},
     "disk": {"states": [], "state_bytes": 1, "kept_states": 2, "models": [], "model_bytes": 1,
              "models_at_once": 1, "total_bytes": 1 << 30, "free_bytes": 9 << 30},

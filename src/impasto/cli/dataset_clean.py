@@ -85,7 +85,8 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     changes = _changes(found, cleaner)
     for path, (old, new) in changes.items():
         console.note("\n".join([str(path), *_marked("-", old), *_marked("+", new)]))
-    console.note(f"{len(changes)} of {counted(sum(map(len, found)), 'files')} would change.")
+    change = "change" if options["yes"] and not options["dry_run"] else "would change"
+    console.note(f"{len(changes)} of {counted(sum(map(len, found)), 'files')} {change}.")
     if options["dry_run"]:
         console.note("Nothing was written (--dry-run).")
     if options["dry_run"] or not changes:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto import presence
 from impasto.cli.dataset_annotation import dataset_folders_of, undo_command
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.local_paths import WRITTEN
+from impasto.errors import DatasetError
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def undo(
         raise click.UsageError("--force and --keep contradict each other.")
     if (lists and (edit or force or keep)) or (as_json and not lists):
         raise click.UsageError("--list can be combined only with --json, and --json needs --list.")
+    if not presence.exists(source):
+        raise DatasetError(f"{source} does not exist. Check its path.")
     folders = dataset_folders_of(_config(source, options, metadata), metadata)
     if lists:
         _list(folders, as_json=as_json)

@@ -34,7 +34,9 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console = Console()
     from impasto.cli.finish import finish
     from impasto.demo.recipe import BASE_MODEL, demo_config
+    from impasto.invocation import is_first_process
     from impasto.presence import free_path
+    from impasto.runs import RunDirectory
     from impasto.training import trainer
 
     config = demo_config(out or free_path(Path("impasto-demo")), overrides)
@@ -44,6 +46,8 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
         "in dark ink on ochre paper, from 100 captioned images. The 12 prompts of its previews "
         "name things that none of these images shows."
     )
+    if is_first_process():  # others come when the first has created it
+        RunDirectory.require_free(config.output_dir)
     _tell_what_is_seen(console)
     console.heading("Training")
     run = finish(lambda: trainer.train(config, console), console)

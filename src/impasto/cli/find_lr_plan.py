@@ -7,7 +7,7 @@ from pathlib import Path
 from impasto.cli.console import Console
 from impasto.cli.outlook import Outlook, look_ahead, require_fit, seconds_per_pass
 from impasto.cli.plan import plan_of
-from impasto.cli.plan_text import show_memory
+from impasto.cli.plan_text import device_name, show_memory
 from impasto.cli.plan_value import RunPlan
 from impasto.config.run import RunConfig
 from impasto.progress import counted, duration_text
@@ -62,6 +62,6 @@ def _rows(
         "Measured": f"before the first step and after each, on {counted(images, 'images')} at "
         f"{counted(probe.timesteps, 'timesteps')}: {counted(passes, 'forward passes')} each time",
         "Time": f"about {duration_text(steps.seconds)} for steps and {duration_text(measuring)} "
-        f"to measure, on this {steps.device}, and encoding if not cached yet",
+        f"to measure, on this {device_name(steps.device)}, and encoding if not cached yet",
         "Kept": kept if page is None else f"{kept}; {page}",
     }

@@ -10,6 +10,11 @@ from impasto.progress import counted, duration_text
 from impasto.training.planning.fitter import gib
 
 
+def device_name(kind: str) -> str:
+    """Return the name of a device by its type in PyTorch: GPU for `cuda`."""
+    return "GPU" if kind == "cuda" else kind.upper()
+
+
 def show_numbers(plan: RunPlan, console: Console) -> None:
     """Print the tables of data, training and memory."""
     console.heading("Data")
@@ -21,7 +26,7 @@ def show_numbers(plan: RunPlan, console: Console) -> None:
 
 def show_memory(plan: RunPlan, console: Console) -> None:
     """Print the peak memory on the device by use, and the RAM beside it."""
-    console.heading(f"Memory, at most while {plan.memory.moment}")
+    console.heading(f"Memory, at most while {plan.memory.phase}")
     total, budget = gib(plan.memory.total), gib(plan.memory.budget)
     console.table(
         {
@@ -80,8 +85,8 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         "Exposure": f"each image is seen {steps.exposure.looks:.3g} times, "
         f"{steps.exposure.per_step:.3g} images a step; {low} to {high} times are usual for "
         f"{counted(steps.exposure.images, 'images')}",
-        "Time": f"about {each} a step, {whole} in all, on this {steps.device}, without validation "
-        f"and previews",
+        "Time": f"about {each} a step, {whole} in all, on this {device_name(steps.device)}, "
+        f"without validation and previews",
         "States": f"{', '.join(disk.states)}; {disk.state_bytes / 2**30:.2f} GiB each, "
         f"the newest {disk.kept_states} kept",
         "Models": f"{', '.join(disk.models)}; {disk.model_bytes / 2**30:.2f} GiB each, "

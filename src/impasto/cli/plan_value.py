@@ -106,14 +106,14 @@ class MemoryPlan:
     """Peak memory on the device, in bytes.
 
     Attributes:
-        moment: The work during which the peak is reached.
+        phase: The work during which the peak is reached.
         parts: Use -> bytes.
         total: Total bytes.
         budget: Bytes that the run may use.
         ram: Use -> bytes in RAM, if the device is a GPU.
     """
 
-    moment: str
+    phase: str
     parts: Mapping[str, int]
     total: int
     budget: int

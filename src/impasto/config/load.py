@@ -205,6 +205,10 @@ def without_effect(path: Path, keys: Iterable[str]) -> list[str]:
     return keys_of_all_datasets(path, asked)
 
 
+_TEXT_FILES = ("", ".toml", ".json", ".jsonl")
+"""The suffixes of files that may describe a dataset."""
+
+
 def load_run_of_source(path: Path) -> RunConfig | None:
     """Return the run whose settings or directory a path is; None if it names a dataset alone.
 
@@ -221,6 +225,11 @@ def load_run_of_source(path: Path) -> RunConfig | None:
         )
     if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
+    if path.suffix.lower() not in _TEXT_FILES and presence.is_file(path):
+        raise ConfigError(
+            f"{path} is not a dataset; expected a folder of images, a dataset configuration or "
+            f"settings (.toml), a metadata file (.json, .jsonl), or a run."
+        )
     if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):
         return None
     is_of_run = path == path.with_name("config.toml")

@@ -40,16 +40,15 @@ class ReportFiles:
     source: Path
 
     def __post_init__(self) -> None:
-        """Check that the page and the JSON file have different names.
+        """Check that the page is an HTML file.
 
         Raises:
-            ConfigError: The page has the name of the JSON file.
+            ConfigError: The name of the page is not that of an HTML file.
         """
-        if self.page.suffix.lower() == ".json":
+        if self.page.suffix.lower() not in (".html", ".htm"):
             raise ConfigError(
-                f"--out is {self.page}, which is the name of the JSON file beside the page. Name "
-                f"the page instead, such as {self.page.with_suffix('.html')}; the JSON file is "
-                f"written with it."
+                f"--out is {self.page}; expected an HTML file, such as "
+                f"{self.page.with_suffix('.html')}. A JSON file is written beside it."
             )
 
     @property

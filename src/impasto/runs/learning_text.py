@@ -84,11 +84,14 @@ def best_text(learning: Learning) -> str:
     if not others:
         return f"{at}, below all others by more than chance"
     names = ["the base model" if step == 0 else f"step {step:,}" for step in others]
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     # readers are most interested in the steps nearest to the best one
     order = sorted(range(len(others)), key=lambda n: abs(others[n] - learning.best.step))
     shown = [names[n] for n in sorted(order[:_MOST_NAMED])]
-    return f"{at}, but within the noise of {', '.join(shown)}{more}"
+    if len(names) > _MOST_NAMED:
+        shown.append(f"{len(names) - _MOST_NAMED} more")
+    *first, last = shown
+    named = f"{', '.join(first)} and {last}" if first else last
+    return f"{at}, but within the noise of {named}"
 
 
 def change_text(learning: Learning, one: Validation, other: Validation) -> str:

@@ -14,7 +14,7 @@ from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.models.writing.conversion import hash_file
 from impasto.models.writing.targets import require_free, sources_of
-from impasto.progress import Progress
+from impasto.progress import Progress, percent
 
 WORST_SHOWN = 5
 Rows = Mapping[str, str]
@@ -66,7 +66,7 @@ def _summary(extraction: Extraction) -> Rows:
     rows = {
         "Layers": f"{len(extraction.layers)}{unchanged}",
         "Ranks": f"{ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}",
-        "Error": f"{extraction.error:.2%} of the change in these layers (root of squares)",
+        "Error": f"{percent(extraction.error, 2)} of the change in these layers (root of squares)",
     }
     told = []
     if outside:
@@ -76,10 +76,14 @@ def _summary(extraction: Extraction) -> Rows:
     if unasked:
         told.append(f"layers that the options leave out changed ({', '.join(unasked)})")
     if told:
-        rows["In all"] = f"{extraction.whole_error:.2%} of all that changed: {'; '.join(told)}"
+        rows["In all"] = (
+            f"{percent(extraction.whole_error, 2)} of all that changed: {'; '.join(told)}"
+        )
     return rows
 
 
 def _worst(extraction: Extraction) -> Rows:
     order = sorted(extraction.layers.items(), key=lambda item: -item[1].error)
-    return {name: f"{layer.error:.2%}, rank {layer.rank}" for name, layer in order[:WORST_SHOWN]}
+    return {
+        name: f"{percent(layer.error, 2)}, rank {layer.rank}" for name, layer in order[:WORST_SHOWN]
+    }

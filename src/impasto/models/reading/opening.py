@@ -319,7 +319,8 @@ def _with_chosen_weights(
     if set(ldm.ema) != set(plain):
         raise ModelError(
             f"{source} has no averaged (EMA) weights for the whole U-Net: {len(ldm.ema)} of "
-            f"{len(plain)} tensors. Set model.weights to plain or auto."
+            f"{len(plain)} tensors. Set model.weights (--weights on a command line) to plain or "
+            f"auto."
         )
     return {**ldm.components, unet: ldm.ema}
 

@@ -101,7 +101,7 @@ def _memory(memory: dict[str, Any]) -> dict[str, Any]:
     total, budget = memory["total"], max(1, memory["budget"])
     scale = max(total, budget)
     return {
-        "moment": memory["moment"],
+        "phase": memory["phase"],
         "total": size_text(total),
         "budget": size_text(budget),
         "fits": total <= budget,

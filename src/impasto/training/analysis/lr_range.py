@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from impasto.errors import ConfigError
+from impasto.progress import percent
 
 WINDOW = 5
 """Number of points that a smoothed loss averages: the point and two on each side.
@@ -149,20 +150,20 @@ def suggest(curve: LrCurve) -> Suggestion:
         where = "rose" if curve.has_diverged else "hardly changed"
         return Suggestion(
             None,
-            f"No rate lowered the loss by {LEAST_FALL:.1%}; it {where} from {curve.first:.4f}. "
-            f"Try other rates (--from, --to) or more --steps. The model may also have learned "
-            f"these images already.",
+            f"No rate lowered the loss by {percent(LEAST_FALL)}; it {where} from "
+            f"{curve.first:.4f}. Try other rates (--from, --to) or more --steps. The model may "
+            f"also have learned these images already.",
         )
     if at == curve.known - 1 and not curve.has_diverged:
         return Suggestion(
             None,
-            f"The loss was still falling at the highest rate, {rate:.2g}, by {fall:.1%} in all: "
-            f"the test did not reach the rate at which it rises. Try a higher --to.",
+            f"The loss was still falling at the highest rate, {rate:.2g}, by {percent(fall)} in "
+            f"all: the test did not reach the rate at which it rises. Try a higher --to.",
         )
     steep = curve.steepest
     return Suggestion(
         _two_digits(rate / MARGIN),
-        f"The loss is lowest at {rate:.2g} ({fall:.1%} below the first) and rises beyond. A "
+        f"The loss is lowest at {rate:.2g} ({percent(fall)} below the first) and rises beyond. A "
         f"{'tenth' if MARGIN == 10 else f'1/{MARGIN}'} of that is safe for a whole run"
         + (f"; it falls most steeply at {steep:.2g}." if steep else "."),
     )
