@@ -22,7 +22,7 @@ from bench.quality_rows import Derived, Row, Setup, config_of, preset, prior_fol
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import BASE_MODEL, HELD_OUT, PICTURES, TAGGER, demo_config
 from impasto.evaluation.evaluate import Question, RealImages, evaluate
-from impasto.evaluation.looking import CaptionedImage
+from impasto.evaluation.image_features import CaptionedImage
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.samples import Contestant, DrawSettings, open_contestant
 from impasto.models.merging.merging import Mixture, Output, merge_models
@@ -36,7 +36,7 @@ from impasto.runs import RunDirectory
 from impasto.sampling.drawing import prepare_sampler
 from impasto.sampling.prior import PriorPlan, draw_missing, require_same_folder
 from impasto.sampling.prompts import Prompt
-from impasto.training.analysis.borrowing import borrowed_session, looking
+from impasto.training.analysis.borrowing import borrowed_session, evaluating_current
 from impasto.training.analysis.posthoc_models import make_averages, measure, write_average
 from impasto.training.devices import default_device, release_cached_memory
 from impasto.training.trainer import train
@@ -161,7 +161,10 @@ def validation_loss(model: Path, scratch: Path) -> float:
         "previews.prompts=[]",
     ]
     config = demo_config(scratch / "no-run", changes)
-    with borrowed_session(config, SilentProgress(), "measuring") as session, looking(session):
+    with (
+        borrowed_session(config, SilentProgress(), "measuring") as session,
+        evaluating_current(session),
+    ):
         if session.validator is None:
             raise RuntimeError("The demo has no held-out images.")
         found = session.validator.of_held_out.measure(

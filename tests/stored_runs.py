@@ -2,7 +2,7 @@
 
 import json
 
-from impasto.runs.remote.contents import things_in
+from impasto.runs.remote.contents import items_in
 from impasto.runs.remote.fetching import list_run
 from impasto.runs.remote.local_folders import working_folder
 from impasto.runs.remote.record import SentRecord
@@ -48,7 +48,7 @@ def sent(folder, place, **options):
 
 
 def files_of(folder):
-    found = {thing_file: folder / thing_file for t in things_in(folder) for thing_file in t.files}
+    found = {thing_file: folder / thing_file for t in items_in(folder) for thing_file in t.files}
     return {key: file.read_bytes() for key, file in found.items()}
 
 

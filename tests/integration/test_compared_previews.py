@@ -10,7 +10,7 @@ from runs import exported, killed_copy
 from impasto.annotator_table import DEMO_TAGGER
 from impasto.demo.recipe import TAGGER
 from impasto.errors import ConfigError, DatasetError
-from impasto.evaluation.looking import CaptionedImage, look_at
+from impasto.evaluation.image_features import CaptionedImage, features_of
 from impasto.evaluation.measures import IMAGE, KERNEL, Material, measure
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.preview_distance import PreviewDistance
@@ -43,12 +43,12 @@ def by_evaluate(run, step, real):
     """Return the measures that `impasto evaluate` gives for the same files."""
     network = TaggerNetwork("demo", DEMO_TAGGER, SilentProgress())
     network.tells_tags = False
-    looks = look_at(real, (network,), "real", SilentProgress())
+    looks = features_of(real, (network,), "real", SilentProgress())
     prompts = tuple(PREVIEWS["prompts"])
     places = [[p.caption for p in looks.images].index(text) if n < 3 else None
               for n, text in enumerate(prompts)]  # fmt: skip
     files = sorted((run.samples / f"step-{step:08d}").glob("*.png"))
-    drawn = look_at([CaptionedImage(f) for f in files], (network,), "drawn", SilentProgress())
+    drawn = features_of([CaptionedImage(f) for f in files], (network,), "drawn", SilentProgress())
     material = Material(
         looks, None, False, prompts, tuple(places), 1, (network,), None, 10, 1, {}
     )  # fmt: skip

@@ -262,5 +262,5 @@ def test_models_that_stay_of_an_attempt_are_no_free_room(tmp_path, keep, stays):
     (run.states / "step-00000004").mkdir(parents=True)
     assert run.saved_steps()
     assert OwnModels(run).staying(planned, keeps_newest=bool(keep)) == ()
-    own.begin_anew()
+    own.restart()
     assert [p.name for p in OwnModels(run).staying(planned, keeps_newest=bool(keep))] == stays

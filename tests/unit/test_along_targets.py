@@ -18,7 +18,7 @@ from impasto.models.merging.mixing import FORMULAS
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
-from impasto.training.analysis.along import Point, Way
+from impasto.training.analysis.along import MixturePath, Point
 from impasto.training.analysis.along_targets import require_previews_free, require_targets
 
 
@@ -94,11 +94,11 @@ def test_another_vae_is_not_replaced_by_what_is_made_with_it(nano_model, tmp_pat
 def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
     """NaN is unordered: as the first of a list it would win."""
     points = [Point(0.0, math.nan), Point(0.5, 0.3), Point(0.75, 0.2), Point(1.0, -math.inf)]
-    assert Way(None, points).best.ratio == 0.75
+    assert MixturePath(None, points).best.ratio == 0.75
     with pytest.raises(
         RunError, match="No validation loss between base model and result is finite"
     ):
-        _ = Way(None, [points[0], points[-1]]).best
+        _ = MixturePath(None, [points[0], points[-1]]).best
     with pytest.raises(ValueError, match="JSON compliant"):
         mixed_info([open_model(nano_model)], Path("m"), None, {"loss": math.nan})
     assert (

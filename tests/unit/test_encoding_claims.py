@@ -19,7 +19,7 @@ from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import progress
 from impasto.data.caching import latent_orders, stored_claims, unclaimed
-from impasto.data.caching.encoding_claims import Taken, packed, unpacked
+from impasto.data.caching.encoding_claims import ClaimOutcome, packed, unpacked
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.folder_claims import (
     FolderClaims,
@@ -132,7 +132,7 @@ def claims_of(place):
     """Return the remaining claims."""
     if isinstance(place, Path) and place.parts[0] in ("s3:", "memory:"):
         numbers = map(str, stored_claims.numbers_in(place / "claims"))
-        taken = Taken(frozenset(), frozenset(), tuple(numbers))
+        taken = ClaimOutcome(frozenset(), frozenset(), tuple(numbers))
         return StoredClaims(place).living(taken)
     return [file for file in (place / "claims").iterdir() if file.suffix != ".written"]
 
@@ -616,7 +616,7 @@ def test_a_machine_without_a_sign_of_life_counts_as_ended(place, folder, on_wait
     keys = [key.plain for key in filled(place / "known", folder)[0].keys]
     claim_of_another_machine(place, 1, frozenset(map(bytes.fromhex, keys)))
     claims, there = StoredClaims(place), []
-    there += claims.living(Taken(frozenset(), frozenset(), ("1",)))
+    there += claims.living(ClaimOutcome(frozenset(), frozenset(), ("1",)))
     assert "process 7 on far" in there[0].description
     on_waiting(lambda: monkeypatch.setattr(stored_claims, "STALE_S", 0.0))
     plan, count, _ = filled(place, folder)

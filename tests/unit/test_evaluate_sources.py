@@ -21,7 +21,7 @@ from impasto.cli.evaluate_sources import (
     run_config,
 )
 from impasto.errors import ConfigError, DatasetError
-from impasto.evaluation.looking import CaptionedImage
+from impasto.evaluation.image_features import CaptionedImage
 from impasto.evaluation.question import RealImages
 from impasto.evaluation.samples import (
     Contestant,

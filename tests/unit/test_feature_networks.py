@@ -15,7 +15,7 @@ from impasto.annotate.onnx_layers import penultimate_name, with_output
 from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.demo.recipe import TAGGER
 from impasto.errors import ConfigError, ModelError
-from impasto.evaluation.looking import CaptionedImage, look_at
+from impasto.evaluation.image_features import CaptionedImage, features_of
 from impasto.evaluation.networks import load_network, load_tagger
 from impasto.progress import SilentProgress
 
@@ -115,7 +115,7 @@ def test_clip_gives_features_of_images_and_texts(clip, tmp_path):
 
     network = opened(clip)
     pictures = drawn(tmp_path / "images")
-    looks = look_at(pictures, [network], "images", SilentProgress())
+    looks = features_of(pictures, [network], "images", SilentProgress())
     inputs = torch.from_numpy(
         np.stack([network.prepare(Image.open(p.path).convert("RGB")) for p in pictures])
     )
@@ -226,7 +226,7 @@ def test_nan_in_a_network_is_named(dino, tmp_path):
     with torch.no_grad():
         network._model.layernorm.weight[0] = float("nan")
     with pytest.raises(ModelError, match=r"tiny-dino gives NaN or infinity .* 0\.png to 2\.png"):
-        look_at(drawn(tmp_path / "images"), [network], "images", SilentProgress())
+        features_of(drawn(tmp_path / "images"), [network], "images", SilentProgress())
 
 
 def test_what_is_not_there_is_refused(tmp_path):
@@ -244,7 +244,7 @@ def test_images_that_cannot_be_read_are_left_out_with_reasons(tmp_path):
     pictures[1].path.write_bytes(b"no image")
     Image.new("RGB", (9, 9), (1, 2, 3)).save(pictures[2].path)
     network = opened("demo", {"demo": TAGGER})
-    looks = look_at(pictures, [network], "images", SilentProgress())
+    looks = features_of(pictures, [network], "images", SilentProgress())
     assert [p.path.name for p in looks.images] == ["0.png", "2.png"]
     assert looks.unread[0].path.name == "1.png"
     assert looks.flat.tolist() == [False, True]
@@ -255,7 +255,7 @@ def test_images_that_cannot_be_read_are_left_out_with_reasons(tmp_path):
 def test_memory_that_runs_out_halves_a_batch(tmp_path, dino, monkeypatch):
     network = opened(dino)
     pictures = drawn(tmp_path / "images", 5)
-    whole = look_at(pictures, [network], "images", SilentProgress()).features["tiny-dino"]
+    whole = features_of(pictures, [network], "images", SilentProgress()).features["tiny-dino"]
     once = network.look
 
     def small(prepared):
@@ -264,7 +264,7 @@ def test_memory_that_runs_out_halves_a_batch(tmp_path, dino, monkeypatch):
         return once(prepared)
 
     monkeypatch.setattr(network, "look", small)
-    halved = look_at(pictures, [network], "images", SilentProgress()).features["tiny-dino"]
+    halved = features_of(pictures, [network], "images", SilentProgress()).features["tiny-dino"]
     assert halved == pytest.approx(whole, abs=1e-5)
 
 

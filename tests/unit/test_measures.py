@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from impasto.annotate.tags import TagTable
 from impasto.evaluation.copying import copies_of
-from impasto.evaluation.looking import CaptionedImage, Looks, look_at
+from impasto.evaluation.image_features import CaptionedImage, ImageFeatures, features_of
 from impasto.evaluation.measures import FRECHET, Material, compare_training, measure, real_measures
 from impasto.evaluation.neighbours import mirrored
 from impasto.evaluation.network_facts import NetworkFacts
@@ -35,7 +35,7 @@ def directions(degrees):
 def looks(name, *, tags=None, hashes=None):
     count = len(FEATURES[name])
     squares = np.random.default_rng(len(name)).integers(0, 256, (count, 3072)).astype(np.uint8)
-    return Looks(
+    return ImageFeatures(
         tuple(CaptionedImage(Path(f"{name}-{n}.png")) for n in range(count)),
         {NET: 3 * directions(FEATURES[name])},
         squares,
@@ -118,7 +118,7 @@ def test_a_hash_that_is_nearly_the_same_is_a_copy(material):
 
 def test_a_copy_by_its_pixels_is_shown_beside_its_original(material):
     training = looks("training")
-    many = Looks(
+    many = ImageFeatures(
         training.images * 3,
         {NET: np.tile(training.features[NET], (3, 1))},
         np.random.default_rng(1).integers(0, 256, (15, 3072)).astype(np.uint8),
@@ -165,7 +165,7 @@ def test_images_are_looked_at_in_the_mirror_too(tmp_path):
     image.save(tmp_path / "plain.png")
     ImageOps.mirror(image).save(tmp_path / "turned.png")
     pictures = [CaptionedImage(tmp_path / "plain.png"), CaptionedImage(tmp_path / "turned.png")]
-    found = look_at(pictures, (), "images", SilentProgress())
+    found = features_of(pictures, (), "images", SilentProgress())
     assert found.hashes.tolist() == found.mirrored_hashes.tolist()[::-1]
     assert found.hashes[0] != found.hashes[1]
     assert (mirrored(found.squares)[0] == found.squares[1]).all()

@@ -7,8 +7,8 @@ from PIL import Image
 from impasto.data.records import Box, Cut, Size
 from impasto.errors import StorageError
 from impasto.evaluation import preview_distance
-from impasto.evaluation.looking import CaptionedImage, Prepare
-from impasto.evaluation.networks import Looked, NetworkFacts
+from impasto.evaluation.image_features import CaptionedImage, Prepare
+from impasto.evaluation.networks import NetworkFacts, NetworkOutput
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
 from impasto.evaluation.resampling import FEW
 from impasto.progress import SilentProgress
@@ -23,7 +23,9 @@ class MeanColour:
         return np.asarray(image, np.float32).mean((0, 1)) / 255
 
     def look(self, prepared):
-        return Looked(np.concatenate([np.stack(prepared), np.ones((len(prepared), 1))], axis=1))
+        return NetworkOutput(
+            np.concatenate([np.stack(prepared), np.ones((len(prepared), 1))], axis=1)
+        )
 
     def of_texts(self, texts):
         return None

@@ -22,7 +22,7 @@ from impasto.studio.folders import address_of
 from impasto.studio.model_users import users_of
 from impasto.studio.models import all_models, find_model, model_at
 from impasto.studio.pages import models as model_pages
-from impasto.studio.tasks import Made
+from impasto.studio.tasks import TaskResult
 
 NASTY = 'a "b" <i>&\n.safetensors'
 
@@ -225,7 +225,9 @@ def test_half_a_result_is_none(client, studio, base, asked, content):
 
 def test_a_conversion_leads_to_the_model_that_it_made(client, studio, shelf, base):
     """The link appears once the task is completed and the file exists."""
-    made = Made(str(shelf / "new.ckpt"), page_of(studio, shelf / "new.ckpt"), "the model new.ckpt")
+    made = TaskResult(
+        str(shelf / "new.ckpt"), page_of(studio, shelf / "new.ckpt"), "the model new.ckpt"
+    )
     task = TaskDirectory(studio.home / "tasks" / "20260101-000000-abcdef")
     task.path.mkdir(parents=True)
     about = {"words": ["convert"], "made": asdict(made)}

@@ -14,7 +14,7 @@ from impasto.data.columns import tables
 from impasto.data.columns.appender import Appender
 from impasto.data.columns.keyed import KeyedTable
 from impasto.data.columns.remembered import write_cached
-from impasto.data.columns.tables import Former, TableFolder, rows_of
+from impasto.data.columns.tables import FormerFile, TableFolder, rows_of
 from impasto.data.inspecting.likeness import PerceptualHashes
 from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.data.pixels.decoded import DecodeCache
@@ -187,7 +187,7 @@ def test_a_file_of_an_earlier_version_stays_where_it_cannot_be_read(tmp_path, da
     write_cached(file, [1], {"a": 1})
     if damage == "content":
         file.write_bytes(file.read_bytes()[:-3])
-    former = Former(file, [2 if damage == "version" else 1], lambda kept: rows(*kept.items()))
+    former = FormerFile(file, [2 if damage == "version" else 1], lambda kept: rows(*kept.items()))
     assert content(TableFolder(tmp_path / "x.table", SCHEMA, [1], former)) == []
     assert file.exists()
 

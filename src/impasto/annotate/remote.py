@@ -30,7 +30,7 @@ class Speaker(Protocol):
 
 
 @dataclass(frozen=True)
-class Said:
+class ProducedText:
     """The text that a model produced for an image.
 
     Attributes:
@@ -56,7 +56,7 @@ class PrepareRecords:
 
 @dataclass(frozen=True)
 class AnnotateStage:
-    """A stage with a model: records -> `Said`.
+    """A stage with a model: records -> `ProducedText`.
 
     Attributes:
         recipe: Loads the annotator.
@@ -71,13 +71,17 @@ class AnnotateStage:
     threads: int
     prepare: PrepareRecords
 
-    def open(self) -> Callable[[Sequence[ImageRecord], Sequence[Any]], list[Said | Failure]]:
+    def open(
+        self,
+    ) -> Callable[[Sequence[ImageRecord], Sequence[Any]], list[ProducedText | Failure]]:
         """Load the tagger or captioner; return a function that annotates prepared images."""
         torch.set_num_threads(self.threads)
         speaker = self.recipe()
         counts = getattr(speaker, "counts", Counter())
 
-        def say(records: Sequence[ImageRecord], prepared: Sequence[Any]) -> list[Said | Failure]:
+        def say(
+            records: Sequence[ImageRecord], prepared: Sequence[Any]
+        ) -> list[ProducedText | Failure]:
             pairs = list(zip(records, prepared, strict=True))
             good = [(record, made) for record, made in pairs if not isinstance(made, Failure)]
             counts.clear()
@@ -85,7 +89,7 @@ class AnnotateStage:
                 speaker.annotate([made for _, made in good], [r for r, _ in good]) if good else []
             )
             written = [Counter(counts), *[Counter[str]()] * len(texts)]
-            said = iter(map(Said, texts, written))
+            said = iter(map(ProducedText, texts, written))
             return [made if isinstance(made, Failure) else next(said) for _, made in pairs]
 
         return say
@@ -114,7 +118,7 @@ class RemoteAnnotator:
             self.recipe, self.uses_gpu, torch.get_num_threads(), PrepareRecords(self.prepare)
         )
 
-    def heard(self, said: Said) -> str:
+    def heard(self, said: ProducedText) -> str:
         """Return the text of a result, and add its counts."""
         self.counts.update(said.counts)
         return said.text

@@ -153,7 +153,7 @@ def _images_in(folder: Path, progress: Progress) -> RealImages:
 
 def _images_of(records: Iterable[ImageRecord], source: str) -> RealImages:
     """Build the real images from records, each image once, named by its path below the folder."""
-    from impasto.evaluation.looking import CaptionedImage
+    from impasto.evaluation.image_features import CaptionedImage
     from impasto.evaluation.question import RealImages
 
     entries, names, taken = [], dict[Path, str](), set[str]()

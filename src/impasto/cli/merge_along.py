@@ -12,7 +12,7 @@ from impasto.invocation import command
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.models.merging.merging import Output
-    from impasto.training.analysis.along import Way
+    from impasto.training.analysis.along import MixturePath
 
 WITHOUT_EFFECT = {
     "formula": "--formula", "ratio": "--ratio", "named": "--block", "listed": "--blocks",
@@ -79,7 +79,7 @@ def _ratios(text: str) -> list[float]:
     return found
 
 
-def _show(console: Console, way: Way, previews: Path | None) -> None:
+def _show(console: Console, way: MixturePath, previews: Path | None) -> None:
     """Print the loss at each ratio, one per line."""
     names = {0.0: "the base model", 1.0: "the result"}
     rows = {
@@ -96,7 +96,7 @@ def _show(console: Console, way: Way, previews: Path | None) -> None:
         console.note(f"\nWrote the previews of each and {previews / 'sheet.png'}.")
 
 
-def _write(console: Console, way: Way, output: Output) -> None:
+def _write(console: Console, way: MixturePath, output: Output) -> None:
     """Write the model with the lowest loss, with the measured losses in its metadata."""
     from dataclasses import replace
 

@@ -19,7 +19,7 @@ from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.models.merging.lora_merging import StrongLora
+    from impasto.models.merging.lora_merging import WeightedLora
     from impasto.models.networks.hypernetwork import HypernetworkStack
     from impasto.models.networks.loading import BaseModel
     from impasto.models.tokenization.tokens import Emphasis
@@ -174,7 +174,7 @@ def _series(first: Prompt, texts: Sequence[str], count: int) -> list[Prompt]:
 
 
 def _load(
-    model: str, loras: Sequence[StrongLora], options: dict[str, Any], console: Console
+    model: str, loras: Sequence[WeightedLora], options: dict[str, Any], console: Console
 ) -> BaseModel:
     """Load the model with LoRAs added to it in memory, and print their names."""
     from impasto.models.merging.lora_merging import with_loras

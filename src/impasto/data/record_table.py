@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from impasto.data.captions import join_caption_and_tags
 from impasto.data.columns.arrow_columns import FEW, text_column, texts_at, texts_of, values_of
-from impasto.data.columns.made_on_request import MadeOnRequest
+from impasto.data.columns.lazy_sequence import LazySequence
 from impasto.data.record_columns import (
     NUMBERS,
     TEXTS,
@@ -47,7 +47,7 @@ Bools = npt.NDArray[np.bool_]
 _AT_ONCE = 4096
 
 
-class RecordTable(MadeOnRequest[ImageRecord]):
+class RecordTable(LazySequence[ImageRecord]):
     """Image records as columns.
 
     Args:

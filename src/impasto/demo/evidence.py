@@ -16,7 +16,7 @@ import numpy as np
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, TAGGER
 from impasto.evaluation.distances import kernel_estimate
-from impasto.evaluation.looking import CaptionedImage, Looks, look_at
+from impasto.evaluation.image_features import CaptionedImage, ImageFeatures, features_of
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.obedience import PromptTags, seen_fractions
 from impasto.progress import Progress
@@ -63,20 +63,20 @@ def look_at_drawings(
     finder = PromptTags(tagger.table)
     wanted = [finder.of(prompt) for prompt in prompts]
     held_out = [CaptionedImage.of(record) for record in scan_folder(HELD_OUT).records]
-    real = look_at(held_out, [tagger], "the held-out drawings", progress)
+    real = features_of(held_out, [tagger], "the held-out drawings", progress)
     indices = {image.caption: index for index, image in enumerate(real.images)}
     linked = [indices.get(prompt) for prompt in prompts]
     found = {}
     for name, folder in folders.items():
         drawn = [CaptionedImage(folder / f"{number:03d}.png") for number in range(len(prompts))]
-        looks = look_at(drawn, [tagger], f"what was drawn by {name}", progress)
+        looks = features_of(drawn, [tagger], f"what was drawn by {name}", progress)
         found[name] = _evidence(looks, real, wanted, linked)
     return found
 
 
 def _evidence(
-    looks: Looks,
-    real: Looks,
+    looks: ImageFeatures,
+    real: ImageFeatures,
     wanted: Sequence[frozenset[int]],
     linked: Sequence[int | None],
 ) -> Evidence:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from impasto.evaluation.distances import frechet_draws
-from impasto.evaluation.looking import Looks
+from impasto.evaluation.image_features import ImageFeatures
 from impasto.evaluation.measures import Material, real_measures
 from impasto.evaluation.networks import Network
 from impasto.evaluation.question import Question, RealImages
 from impasto.evaluation.results import Outcome, number
 
 
-def image_values(images: RealImages, looks: Looks) -> dict[str, Any]:
+def image_values(images: RealImages, looks: ImageFeatures) -> dict[str, Any]:
     """Return the counts of real or training images."""
     return {
         "place": images.source,

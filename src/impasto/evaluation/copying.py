@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from impasto.data.inspecting.health_limits import NEAR_DUPLICATE_BITS
-from impasto.evaluation.looking import Looks
+from impasto.evaluation.image_features import ImageFeatures
 from impasto.evaluation.neighbours import (
     Nearest,
     mirrored,
@@ -33,7 +33,9 @@ class Copying:
     is_copy: np.ndarray
 
 
-def copies_of(looks: Looks, training: Looks, among: Mapping[str, Nearest]) -> Copying:
+def copies_of(
+    looks: ImageFeatures, training: ImageFeatures, among: Mapping[str, Nearest]
+) -> Copying:
     """Find the nearest training image of each image, and whether the image is a copy of one.
 
     An image is a copy if one training image is far nearer by pixels than the others, or if its
@@ -77,7 +79,7 @@ def _nearest_of_both(squares: np.ndarray, training: np.ndarray) -> tuple[Nearest
     return nearest, np.asarray(is_copy | is_turned)
 
 
-def _same_hash(looks: Looks, training: Looks) -> tuple[np.ndarray, np.ndarray]:
+def _same_hash(looks: ImageFeatures, training: ImageFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Return [N] the index of the nearest perceptual hash, and [N] whether the hashes match."""
     index, same = np.zeros(len(looks.hashes), np.int64), np.zeros(len(looks.hashes), np.bool_)
     for position, pair in enumerate(zip(looks.hashes, looks.mirrored_hashes, strict=True)):

@@ -16,7 +16,7 @@ from impasto.evaluation.answer_values import (
     reference_values,
 )
 from impasto.evaluation.distances import frechet_draws
-from impasto.evaluation.looking import CaptionedImage, Looks, look_at
+from impasto.evaluation.image_features import CaptionedImage, ImageFeatures, features_of
 from impasto.evaluation.measures import (
     OF_FEATURES,
     OF_IMAGES,
@@ -136,11 +136,11 @@ def _by_name(images: RealImages) -> dict[str, CaptionedImage]:
 def _material(question: Question, progress: Progress) -> Material:
     """Compute the features of the real images and the training images."""
     networks = question.networks
-    real = look_at(question.images.entries, networks, "the real images", progress)
+    real = features_of(question.images.entries, networks, "the real images", progress)
     _require_some(real, question.images, progress)
-    training: Looks | None = real if question.training is question.images else None
+    training: ImageFeatures | None = real if question.training is question.images else None
     if question.training is not None and training is None:
-        training = look_at(question.training.entries, networks, "the training images", progress)
+        training = features_of(question.training.entries, networks, "the training images", progress)
         _require_some(training, question.training, progress)
     index_of = {image: index for index, image in enumerate(real.images)}
     linked = (
@@ -166,12 +166,12 @@ def _material(question: Question, progress: Progress) -> Material:
     )
 
 
-def _have_common_files(real: Looks, training: Looks | None) -> bool:
+def _have_common_files(real: ImageFeatures, training: ImageFeatures | None) -> bool:
     trained = [] if training is None else [image.path for image in training.images]
     return bool(_sharing_runs(real, {"": trained}))
 
 
-def _sharing_runs(real: Looks, trained_on: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+def _sharing_runs(real: ImageFeatures, trained_on: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
     """Return the runs that were trained on one of the real images."""
     own = {image.path.resolve() for image in real.images}
     return tuple(
@@ -179,7 +179,7 @@ def _sharing_runs(real: Looks, trained_on: Mapping[str, Sequence[Path]]) -> tupl
     )
 
 
-def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
+def _require_some(looks: ImageFeatures, images: RealImages, progress: Progress) -> None:
     """Report images that could not be read.
 
     Raises:
@@ -201,7 +201,7 @@ def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
 
 def _look_at_samples(
     model: Contestant, files: Sequence[Path], networks: tuple[Network, ...], progress: Progress
-) -> Looks:
+) -> ImageFeatures:
     """Compute the features of a model's samples.
 
     Raises:
@@ -209,7 +209,7 @@ def _look_at_samples(
         StorageError: A sample cannot be read.
     """
     images = [CaptionedImage(file) for file in files]
-    looks = look_at(images, networks, f"the images of {model.label}", progress)
+    looks = features_of(images, networks, f"the images of {model.label}", progress)
     if looks.unread:
         first = looks.unread[0]
         raise StorageError(
@@ -225,7 +225,11 @@ def _look_at_samples(
 
 
 def _outcome(
-    model: Contestant, question: Question, looks: Looks, material: Material, progress: Progress
+    model: Contestant,
+    question: Question,
+    looks: ImageFeatures,
+    material: Material,
+    progress: Progress,
 ) -> Outcome:
     sizes = {(p.width, p.height) for p in question.prompts_of(model)}
     rows = len(looks.images)

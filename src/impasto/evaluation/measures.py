@@ -11,7 +11,7 @@ import numpy as np
 
 from impasto.evaluation.copying import Copying, copies_of
 from impasto.evaluation.distances import frechet_draws, frechet_estimate, kernel_estimate
-from impasto.evaluation.looking import Looks
+from impasto.evaluation.image_features import ImageFeatures
 from impasto.evaluation.neighbours import (
     Nearest,
     authentic,
@@ -76,8 +76,8 @@ class Material:
         emphasis: The syntax of emphasis in prompts; with `off`, brackets are ordinary characters.
     """
 
-    real: Looks
-    training: Looks | None
+    real: ImageFeatures
+    training: ImageFeatures | None
     is_shared: bool
     prompts: tuple[str, ...]
     linked: tuple[int | None, ...]
@@ -138,7 +138,7 @@ class Material:
         return found
 
 
-def compare_training(training: Looks | None, progress: Progress) -> dict[str, Nearest]:
+def compare_training(training: ImageFeatures | None, progress: Progress) -> dict[str, Nearest]:
     """Find the nearest other training image of each training image, for each network.
 
     Returns:
@@ -170,7 +170,7 @@ class Measured:
     similarity: list[float | None] = field(default_factory=list)
 
 
-def measure(looks: Looks, material: Material, told: Callable[[int], None]) -> Measured:
+def measure(looks: ImageFeatures, material: Material, told: Callable[[int], None]) -> Measured:
     """Measure a model by its samples.
 
     Args:
@@ -195,7 +195,11 @@ def measure(looks: Looks, material: Material, told: Callable[[int], None]) -> Me
 
 
 def _measure_features(
-    name: str, looks: Looks, material: Material, found: Measured, told: Callable[[int], None]
+    name: str,
+    looks: ImageFeatures,
+    material: Material,
+    found: Measured,
+    told: Callable[[int], None],
 ) -> None:
     """Add the measures of one network to `found`."""
     x, y, groups, draws = looks.features[name], material.real.features[name], material.groups, (

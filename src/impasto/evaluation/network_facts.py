@@ -23,7 +23,7 @@ class NetworkFacts:
 
 
 @dataclass(frozen=True)
-class Looked:
+class NetworkOutput:
     """The output of a network for a few images.
 
     Attributes:

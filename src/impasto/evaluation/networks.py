@@ -20,7 +20,7 @@ from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.annotate.profiles import fit_square
 from impasto.annotate.tags import Selection
 from impasto.errors import ConfigError
-from impasto.evaluation.network_facts import Looked, NetworkFacts
+from impasto.evaluation.network_facts import NetworkFacts, NetworkOutput
 from impasto.evaluation.transformers_network import TransformersNetwork
 from impasto.progress import Progress
 
@@ -39,7 +39,7 @@ class Network(Protocol):
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Convert an RGB image to the network's input; called in threads."""
 
-    def look(self, prepared: Sequence[np.ndarray]) -> Looked:
+    def look(self, prepared: Sequence[np.ndarray]) -> NetworkOutput:
         """Compute features, tags or both of a few prepared images."""
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray | None:
@@ -88,13 +88,15 @@ class TaggerNetwork:
         profile = self._tagger.profile
         return fit_square(image, profile.side, profile.fit)
 
-    def look(self, prepared: Sequence[np.ndarray]) -> Looked:
+    def look(self, prepared: Sequence[np.ndarray]) -> NetworkOutput:
         """Compute features and tags of a few prepared images."""
         if self._with_features:
             scores, features = self._tagger.scores_and_features(prepared)
         else:
             scores, features = self._tagger.scores(prepared), None
-        return Looked(features, [self._seen(row) for row in scores] if self.tells_tags else None)
+        return NetworkOutput(
+            features, [self._seen(row) for row in scores] if self.tells_tags else None
+        )
 
     def of_texts(self, texts: Sequence[str]) -> None:  # noqa: ARG002 - a tagger has no text features
         """Return None, since a tagger has no features of texts."""

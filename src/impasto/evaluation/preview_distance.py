@@ -17,7 +17,7 @@ import numpy as np
 
 from impasto.errors import DatasetError, StorageError
 from impasto.evaluation.distances import kernel_estimate
-from impasto.evaluation.looking import CaptionedImage, Looks, look_at
+from impasto.evaluation.image_features import CaptionedImage, ImageFeatures, features_of
 from impasto.evaluation.measures import similarity_to
 from impasto.evaluation.neighbours import normalised
 from impasto.evaluation.networks import Network
@@ -45,7 +45,7 @@ class PreviewDistance:
     real: Sequence[CaptionedImage]
     source: str
     prompts: Sequence[str]
-    _seen: Looks | None = field(default=None, init=False)
+    _seen: ImageFeatures | None = field(default=None, init=False)
 
     @cached_property
     def groups(self) -> np.ndarray:
@@ -68,7 +68,7 @@ class PreviewDistance:
         """
         real = self._looks_of_real(progress)
         images = [CaptionedImage(file) for file in previews]
-        drawn = look_at(images, (self.network,), "the previews", progress)
+        drawn = features_of(images, (self.network,), "the previews", progress)
         if drawn.unread:
             first = drawn.unread[0]
             raise StorageError(f"the preview {first.path} cannot be read: {first.reason}")
@@ -79,15 +79,15 @@ class PreviewDistance:
             **self._numbers(drawn.features[facts.name], real),
         }
 
-    def _looks_of_real(self, progress: Progress) -> Looks:
+    def _looks_of_real(self, progress: Progress) -> ImageFeatures:
         if self._seen is None:
-            looks = look_at(self.real, (self.network,), "the real images", progress)
+            looks = features_of(self.real, (self.network,), "the real images", progress)
             if not looks.images:
                 raise DatasetError("none of the real images can be read")
             self._seen = looks
         return self._seen
 
-    def _numbers(self, drawn: np.ndarray, real: Looks) -> dict[str, float]:
+    def _numbers(self, drawn: np.ndarray, real: ImageFeatures) -> dict[str, float]:
         known, groups = real.features[self.network.facts.name], self.groups
         prompts = int(groups.max()) + 1
         draws = draw_weights(prompts, _REPLICATES if prompts >= FEW else 0, _SEED)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from impasto.evaluation.looking import CaptionedImage
+from impasto.evaluation.image_features import CaptionedImage
 from impasto.evaluation.networks import Network
 from impasto.evaluation.samples import Contestant
 from impasto.models.tokenization.tokens import Emphasis

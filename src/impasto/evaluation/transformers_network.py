@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from impasto.annotate.captioners import require_data_only
 from impasto.errors import MissingDependencyError, ModelError
-from impasto.evaluation.network_facts import Looked, NetworkFacts
+from impasto.evaluation.network_facts import NetworkFacts, NetworkOutput
 from impasto.invocation import install_packages
 
 
@@ -50,10 +50,10 @@ class TransformersNetwork:
         return np.asarray(inputs["pixel_values"][0].numpy())
 
     @torch.no_grad()
-    def look(self, prepared: Sequence[np.ndarray]) -> Looked:
+    def look(self, prepared: Sequence[np.ndarray]) -> NetworkOutput:
         """Compute features of a few prepared images."""
         self._model.to(self._device)
-        return Looked(self._features_of(prepared))
+        return NetworkOutput(self._features_of(prepared))
 
     def _features_of(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack(prepared)).to(self._model.device)

@@ -14,7 +14,7 @@ from impasto import files
 from impasto.data.pixels import images
 from impasto.data.pixels.cuts import cut_out
 from impasto.data.records import Size
-from impasto.evaluation.looking import CaptionedImage
+from impasto.evaluation.image_features import CaptionedImage
 from impasto.evaluation.results import (
     BETTER,
     NOISE,

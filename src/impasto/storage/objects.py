@@ -50,7 +50,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundObjects:
     """The objects below a folder.
 
     Attributes:
@@ -62,7 +62,7 @@ class Found:
     odd: tuple[str, ...] = ()
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path) -> FoundObjects:
     """List all objects below a folder; empty if the folder does not exist.
 
     Raises:
@@ -88,7 +88,7 @@ def find(folder: Path) -> Found:
             objects[inner] = _stored(info)
         else:
             odd.append(inner)
-    return Found(objects, tuple(odd))
+    return FoundObjects(objects, tuple(odd))
 
 
 def _require_bucket(folder: Path) -> None:

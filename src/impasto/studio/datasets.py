@@ -10,8 +10,8 @@ from pathlib import Path
 from impasto import files
 from impasto.canonical import sort_key
 from impasto.data.folders.formats import EXTENSIONS
-from impasto.data.folders.left_out import why_no_images
 from impasto.data.folders.mask_folders import images_of_masks, is_of_masks
+from impasto.data.folders.skipped_folders import why_no_images
 from impasto.data.inspecting.image_list import is_hidden
 from impasto.member_paths import is_container
 from impasto.runs import RunDirectory

@@ -24,7 +24,7 @@ KEPT = 200
 
 
 @dataclass(frozen=True)
-class Made:
+class TaskResult:
     """The result that a task makes, so that the page of the task can link to it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Tasks:
         title: str,
         back: str = "/",
         folder: Path | None = None,
-        made: Made | None = None,
+        made: TaskResult | None = None,
     ) -> str:
         """Start an `impasto` command in a separate process, which continues when the studio ends.
 

@@ -18,7 +18,7 @@ _POSITION = re.compile(r"(\d{1,15})\.(\d{1,15})\.(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
-class News:
+class RunChanges:
     """The changes of a run since the last read.
 
     Attributes:
@@ -67,14 +67,14 @@ class RunWatch:
         """The position read so far: bytes of metrics and events, and newest sampled step + 1."""
         return f"{self._metrics}.{self._events}.{max(self._samples, default=-1) + 1}"
 
-    def look(self) -> News:
+    def look(self) -> RunChanges:
         """Return the changes of the run since the last call."""
         state = self._run.state()
         shown = {k: v for k, v in state.status.items() if k != "updated_at"}
         shown |= {"": (state.state, state.is_alive, self._run.is_there())}
         changed, self._shown = shown != self._shown, shown
         metrics = self._new_metrics()
-        return News(
+        return RunChanges(
             state if changed else None,
             metrics[-_LINES_AT_ONCE:],
             self._new_lines(),

@@ -186,7 +186,7 @@ class Pauses:
             for done in (clear_later(self._run, step), clear_samples(self._run, step)):
                 if done:
                     self._events.note(done)
-            if step == 0 and (models := self._saver.begin_anew()):
+            if step == 0 and (models := self._saver.restart()):
                 self._events.note(
                     f"{counted(models, 'models are')} left from an earlier attempt. Each stays "
                     f"until a model of the same name replaces it, and does not count as a model of "

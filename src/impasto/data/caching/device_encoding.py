@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from impasto.data.caching.encoding import Begun, Encode, MomentsEncoder
+from impasto.data.caching.encoding import BatchInFlight, Encode, MomentsEncoder
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys
 from impasto.data.caching.latent_writing import ShardWriter
 from impasto.data.engines.process_group import CachePeers
@@ -132,7 +132,7 @@ class DeviceEncoder:
     ) -> None:
         self._cache, self._writer, self._failures = cache, writer, failures
         self._encode, self._batch_size = Encode(encoder), encoder.batch_size
-        self._behind: tuple[Sequence[Task], Begun] | None = None
+        self._behind: tuple[Sequence[Task], BatchInFlight] | None = None
         self.remade: set[Path] = set()
 
     def take(self, rendered: Sequence[tuple[Order, Rendered]]) -> None:

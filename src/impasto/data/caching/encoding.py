@@ -54,7 +54,7 @@ class MomentsEncoder:
 
 
 @dataclass(frozen=True)
-class Begun:
+class BatchInFlight:
     """A batch that a device is working on.
 
     Attributes:
@@ -84,11 +84,11 @@ class Encode:
         """Encode a batch; images with NaN or infinite latents are tried once more in float32."""
         return self.finish(self.begin(batch))
 
-    def begin(self, batch: Sequence[np.ndarray]) -> Begun:
+    def begin(self, batch: Sequence[np.ndarray]) -> BatchInFlight:
         """Start to encode a batch, without waiting for the GPU."""
         return self._begun(self._encoder.encode, to_model_range(batch))
 
-    def finish(self, begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
+    def finish(self, begun: BatchInFlight) -> list[tuple[Tensor, Tensor] | Failure]:
         """Wait for a batch and return its moments in RAM, or a Failure if they are not finite."""
         outcomes = _arrived(begun)
         exactly = self._encoder.encode_exactly
@@ -102,11 +102,11 @@ class Encode:
                         begun.remade.add(i)
         return outcomes
 
-    def _begun(self, encode: EncodeMoments, pixels: Tensor) -> Begun:
-        return Begun(pixels, *encode(pixels))
+    def _begun(self, encode: EncodeMoments, pixels: Tensor) -> BatchInFlight:
+        return BatchInFlight(pixels, *encode(pixels))
 
 
-def _arrived(begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
+def _arrived(begun: BatchInFlight) -> list[tuple[Tensor, Tensor] | Failure]:
     mean, logvar = begun.mean.float().cpu(), begun.logvar.float().cpu()
     finite = (torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(1).tolist()
     return [

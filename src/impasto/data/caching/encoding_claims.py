@@ -36,7 +36,7 @@ Written = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True)
-class Taken:
+class ClaimOutcome:
     """The outcome of claiming.
 
     Attributes:
@@ -52,7 +52,7 @@ class Taken:
     name: str = ""
 
     @classmethod
-    def beside(cls, others: Mapping[str, Keys], lacking: Keys) -> Taken:
+    def beside(cls, others: Mapping[str, Keys], lacking: Keys) -> ClaimOutcome:
         """Claim the keys that the cache lacks and no other program has claimed.
 
         Args:
@@ -74,7 +74,7 @@ class EncodingClaims(Protocol):
 
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
-    ) -> contextlib.AbstractContextManager[Taken]:
+    ) -> contextlib.AbstractContextManager[ClaimOutcome]:
         """Claim the keys that are lacking and unclaimed, until the end of the context.
 
         If nothing can be written, nothing is claimed and all lacking keys are the caller's.
@@ -87,21 +87,21 @@ class EncodingClaims(Protocol):
             StorageError: The disk is full, or the store cannot be used.
         """
 
-    def living(self, taken: Taken) -> list[LockHolder]:
+    def living(self, taken: ClaimOutcome) -> list[LockHolder]:
         """Return the owners of rivals' claims that are still held, not ended or left by a kill.
 
         Raises:
             StorageError: The store cannot be used.
         """
 
-    def tell(self, taken: Taken, written: Written) -> None:
+    def tell(self, taken: ClaimOutcome, written: Written) -> None:
         """Publish the shards written for a claim before it ends, as disks may list them late.
 
         Raises:
             StorageError: The disk is full.
         """
 
-    def told(self, taken: Taken) -> Written:
+    def told(self, taken: ClaimOutcome) -> Written:
         """Return the shards published by the rivals whose claims have ended."""
 
     def of_others(self) -> Keys:

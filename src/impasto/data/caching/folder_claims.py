@@ -23,8 +23,8 @@ from impasto.data.caching.encoding_claims import (
     CLAIMS,
     KEYS_SUFFIX,
     NO_KEYS,
+    ClaimOutcome,
     Keys,
-    Taken,
     Written,
     packed,
     unpacked,
@@ -53,18 +53,18 @@ class FolderClaims:
     @contextlib.contextmanager
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
-    ) -> Iterator[Taken]:
+    ) -> Iterator[ClaimOutcome]:
         """Claim keys in a file that is removed when the context exits."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError:
             found = lacking()
-            yield Taken(found, found)
+            yield ClaimOutcome(found, found)
             return
         with locks.SharedLock(self._folder, "encoding images", on_busy) as presence:
             if not presence.file.is_file():
                 found = lacking()
-                yield Taken(found, found)
+                yield ClaimOutcome(found, found)
                 return
             try:
                 yield self._claim(presence.file, lacking, on_busy)
@@ -72,17 +72,17 @@ class FolderClaims:
                 with contextlib.suppress(OSError):  # without its owner it is ignored
                     keys_file(presence.file).unlink(missing_ok=True)
 
-    def living(self, taken: Taken) -> list[LockHolder]:
+    def living(self, taken: ClaimOutcome) -> list[LockHolder]:
         """Return the holders of the rivals' claims whose presence files are fresh."""
         there = self._alive()
         return [holder for presence, holder in there.items() if presence.name in taken.rivals]
 
-    def tell(self, taken: Taken, written: Written) -> None:
+    def tell(self, taken: ClaimOutcome, written: Written) -> None:
         """Write the shards' names beside the keys; nothing if no key was claimed or written."""
         if taken.name and any(written):
             files.write_json(written_file(self._folder / taken.name), written)
 
-    def told(self, taken: Taken) -> Written:
+    def told(self, taken: ClaimOutcome) -> Written:
         """Return the shards published by ended rivals.
 
         The files of other rivals are not opened: Linux caches for a while that a file is missing on
@@ -104,10 +104,10 @@ class FolderClaims:
 
     def _claim(
         self, own: Path, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
-    ) -> Taken:
+    ) -> ClaimOutcome:
         with locks.FolderLock(self._folder, "claiming images to encode", on_busy):
             others = self._others(own)  # read first: owners write shards before they end a claim
-            taken = Taken.beside(
+            taken = ClaimOutcome.beside(
                 {presence.name: keys for presence, keys in others.items()}, lacking()
             )
             taken = replace(taken, name=own.name)

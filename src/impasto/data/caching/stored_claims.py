@@ -33,8 +33,8 @@ from impasto import storage_errors
 from impasto.data.caching.encoding_claims import (
     CLAIMS,
     NO_KEYS,
+    ClaimOutcome,
     Keys,
-    Taken,
     Written,
     packed,
     unpacked,
@@ -79,7 +79,7 @@ class StoredClaims:
     @contextlib.contextmanager
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
-    ) -> Iterator[Taken]:
+    ) -> Iterator[ClaimOutcome]:
         """Take the next claim number; the claim is marked as ended when the context exits."""
         del on_busy  # taking a number never waits
         own = _OwnClaim(self._folder, lacking())
@@ -90,23 +90,23 @@ class StoredClaims:
             if there is None:
                 own.end()  # the store may have it, though it reported an error
                 found = lacking()
-                yield Taken(found, found)
+                yield ClaimOutcome(found, found)
                 return
             with own.beating():
                 yield self._shared_out(own, there, lacking)
         finally:
             own.end()
 
-    def living(self, taken: Taken) -> list[LockHolder]:
+    def living(self, taken: ClaimOutcome) -> list[LockHolder]:
         """Return the holders of the rivals' claims that have not ended and have fresh beats."""
         numbers = [int(rival) for rival in taken.rivals]
         living = self._alive(self._read(numbers, with_keys=False))
         return [claim.holder for claim in living.values()]
 
-    def tell(self, taken: Taken, written: Written) -> None:
+    def tell(self, taken: ClaimOutcome, written: Written) -> None:
         """Do nothing: listings of a store show all earlier puts."""
 
-    def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as in FolderClaims
+    def told(self, taken: ClaimOutcome) -> Written:  # noqa: ARG002 - as in FolderClaims
         """Return no names: none are published in a store."""
         return [], []
 
@@ -115,13 +115,17 @@ class StoredClaims:
         living = self._alive(self._read(sorted(numbers_in(self._folder)), with_keys=True))
         return NO_KEYS.union(*(claim.keys for claim in living.values()))
 
-    def _shared_out(self, own: _OwnClaim, there: set[int], lacking: Callable[[], Keys]) -> Taken:
+    def _shared_out(
+        self, own: _OwnClaim, there: set[int], lacking: Callable[[], Keys]
+    ) -> ClaimOutcome:
         read = self._read(sorted(n for n in there if n < own.number), with_keys=True)
         others = self._alive(read)
         found = lacking()  # after the claims were read: owners write shards before they end one
         old = (n for n, content in read.items() if n <= own.number - KEPT and content is not None)
         self._tidy(set(old) - others.keys())
-        return Taken.beside({str(number): claim.keys for number, claim in others.items()}, found)
+        return ClaimOutcome.beside(
+            {str(number): claim.keys for number, claim in others.items()}, found
+        )
 
     def _read(self, numbers: list[int], *, with_keys: bool) -> dict[int, bytes | None]:
         """Return the stored claims of these numbers; None for those that cannot be read now."""

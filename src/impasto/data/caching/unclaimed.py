@@ -17,7 +17,7 @@ import numpy as np
 
 from impasto import locks
 from impasto.data.caching.device_encoding import Failures, Order
-from impasto.data.caching.encoding_claims import EncodingClaims, Keys, Taken
+from impasto.data.caching.encoding_claims import ClaimOutcome, EncodingClaims, Keys
 from impasto.data.caching.folder_claims import FolderClaims
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys
 from impasto.data.caching.latent_orders import Lacks, flags_of, ordered, passed_on, still_lacking
@@ -120,7 +120,7 @@ class Unclaimed:
         folder = self.cache.folder
         return StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
 
-    def _tell(self, claims: EncodingClaims, taken: Taken) -> None:
+    def _tell(self, claims: EncodingClaims, taken: ClaimOutcome) -> None:
         """Publish the shards that the processes sharing the cache have written for the claim."""
         told = self.peers.group.gather(json.dumps(self.cache.take_written()))
         if self.peers.is_first:
@@ -131,10 +131,10 @@ class Unclaimed:
     @contextlib.contextmanager
     def _claimed(
         self, claims: EncodingClaims, keys: Sequence[LatentKeys | None], left: Lacks
-    ) -> Iterator[Taken]:
+    ) -> Iterator[ClaimOutcome]:
         """Claim for all processes that share the cache, if this is the first of them."""
         if not (self.peers.is_first and left.any()):
-            yield Taken(frozenset(), frozenset())
+            yield ClaimOutcome(frozenset(), frozenset())
             return
 
         def lacking() -> Keys:
@@ -143,7 +143,7 @@ class Unclaimed:
 
         if not self.peers.claims:
             found = lacking()
-            yield Taken(found, found)
+            yield ClaimOutcome(found, found)
             return
         doing = f"encoding into {shown(self.cache.folder)}"
         patience = locks.LockWaiter(self.progress.note, doing)
@@ -158,7 +158,7 @@ class Unclaimed:
     def _wait(
         self,
         claims: EncodingClaims,
-        taken: Taken,
+        taken: ClaimOutcome,
         keys: Sequence[LatentKeys | None],
         left: Lacks,
     ) -> None:

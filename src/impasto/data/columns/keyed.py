@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from impasto.data.columns.appender import Appender
 from impasto.data.columns.arrow_columns import FEW, list_of, text_column, texts_of, values_of
-from impasto.data.columns.tables import Former, TableFolder, take_rows
+from impasto.data.columns.tables import FormerFile, TableFolder, take_rows
 
 
 class KeyedTable:
@@ -29,7 +29,7 @@ class KeyedTable:
     """
 
     def __init__(
-        self, file: Path | None, schema: pa.Schema, version: list[Any], former: Former | None
+        self, file: Path | None, schema: pa.Schema, version: list[Any], former: FormerFile | None
     ) -> None:
         folder = None if file is None else file.with_suffix(".table")
         self._table = TableFolder(folder, schema, version, former)

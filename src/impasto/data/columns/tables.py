@@ -55,7 +55,7 @@ _LOOKS = 10
 
 
 @dataclass(frozen=True)
-class Former:
+class FormerFile:
     """The JSON file of earlier versions that a table replaces.
 
     Attributes:
@@ -88,7 +88,7 @@ class TableFolder:
         folder: Path | None,
         schema: pa.Schema,
         version: Sequence[Any],
-        former: Former | None = None,
+        former: FormerFile | None = None,
     ) -> None:
         if folder is not None and presence.is_link(folder):
             raise StorageError(

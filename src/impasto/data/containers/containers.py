@@ -22,9 +22,9 @@ from typing import NamedTuple
 from impasto.canonical import sort_key
 from impasto.data.folders import formats
 from impasto.data.folders.found_image import FoundImage
-from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.listing import Unused
 from impasto.data.folders.object_tree import ObjectTree, tree_of
+from impasto.data.folders.skipped_folders import SkippedFolders
 from impasto.data.folders.stamping import stat_image
 from impasto.errors import DatasetError
 from impasto.member_paths import CONTAINERS, TAR, WILD, is_container, is_named
@@ -179,7 +179,7 @@ def _below(
     folder: Path, tree: ObjectTree | None, *, recursive: bool, without: Path | None = None
 ) -> Iterator[str]:
     """Yield the files in a folder, and in sub-folders if `recursive`, except hidden ones."""
-    left_out = LeftOut([] if without is None else [without])
+    left_out = SkippedFolders([] if without is None else [without])
     walk = os.walk(folder) if tree is None else tree.walk()
     for above, folders, names in walk:
         folders[:] = [

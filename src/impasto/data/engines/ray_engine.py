@@ -25,10 +25,10 @@ from impasto.data.engines.ray_work import (
     NUMBER,
     Attempts,
     Box,
-    FarNotebook,
     Ground,
     ModelWorker,
     Notebook,
+    RemoteNotebook,
     run_stage,
 )
 from impasto.data.engines.stages import Stage
@@ -59,7 +59,7 @@ class _Running:
     notebook: Any
 
     def attempts(self, run: int) -> Attempts:
-        return Attempts(FarNotebook(self.notebook), run)
+        return Attempts(RemoteNotebook(self.notebook), run)
 
 
 class RayEngine:

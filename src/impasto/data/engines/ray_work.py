@@ -173,7 +173,7 @@ class Notebook:
 
 
 @dataclass(frozen=True)
-class FarNotebook:
+class RemoteNotebook:
     """A `Notebook` in a separate actor, as workers use it.
 
     Attributes:

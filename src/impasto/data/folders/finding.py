@@ -18,9 +18,9 @@ from pathlib import Path
 from impasto.data.engines.stages import Failure
 from impasto.data.folders import formats
 from impasto.data.folders.found_image import FoundImage
-from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.listing import CROP, stat_image
 from impasto.data.folders.object_tree import FileTree, tree_of
+from impasto.data.folders.skipped_folders import SkippedFolders
 from impasto.parsing import is_text
 from impasto.remote_paths import is_remote, shown
 
@@ -45,7 +45,7 @@ class ImageFinder:
         self._tree: FileTree | None = tree_of(root) if tree is None else tree
         self._resolved = os.path.realpath(root)
         self._inside: dict[str, bool] = {}
-        self._left_out = LeftOut(masks)
+        self._left_out = SkippedFolders(masks)
         self._files: _FilesBelow | None = None
         self.remarks: list[str] = []
         """How `find_all` found relative keys that are not paths below the root, for the user."""
@@ -217,7 +217,7 @@ class ImageFinder:
 class _FilesBelow:
     """The images below a folder by path, each with and without its file extension."""
 
-    def __init__(self, root: str, tree: FileTree | None, left_out: LeftOut) -> None:
+    def __init__(self, root: str, tree: FileTree | None, left_out: SkippedFolders) -> None:
         self._root = root
         self.paths: list[str] = []
         self._whole: dict[str, list[str]] = {}

@@ -19,8 +19,8 @@ from impasto.canonical import sort_key
 from impasto.data.folders import formats
 from impasto.data.folders.formats import normalized_name
 from impasto.data.folders.found_image import FoundImage as FoundImage
-from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.object_tree import Entry, ObjectTree
+from impasto.data.folders.skipped_folders import SkippedFolders
 from impasto.data.folders.stamping import stat_image as stat_image
 from impasto.member_paths import COMPRESSED_TARS, is_container
 from impasto.parsing import is_text, printable
@@ -92,7 +92,7 @@ def list_folder(
     found = FoundBuilder()
     tree = ObjectTree(folder) if is_remote(folder) else None
     unused = [] if tree is None else [Unused(Path(name), _ODD_KEY) for name in tree.odd]
-    waiting, left_out = [folder], LeftOut(masks)
+    waiting, left_out = [folder], SkippedFolders(masks)
     while waiting:
         listing = _Listing(waiting.pop(), sidecars, tree)
         found.add(listing.found())

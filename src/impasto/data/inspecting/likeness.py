@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from impasto.data.columns.keyed import KeyedTable
-from impasto.data.columns.tables import Former, rows_of
+from impasto.data.columns.tables import FormerFile, rows_of
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.stages import Failure, chunks
 from impasto.data.inspecting.health_limits import NEAR_DUPLICATE_BITS
@@ -73,7 +73,7 @@ class PerceptualHashes:
     """
 
     def __init__(self, file: Path) -> None:
-        self._known = KeyedTable(file, _SCHEMA, _VERSION, Former(file, _FORMER, _of_former))
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, FormerFile(file, _FORMER, _of_former))
 
     def of(
         self,

@@ -20,7 +20,7 @@ SmallInts = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
+class DealtBatches:
     """The batches of an epoch, dealt to the processes.
 
     Attributes:
@@ -116,18 +116,20 @@ class GroupDealer:
         return derive_rng(self.seed, "order", epoch, *self.name, *more)
 
 
-def deal_shuffled(dealers: Sequence[GroupDealer], epoch: int, processes: int, seed: int) -> Dealt:
+def deal_shuffled(
+    dealers: Sequence[GroupDealer], epoch: int, processes: int, seed: int
+) -> DealtBatches:
     """Deal all batches of an epoch in random order, to the processes in turn."""
     joined = _join([dealer.pile(epoch) for dealer in dealers])
     order = derive_rng(seed, "batches", epoch).permutation(joined.batches)
     rounds = np.full(-(-len(order) // processes) * processes, -1, dtype=np.int32)
     rounds[: len(order)] = order
-    return Dealt(joined.images, joined.repeats, joined.starts, rounds.reshape(-1, processes))
+    return DealtBatches(joined.images, joined.repeats, joined.starts, rounds.reshape(-1, processes))
 
 
 def deal_proportional(
     dealers: Sequence[GroupDealer], epoch: int, processes: int, seed: int
-) -> Dealt:
+) -> DealtBatches:
     """Deal an epoch so that each process draws batches in proportion to its remaining images.
 
     A process has a portion of each group, and the probability of a group is what is left of it.
@@ -147,7 +149,7 @@ def deal_proportional(
     for rank, column in enumerate(columns):
         rounds[: len(column), rank] = column
     joined = _join(piles)
-    return Dealt(joined.images, joined.repeats, joined.starts, rounds)
+    return DealtBatches(joined.images, joined.repeats, joined.starts, rounds)
 
 
 def _draw(piles: Sequence[Pile], rng: np.random.Generator) -> SmallInts:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from impasto.data.loading.dealing import Dealt, GroupDealer, deal_proportional, deal_shuffled
+from impasto.data.loading.dealing import DealtBatches, GroupDealer, deal_proportional, deal_shuffled
 from impasto.data.planning.groups import Group as Group
 from impasto.data.planning.groups import Groups
 
@@ -182,19 +182,19 @@ class _Deals:
         ahead: Whether dealing takes so long that the next epoch is dealt in advance.
     """
 
-    def __init__(self, deal: Callable[[int], Dealt], *, ahead: bool) -> None:
+    def __init__(self, deal: Callable[[int], DealtBatches], *, ahead: bool) -> None:
         self._deal, self._ahead = deal, ahead
-        self._known: dict[int, Future[Dealt]] = {}
+        self._known: dict[int, Future[DealtBatches]] = {}
         self._lock = threading.Lock()
 
-    def of(self, epoch: int) -> Dealt:
+    def of(self, epoch: int) -> DealtBatches:
         """Return the epoch with this number, counted from 0."""
         known = self._known.get(epoch)
         if known is None or (self._ahead and epoch + 1 not in self._known):
             known = self._begin(epoch)
         return known.result()
 
-    def _begin(self, epoch: int) -> Future[Dealt]:
+    def _begin(self, epoch: int) -> Future[DealtBatches]:
         """Deal an epoch here unless a thread is dealing it, and start on the next one."""
         with self._lock:
             known, is_new = self._future_of(epoch)
@@ -211,13 +211,13 @@ class _Deals:
             ).start()
         return known
 
-    def _future_of(self, epoch: int) -> tuple[Future[Dealt], bool]:
+    def _future_of(self, epoch: int) -> tuple[Future[DealtBatches], bool]:
         if epoch in self._known:
             return self._known[epoch], False
         self._known[epoch] = Future()
         return self._known[epoch], True
 
-    def _fulfil(self, future: Future[Dealt], epoch: int) -> None:
+    def _fulfil(self, future: Future[DealtBatches], epoch: int) -> None:
         try:
             future.set_result(self._deal(epoch))
         except BaseException as error:  # raised again in the threads that wait for the epoch

@@ -14,7 +14,7 @@ import pyarrow as pa
 from impasto import files
 from impasto.data.columns.keyed import KeyedTable
 from impasto.data.columns.portions import Portions
-from impasto.data.columns.tables import Former, rows_of
+from impasto.data.columns.tables import FormerFile, rows_of
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.stages import Failure, chunks
 from impasto.data.pixels.member_files import sha256_of_member
@@ -51,7 +51,7 @@ class ContentHashes:
     """
 
     def __init__(self, file: Path) -> None:
-        self._known = KeyedTable(file, _SCHEMA, _VERSION, Former(file, _FORMER, _of_former))
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, FormerFile(file, _FORMER, _of_former))
 
     @classmethod
     def kept_in(cls, derived: Path) -> ContentHashes:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from impasto.data.columns.keyed import KeyedTable
-from impasto.data.columns.tables import Former, rows_of
+from impasto.data.columns.tables import FormerFile, rows_of
 from impasto.data.engines.stages import Failure
 from impasto.data.pixels import images
 from impasto.data.record_table import RecordTable
@@ -36,7 +36,7 @@ class DecodeCache:
     """
 
     def __init__(self, file: Path | None) -> None:
-        former = None if file is None else Former(file, _FORMER_VERSION, _of_former)
+        former = None if file is None else FormerFile(file, _FORMER_VERSION, _of_former)
         self._known = KeyedTable(file, _SCHEMA, _VERSION, former)
         self._passing: dict[str, tuple[FileStamp, str]] = {}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from impasto.data.columns.made_on_request import MadeOnRequest
+from impasto.data.columns.lazy_sequence import LazySequence
 from impasto.data.planning.groups import Group, Groups
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import Box, PlannedImage, Size
@@ -21,7 +21,7 @@ Geometry = tuple[Size, Size, Box]
 """Bucket, size after the resize, and the crop, which fills the bucket."""
 
 
-class PlannedTable(MadeOnRequest[PlannedImage]):
+class PlannedTable(LazySequence[PlannedImage]):
     """Planned images as columns; a `PlannedImage` object is made when it is accessed.
 
     Args:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from impasto.data.columns.appender import Appender
 from impasto.data.columns.arrow_columns import is_filled, texts_at, values_of
-from impasto.data.columns.tables import Former, TableFolder, newest_rows, rows_of, take_rows
+from impasto.data.columns.tables import FormerFile, TableFolder, newest_rows, rows_of, take_rows
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.stages import Failure, default_workers, in_chunks
 from impasto.data.folders.found import STAMPS, FoundTable
@@ -99,7 +99,7 @@ class ScanIndex:
     """
 
     def __init__(self, file: Path | None, key: str) -> None:
-        former = None if file is None else Former(file, [_FORMER_VERSION, key], _of_former)
+        former = None if file is None else FormerFile(file, [_FORMER_VERSION, key], _of_former)
         folder = None if file is None else file.with_suffix(".table")
         self._table = TableFolder(folder, INDEX, [INDEX_VERSION, key], former)
         self._known = self._table.read()

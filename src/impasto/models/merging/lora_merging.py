@@ -29,7 +29,7 @@ from impasto.strengths import path_and_strength
 
 
 @dataclass(frozen=True)
-class StrongLora:
+class WeightedLora:
     """A LoRA and its strength.
 
     Attributes:
@@ -54,10 +54,10 @@ class StrongLora:
         return self.file.path.stem, self.strength
 
 
-Added = list[tuple[StrongLora, LoraLayer]]
+Added = list[tuple[WeightedLora, LoraLayer]]
 
 
-def open_loras(specs: Sequence[str]) -> list[StrongLora]:
+def open_loras(specs: Sequence[str]) -> list[WeightedLora]:
     """Open LoRAs given as `FILE` or `FILE:STRENGTH`, where FILE may be a URL.
 
     Raises:
@@ -67,13 +67,13 @@ def open_loras(specs: Sequence[str]) -> list[StrongLora]:
     return [_open_lora(path, strength) for path, strength in map(path_and_strength, specs)]
 
 
-def _open_lora(path: Path, strength: float) -> StrongLora:
+def _open_lora(path: Path, strength: float) -> WeightedLora:
     file = local_file(path)
     with named_by(path, file):
-        return StrongLora(read_lora(file, families.file_layouts()), strength, path)
+        return WeightedLora(read_lora(file, families.file_layouts()), strength, path)
 
 
-def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelContents:
+def with_loras(contents: ModelContents, loras: Sequence[WeightedLora]) -> ModelContents:
     """Return the model with LoRAs added to its layers; changed tensors are computed in float32.
 
     Raises:

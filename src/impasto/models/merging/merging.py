@@ -14,7 +14,7 @@ from impasto.checkpoints.pickles import is_read_whole
 from impasto.errors import ConfigError
 from impasto.models.merging.blocks import BASE, Ratios, listed_ratios
 from impasto.models.merging.drawn_as import drawing_text, drawn_as_model, model_drawn_as
-from impasto.models.merging.lora_merging import StrongLora, open_loras, with_loras
+from impasto.models.merging.lora_merging import WeightedLora, open_loras, with_loras
 from impasto.models.merging.mix_record import hash_model, mixed_info
 from impasto.models.merging.mixing import Formula, letter_of, mix, require_mixable, stored_as
 from impasto.models.networks.making import needed_tensors
@@ -76,7 +76,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedMixture:
     """The files of a mixture, opened and checked to be compatible.
 
     Attributes:
@@ -88,7 +88,7 @@ class Opened:
 
     models: Sequence[ModelContents]
     paths: Sequence[Path]
-    loras: Sequence[StrongLora]
+    loras: Sequence[WeightedLora]
     ratios: Ratios
 
 
@@ -121,7 +121,7 @@ def _opened_with(options: OpenOptions) -> dict[str, str]:
 
 
 def write_mixture(
-    mixture: Mixture, opened: Opened, output: Output, progress: Progress | None = None
+    mixture: Mixture, opened: OpenedMixture, output: Output, progress: Progress | None = None
 ) -> dict[str, str]:
     """Mix opened models, write the result with its record, and return facts about it.
 
@@ -186,7 +186,7 @@ def require_output_free(
 
 def open_mixture(
     mixture: Mixture, options: OpenOptions, progress: Progress | None = None
-) -> Opened:
+) -> OpenedMixture:
     """Open all files of a mixture, and check that they are compatible.
 
     Raises:
@@ -207,7 +207,7 @@ def open_mixture(
     _warn_of_whole_files(paths, progress)
     usual = 1.0 if mixture.formula is None else mixture.formula.ratio
     ratio = usual if mixture.ratio is None else mixture.ratio
-    return Opened(models, paths, loras, Ratios(ratio, mixture.named, listed))
+    return OpenedMixture(models, paths, loras, Ratios(ratio, mixture.named, listed))
 
 
 def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> None:
@@ -222,7 +222,7 @@ def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> No
         )
 
 
-def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
+def mixed_contents(mixture: Mixture, opened: OpenedMixture) -> ModelContents:
     """Return the mixture as lazy tensors, in float32 where values change.
 
     Raises:
@@ -235,7 +235,7 @@ def mixed_contents(mixture: Mixture, opened: Opened) -> ModelContents:
     return with_loras(contents, opened.loras)
 
 
-def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict[str, Any]:
+def _record(mixture: Mixture, opened: OpenedMixture, progress: Progress | None) -> dict[str, Any]:
     """Return the record of the mixture for its file; of paths it has only the file names."""
     formula = mixture.formula
     ratios = {"ratio": opened.ratios.default, "ratios": opened.ratios.given}
@@ -266,7 +266,7 @@ def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict
 
 def _summary(
     mixture: Mixture,
-    opened: Opened,
+    opened: OpenedMixture,
     contents: ModelContents,
     output: Output,
     progress: Progress | None,

@@ -29,7 +29,7 @@ _ODD = re.compile(r'[\\:<>"|?*\x00-\x1f]')
 
 
 @dataclass(frozen=True)
-class Thing:
+class UploadItem:
     """Files of a run that appear in the store together: one item.
 
     Attributes:
@@ -47,24 +47,24 @@ class Thing:
     grows: bool = False
 
 
-def things_in(folder: Path) -> list[Thing]:
+def items_in(folder: Path) -> list[UploadItem]:
     """Return all items of a run directory that belong in the store, in upload order.
 
     Raises:
         OSError: A folder exists and cannot be listed, so its content is unknown.
     """
-    found: list[Thing] = []
+    found: list[UploadItem] = []
     for entry in _entries(folder):
         name = entry.name
         if name in _NOT_SENT or _WAITING.fullmatch(name):
             continue
         if not entry.is_dir():
-            found.append(Thing(name, (name,), None, TURNS.get(name, 1), grows=True))
+            found.append(UploadItem(name, (name,), None, TURNS.get(name, 1), grows=True))
         elif name == "states" or name in _MODELS:
-            found += [_thing(folder, inner, TURNS[name]) for inner in _entries(entry)]
+            found += [_item(folder, inner, TURNS[name]) for inner in _entries(entry)]
         else:
             grows = name not in _NEVER_CHANGED
-            found += [Thing(key, (key,), None, 2, grows) for key in _keys_below(folder, entry)]
+            found += [UploadItem(key, (key,), None, 2, grows) for key in _keys_below(folder, entry)]
     return sorted((thing for thing in found if thing.files), key=lambda thing: thing.turn)
 
 
@@ -104,15 +104,15 @@ def is_safe(key: str) -> bool:
     return not any(_ODD.search(name) or name in {"", ".", ".."} for name in names)
 
 
-def _thing(folder: Path, entry: Path, turn: int) -> Thing:
+def _item(folder: Path, entry: Path, turn: int) -> UploadItem:
     key = entry.relative_to(folder).as_posix()
     if not entry.is_dir():
-        return Thing(key, (key,), None, turn)
+        return UploadItem(key, (key,), None, turn)
     mark = f"{key}/{STATE_MARK if turn == TURNS['states'] else FOLDER_MARK}"
     keys = _keys_below(folder, entry)
     if mark not in keys:
-        return Thing(key, tuple(keys), None, turn)
-    return Thing(key, (*(other for other in keys if other != mark), mark), mark, turn)
+        return UploadItem(key, tuple(keys), None, turn)
+    return UploadItem(key, (*(other for other in keys if other != mark), mark), mark, turn)
 
 
 def _keys_below(folder: Path, entry: Path) -> list[str]:

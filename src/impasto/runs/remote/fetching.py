@@ -18,8 +18,8 @@ from impasto.runs.remote.contents import (
     SETTINGS,
     is_of_models,
     is_safe,
+    items_in,
     state_of_key,
-    things_in,
     whole_states,
 )
 from impasto.runs.remote.local_folders import home_of, reading_folder, working_folder
@@ -71,7 +71,7 @@ def fetch_to_resume(location: Path, owner: Ownership, progress: Progress) -> Sen
     listed = list_run(location)
     if is_newest:
         _take_settings(folder, record, listed)
-        here = {key for thing in things_in(folder) for key in thing.files}
+        here = {key for thing in items_in(folder) for key in thing.files}
         record.compare(listed, here)
         if not whole_states(here) and not has_dropped_states(folder):
             fetch_older_state(record, progress)

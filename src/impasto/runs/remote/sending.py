@@ -24,10 +24,10 @@ from impasto.runs.remote.contents import (
     SETTINGS,
     STATE_MARK,
     TURNS,
-    Thing,
+    UploadItem,
     is_of_models,
+    items_in,
     state_of_key,
-    things_in,
     whole_states,
 )
 from impasto.runs.remote.local_folders import home_of
@@ -86,7 +86,7 @@ class Sender:
             OSError: The working folder cannot be read.
         """
         found = {}
-        for thing in things_in(self._folder):
+        for thing in items_in(self._folder):
             for key in thing.files:
                 with contextlib.suppress(FileNotFoundError):
                     signature = signature_of(self._folder / key)
@@ -111,7 +111,7 @@ class Sender:
             self._send(all_of_it=all_of_it)
 
     def _send(self, *, all_of_it: bool) -> None:
-        changed = [thing for thing in things_in(self._folder) if self._is_changed(thing)]
+        changed = [thing for thing in items_in(self._folder) if self._is_changed(thing)]
         is_due = all_of_it or not all(thing.grows for thing in changed)
         if not is_due and (not changed or time.monotonic() < self._logs_due):
             return
@@ -136,7 +136,7 @@ class Sender:
         last = self._hold_all(held, scratch / "last", lambda turn: turn > _TURN_OF_MODELS)
         states = self._hold_all(held, scratch / "states", lambda turn: turn == _TURN_OF_STATES)
         number = 0
-        for thing in things_in(self._folder):
+        for thing in items_in(self._folder):
             if thing.turn == _TURN_OF_STATES or thing.turn > _TURN_OF_MODELS:
                 continue
             if thing.turn > _TURN_OF_STATES and states:
@@ -150,21 +150,21 @@ class Sender:
 
     def _hold_all(
         self, held: contextlib.ExitStack, scratch: Path, is_meant: Callable[[int], bool]
-    ) -> dict[Thing, Held]:
+    ) -> dict[UploadItem, Held]:
         """Hold the changed items of the selected turns, until the stack is closed."""
         scratch.mkdir()
-        changed = [t for t in things_in(self._folder) if is_meant(t.turn) and self._is_changed(t)]
+        changed = [t for t in items_in(self._folder) if is_meant(t.turn) and self._is_changed(t)]
         return {
             thing: held.enter_context(self._held(thing, scratch / str(number)))
             for number, thing in enumerate(changed)
         }
 
-    def _put_held(self, things: dict[Thing, Held]) -> None:
+    def _put_held(self, things: dict[UploadItem, Held]) -> None:
         while things:
             thing = next(iter(things))
             self._put(thing, things.pop(thing))
 
-    def _is_changed(self, thing: Thing) -> bool:
+    def _is_changed(self, thing: UploadItem) -> bool:
         try:
             return not all(self._has(k, signature_of(self._folder / k)) for k in thing.files)
         except FileNotFoundError:
@@ -174,7 +174,7 @@ class Sender:
         return key in self._record.sent and self._record.sent[key][0] == signature
 
     @contextlib.contextmanager
-    def _held(self, thing: Thing, scratch: Path) -> Iterator[Held]:
+    def _held(self, thing: UploadItem, scratch: Path) -> Iterator[Held]:
         """Hold the present files of an item, whatever happens to them later; none if it is gone."""
         found: Held = {}
         # Windows cannot replace a file while a link to it is open
@@ -195,7 +195,7 @@ class Sender:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _put(self, thing: Thing, held: Held) -> None:
+    def _put(self, thing: UploadItem, held: Held) -> None:
         """Upload the files of an item, its mark last, after removing any earlier mark."""
         changed = [key for key in held if not self._has(key, held[key][1])]
         if not changed:
@@ -220,7 +220,7 @@ class Sender:
         If the working folder itself is gone, nothing is removed. Nor are states of a finished run,
         unless its settings say so: they may have been deleted here by hand.
         """
-        local = {key for thing in things_in(self._folder) for key in thing.files}
+        local = {key for thing in items_in(self._folder) for key in thing.files}
         if SETTINGS not in local:
             return
         kept = {step for step in map(state_of_key, local) if step is not None}

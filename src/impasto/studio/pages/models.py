@@ -33,7 +33,7 @@ from impasto.studio.pages.model_forms import (
 from impasto.studio.pages.model_uploads import ModelUploads
 from impasto.studio.pages.removed import removal_text
 from impasto.studio.pages.tasks import task_view
-from impasto.studio.tasks import Made
+from impasto.studio.tasks import TaskResult
 from impasto.studio.trash import all_deleted, delete
 
 MOST = 1000
@@ -184,7 +184,7 @@ class ModelPages:
             return await self._one(model, refused=_Refused("convert", texts_of(form), error))
         target = Path(arguments[-1])
         address = f"/models/models/{address_of(folders, target)}"
-        made = Made(str(target), address, f"the model {printable(target.name)}")
+        made = TaskResult(str(target), address, f"the model {printable(target.name)}")
 
         def start() -> str:
             return self.studio.tasks.start(

@@ -30,7 +30,7 @@ from impasto.studio.pages.queue_views import is_worked_on
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
 from impasto.studio.starting import choose_file, write_settings
-from impasto.studio.tasks import Made
+from impasto.studio.tasks import TaskResult
 
 _MOST_BYTES = 2 << 20
 _MOST_FIELDS = 400
@@ -249,7 +249,7 @@ class NewRunPages:
         self.plans.rest()
         title, back = f"Train {run.name}", f"/new/{draft.name}/started"
         address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
-        made = Made(str(run), address, f"the run {printable(run.name)}")
+        made = TaskResult(str(run), address, f"the run {printable(run.name)}")
         task = self.studio.tasks.start(["train", file], title, back, made=made)
         draft.note(task=task, run=str(run))
         return ""

@@ -17,7 +17,7 @@ from impasto.presence import free_path
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
 from impasto.studio.machine import Machine
-from impasto.studio.tasks import Made
+from impasto.studio.tasks import TaskResult
 from impasto.studio.verbs import in_own_thread
 
 
@@ -71,7 +71,7 @@ class StartPage:
                 return task.path.name
         folder = self.studio.folders.runs[0]
         run = free_path(folder / "impasto-demo")
-        made = Made(
+        made = TaskResult(
             str(run.absolute()),
             f"/runs/{address_of(self.studio.folders.runs, run)}",
             f"the run {printable(run.name)}",

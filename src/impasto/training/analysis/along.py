@@ -20,7 +20,7 @@ from impasto.config.load import load_begun_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, RunError
 from impasto.models.merging.blocks import Ratios
-from impasto.models.merging.merging import Opened
+from impasto.models.merging.merging import OpenedMixture
 from impasto.models.merging.mixing import FORMULAS, mix, require_mixable
 from impasto.models.networks.making import needed_tensors
 from impasto.models.reading.completeness import require_complete
@@ -30,7 +30,11 @@ from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet
 from impasto.training.analysis.along_targets import SHEET, image_name, require_previews_free
-from impasto.training.analysis.borrowing import borrowed_session, looking, require_settings_alone
+from impasto.training.analysis.borrowing import (
+    borrowed_session,
+    evaluating_current,
+    require_settings_alone,
+)
 from impasto.training.builders.model import build_open_options
 from impasto.training.builders.prompts import build_prompts
 from impasto.training.session import Session
@@ -57,7 +61,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Way:
+class MixturePath:
     """A run's base model and its result, and the models measured between them.
 
     Attributes:
@@ -65,7 +69,7 @@ class Way:
         points: The measured models, in the order of the requested ratios.
     """
 
-    opened: Opened
+    opened: OpenedMixture
     points: Sequence[Point]
 
     @property
@@ -92,7 +96,7 @@ def walk(
     previews: Path | None = None,
     *,
     overwrite: bool = False,
-) -> Way:
+) -> MixturePath:
     """Measure models between a run's base model and its result, and draw the run's prompts.
 
     Args:
@@ -129,7 +133,7 @@ def walk(
         with progress.stage("Measuring mixtures", steps, "steps") as advance:
             for number, ratio in enumerate(ratios):
                 _put(session, mix(opened.models, FORMULA.combine, Ratios(ratio)))
-                with looking(session):
+                with evaluating_current(session):
                     loss = validator.measure(
                         session.trainable.unet, session.eval_conditioner, session.recipe
                     )
@@ -138,7 +142,7 @@ def walk(
                     if folder is not None:
                         _draw(session, folder, number)
                         advance(1)
-        way = Way(opened, points)
+        way = MixturePath(opened, points)
         _ = way.best  # raises an error before anything is left on disk
         if folder is not None:
             _write_sheet(session, folder, points)
@@ -161,7 +165,7 @@ def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> N
         )
 
 
-def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Opened:
+def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> OpenedMixture:
     """Open the base model as the run did, and the model that the run exported.
 
     Note a ratio that gives the purely trained weights if the exported model is a mixture.
@@ -178,7 +182,7 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
             f"weights alone."
         )
     paths = [locate(config.model.path, options, progress), Path(result)]
-    return Opened(models, paths, [], Ratios(1.0))
+    return OpenedMixture(models, paths, [], Ratios(1.0))
 
 
 def _put(session: Session, contents: ModelContents) -> None:

@@ -109,7 +109,7 @@ def one_process_alone(doing: str) -> ConfigError:
 
 
 @contextlib.contextmanager
-def looking(session: Session) -> Iterator[None]:
+def evaluating_current(session: Session) -> Iterator[None]:
     """Within the context, evaluate the current weights, not an average, in the run's precision.
 
     Networks are in eval mode and uncompiled.

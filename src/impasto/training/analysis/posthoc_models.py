@@ -31,7 +31,7 @@ from impasto.runs.mixture import mixture_of
 from impasto.training.analysis.borrowing import (
     WITHOUT_AVERAGES,
     borrowed_session,
-    looking,
+    evaluating_current,
     require_settings_alone,
 )
 from impasto.training.optim.posthoc import LONGEST, SHORTEST, Fit, Profile, fit
@@ -177,7 +177,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
                         f"trains. Its config.toml was changed since."
                     )
                 session.strategy.put(names, average.tensors)
-                with looking(session):
+                with evaluating_current(session):
                     loss = validator.measure(
                         session.trainable.unet, session.eval_conditioner, session.recipe
                     )

@@ -21,7 +21,7 @@ from impasto.diffusion.first_call import with_checks
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.diffusion.weighting import LossWeight
-from impasto.evaluation.looking import CaptionedImage
+from impasto.evaluation.image_features import CaptionedImage
 from impasto.evaluation.networks import Network, TaggerNetwork, load_network
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
 from impasto.models.networks.hypernetwork import HypernetworkStack, load_hypernetworks

@@ -141,16 +141,16 @@ def build_conditioners(
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
     memory = TextCache(limit, device, store, progress, at_once, given)
-    looking = memory
+    eval_memory = memory
     if device.type == "cuda":  # where training captions are encoded on a separate stream
-        looking = TextCache(limit, device, store, progress, at_once, given)
-    drawing = looking
+        eval_memory = TextCache(limit, device, store, progress, at_once, given)
+    prompt_memory = eval_memory
     if given is not None and given.shape.chunks > 1:  # emphasis may preserve the mean of all chunks
-        drawing = TextCache(limit, device, store, progress, at_once)
+        prompt_memory = TextCache(limit, device, store, progress, at_once)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
-        conditioner(tokens, states, memory=looking),
-        prompts(prompt_tokens, states, memory=drawing),
+        conditioner(tokens, states, memory=eval_memory),
+        prompts(prompt_tokens, states, memory=prompt_memory),
     )
 
 

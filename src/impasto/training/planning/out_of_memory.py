@@ -22,7 +22,7 @@ ADVICE = 3
 
 
 @dataclass(frozen=True)
-class Way:
+class MemorySaving:
     """A way to save memory.
 
     Attributes:
@@ -68,7 +68,7 @@ def out_of_memory(
     return OutOfMemoryError(f"{start} while {doing}. {then} {helps}")
 
 
-def _what_helps(found: Sequence[Way], resume: str | None, *, has_state: bool) -> str:
+def _what_helps(found: Sequence[MemorySaving], resume: str | None, *, has_state: bool) -> str:
     """Return the advice and the command to continue with.
 
     With a state, changes that a resumed run accepts are listed apart from those that need a new
@@ -92,16 +92,16 @@ def _what_helps(found: Sequence[Way], resume: str | None, *, has_state: bool) ->
     )
 
 
-def _listed(found: Sequence[Way]) -> str:
+def _listed(found: Sequence[MemorySaving]) -> str:
     return "; ".join(way.text for way in found[:ADVICE])
 
 
-def ways(config: RunConfig, doing: str) -> list[Way]:
+def ways(config: RunConfig, doing: str) -> list[MemorySaving]:
     """Return ways to save memory, those first that help most with the work in `doing`."""
     return [*_on_other_work(config, doing), *_on_training(config)]
 
 
-def ways_beside_a_gpu(config: RunConfig) -> list[Way]:
+def ways_beside_a_gpu(config: RunConfig) -> list[MemorySaving]:
     """Return ways to save RAM in a run on a GPU, those first that help most."""
     training = config.training
     changes: list[_Change] = [
@@ -126,30 +126,30 @@ def ways_beside_a_gpu(config: RunConfig) -> list[Way]:
             "each process that decodes images takes RAM",
         ),
     ]
-    return [*_applying(config, changes), Way("closing other programs", is_resumable=True)]
+    return [*_applying(config, changes), MemorySaving("closing other programs", is_resumable=True)]
 
 
-def _on_other_work(config: RunConfig, doing: str) -> list[Way]:
+def _on_other_work(config: RunConfig, doing: str) -> list[MemorySaving]:
     found = []
     if "encoding" in doing and config.dataset.vae_batch_size > 1:
         found.append(f"dataset.vae_batch_size = 1 (now {config.dataset.vae_batch_size})")
     if "preview" in doing:
         sides = f"{config.previews.width}x{config.previews.height}"
         found.append(f"smaller previews.width and previews.height (now {sides})")
-    return [Way(text, is_resumable=True) for text in found]
+    return [MemorySaving(text, is_resumable=True) for text in found]
 
 
-def _on_training(config: RunConfig) -> list[Way]:
+def _on_training(config: RunConfig) -> list[MemorySaving]:
     """Return ways that apply to training, ordered by their savings for SD 1.x at 512 pixels."""
     found = [
         *_applying(config, _ways_to_compute_less(config)),
         *_smaller_own_batches(config),
         *_applying(config, _ways_to_keep_less(config)),
     ]
-    return [*found, *_resting_text_encoder(config), Way("a smaller dataset.resolution")]
+    return [*found, *_resting_text_encoder(config), MemorySaving("a smaller dataset.resolution")]
 
 
-def _resting_text_encoder(config: RunConfig) -> list[Way]:
+def _resting_text_encoder(config: RunConfig) -> list[MemorySaving]:
     """Return the advice to freeze the text encoder, and to remove the settings only it uses.
 
     An empty list if it is frozen already, or if the changed settings would be incompatible.
@@ -168,14 +168,14 @@ def _resting_text_encoder(config: RunConfig) -> list[Way]:
         return []
     names = " and ".join(f"method.{name}" for name in without)
     text = "method.train_text_encoder = false"
-    return [Way(f"{text} (and remove {names})" if names else text)]
+    return [MemorySaving(f"{text} (and remove {names})" if names else text)]
 
 
 _Change = tuple[bool, Changes, str]
 """Whether a change would help, the change, and why it does."""
 
 
-def _applying(config: RunConfig, changes_of: Sequence[_Change]) -> list[Way]:
+def _applying(config: RunConfig, changes_of: Sequence[_Change]) -> list[MemorySaving]:
     """Return the changes that would help and are compatible with the other settings."""
     facts, before = facts_of(config, planned_processes()), settings_fingerprint(config)
     found = []
@@ -183,7 +183,7 @@ def _applying(config: RunConfig, changes_of: Sequence[_Change]) -> list[Way]:
         changed = with_changes(config, changes)
         if applies and goes_together(changed, facts):
             is_resumable = not differences(before, settings_fingerprint(changed))
-            found.append(Way(f"{settings_text(changes)} ({why})", is_resumable))
+            found.append(MemorySaving(f"{settings_text(changes)} ({why})", is_resumable))
     return found
 
 
@@ -194,7 +194,7 @@ def _batches(config: RunConfig) -> tuple[int, int]:
     return largest, max(half.batch_sizes.values())
 
 
-def _smaller_own_batches(config: RunConfig) -> list[Way]:
+def _smaller_own_batches(config: RunConfig) -> list[MemorySaving]:
     """Return the advice to lower a dataset's own batch size.
 
     An empty list unless lowering `training.batch_size` alone leaves the largest batch unchanged.
@@ -202,7 +202,7 @@ def _smaller_own_batches(config: RunConfig) -> list[Way]:
     largest, after = _batches(config)
     if largest == 1 or after < largest:
         return []
-    return [Way(f"a smaller batch_size of the dataset that sets its own (now {largest})")]
+    return [MemorySaving(f"a smaller batch_size of the dataset that sets its own (now {largest})")]
 
 
 def _ways_to_compute_less(config: RunConfig) -> list[_Change]:

@@ -122,7 +122,7 @@ class OwnModels:
         self._best[self._key(target)] = {"step": step, "loss": loss}
         self._write()
 
-    def begin_anew(self) -> int:
+    def restart(self) -> int:
         """Mark all models as those of an abandoned attempt, since the run starts at its first step.
 
         They no longer count as models of this run, nor towards the number of models to keep, but it

@@ -225,13 +225,13 @@ class Saver:
 
             self._export(export, now=False)
 
-    def begin_anew(self) -> int:
+    def restart(self) -> int:
         """Mark existing models as those of an abandoned attempt, since the run starts from scratch.
 
         Returns:
             The number of models of abandoned attempts.
         """
-        return self._models.begin_anew()
+        return self._models.restart()
 
     def lacks(self, endings: Sequence[str]) -> bool:
         """Return whether a model with one of these name suffixes is missing on the disk."""

@@ -20,7 +20,7 @@ from impasto.data.pixels.images import UnreadableImageError, failure_of, read_rg
 from impasto.data.records import Cut, ImageRecord, Size, SkippedFile
 from impasto.errors import ModelError, OutOfMemoryError
 from impasto.evaluation.neighbours import SIDE
-from impasto.evaluation.network_facts import Looked
+from impasto.evaluation.network_facts import NetworkOutput
 from impasto.evaluation.networks import Network
 from impasto.progress import Progress
 
@@ -70,7 +70,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageFeatures:
     """The features and other data of a set of images, in their order.
 
     Attributes:
@@ -133,9 +133,9 @@ class _Kept:
     unread: list[SkippedFile] = field(default_factory=list)
 
 
-def look_at(
+def features_of(
     images: Sequence[CaptionedImage], networks: Sequence[Network], what: str, progress: Progress
-) -> Looks:
+) -> ImageFeatures:
     """Run all networks on images.
 
     Args:
@@ -160,7 +160,7 @@ def look_at(
             if good:
                 _look_at_batch(good, networks, kept)
             advance(len(outcomes))
-    return _looks(kept, networks)
+    return _features(kept, networks)
 
 
 def _look_at_batch(
@@ -182,7 +182,7 @@ def _look_at_batch(
     kept.prepared += [(p.square, p.look, p.mirrored_look, p.is_flat) for _, p in batch]
 
 
-def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
+def _looked(network: Network, inputs: list[np.ndarray]) -> NetworkOutput:
     """Run a network on prepared images; if memory runs out, on half as many at a time."""
     try:
         return network.look(inputs)
@@ -197,17 +197,17 @@ def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
     half = len(inputs) // 2
     halves = [_looked(network, inputs[:half]), _looked(network, inputs[half:])]
     first = halves[0]
-    return Looked(
+    return NetworkOutput(
         None if first.features is None else np.concatenate([p.features for p in halves]),
         None if first.tags is None else [tags for one in halves for tags in one.tags or ()],
     )
 
 
-def _looks(kept: _Kept, networks: Sequence[Network]) -> Looks:
+def _features(kept: _Kept, networks: Sequence[Network]) -> ImageFeatures:
     named = zip(networks, kept.features, strict=True)
     count = len(kept.images)
     squares, hashes, mirrored, flat = zip(*kept.prepared, strict=True) if count else ((),) * 4
-    return Looks(
+    return ImageFeatures(
         tuple(kept.images),
         {net.facts.name: np.concatenate(batches) for net, batches in named if batches},
         np.stack(squares) if count else np.empty((0, SIDE * SIDE * 3), np.uint8),

@@ -14,7 +14,7 @@ KEPT_AT_MOST = 1024
 T = TypeVar("T")
 
 
-class MadeOnRequest(Sequence[T]):
+class LazySequence(Sequence[T]):
     """A sequence of objects that are stored as columns; equal to any sequence of equal objects.
 
     The objects requested last are cached, in a plain dictionary: a cache around a method would hold

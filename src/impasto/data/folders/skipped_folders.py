@@ -21,7 +21,7 @@ _MASKS = (
 _RUN = "a run directory of Impasto, whose samples are not trained on"
 
 
-class LeftOut:
+class SkippedFolders:
     """Decides which sub-folders of a folder of images are skipped.
 
     Args:
