@@ -270,7 +270,7 @@ def test_a_run_that_was_never_sent_is_not_begun_over(run, place):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3://key:secret@bucket/run", "user or a password"),
+        ("s3://key:secret@bucket/run", "user name or a password"),
         ("s3://bucket/run?X-Amz-Signature=1", "parameters"),
         ("hf://datasets/a/b/run", "is a read-only store"),
     ],

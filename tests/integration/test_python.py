@@ -87,7 +87,7 @@ def require_resumed_as_the_page_says():
     message.
     """
     told, shown = re.search(
-        r"Here the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S
+        r"In this example the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S
     ).groups()
     command, _, error = shown.partition("\n")
     finished = CliRunner().invoke(commands, command.split())
@@ -120,7 +120,9 @@ def _lines(code):
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_loop_of_ones_own_has_the_losses_of_a_run(desk, run_values, flat_model, pictures):
     """A custom loop has the losses of a run, under the condition that the page names."""
-    [unclipped] = re.findall(r"where `train`\s+does not clip \(`(.+?)`", GUIDE.read_text("utf-8"))
+    [unclipped] = re.findall(
+        r"if `train` does not\s+clip gradients \(`(.+?)`", GUIDE.read_text("utf-8")
+    )
     config = impasto.load_run_config(
         "my.toml", ["optimizer.kind=sgd", unclipped, "training.max_steps=5"]
     )

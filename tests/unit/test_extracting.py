@@ -86,7 +86,7 @@ def whole(request, nano_architecture, nano_model, nano_sd2_model, tmp_path_facto
 
 def test_at_full_rank_the_model_comes_back(whole, tmp_path):
     family = whole.family
-    assert whole.rows["Error"].startswith("0.00%")
+    assert whole.rows["Error"].startswith("0.00 %")
     assert "In all" not in whole.rows
     merge(whole.source, [whole.lora], tmp_path / "back.safetensors")
     again, wanted = (open_model(file) for file in (tmp_path / "back.safetensors", whole.model))
@@ -129,8 +129,8 @@ def test_ranks_errors_and_metadata(base, tmp_path):
     error = (change - up @ down).norm() / change.norm()
     assert record["layers"][TO_Q] == [4, pytest.approx(float(error), abs=2e-6)]
     assert 0 < record["error"] < record["error_with_what_is_left_out"] < 1
-    assert rows["Error"].startswith(f"{record['error']:.2%}")
-    assert rows["In all"].startswith(f"{record['error_with_what_is_left_out']:.2%}")
+    assert rows["Error"].startswith(f"{100 * record['error']:.2f} %")
+    assert rows["In all"].startswith(f"{100 * record['error_with_what_is_left_out']:.2f} %")
     assert len(worst) == 5
     assert texts["ss_network_module"] == "networks.lora"
     assert (texts["ss_network_dim"], texts["ss_network_alpha"]) == ("4", "4")

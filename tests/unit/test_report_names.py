@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from impasto.cli.main import main
+from impasto.errors import ConfigError
 from impasto.report.dataset_page import ReportFiles
 
 
@@ -20,4 +21,5 @@ def test_a_page_that_would_be_the_data_is_refused(name, tmp_path, capsys):
 
 def test_other_names_have_their_data_beside():
     assert ReportFiles(Path("x.htm"), Path("p")).data == Path("x.json")
-    assert ReportFiles(Path("x"), Path("p")).data == Path("x.json")
+    with pytest.raises(ConfigError, match=r"expected an HTML file, such as x\.html"):
+        ReportFiles(Path("x"), Path("p"))
