@@ -9,7 +9,7 @@ from flat_models import one_level_model
 from impasto.cli.main import impasto as commands
 from impasto.errors import ConfigError
 from impasto.progress import SilentProgress
-from impasto.training.analysis.lr_finding import Probe, find_lr
+from impasto.training.analysis.lr_finding import Probe, find_lr, settings_of_test
 from impasto.training.analysis.lr_range import LrRange
 from impasto.training.steps.stepping import Stepper
 from impasto.training.trainer import train
@@ -20,6 +20,13 @@ pytestmark = pytest.mark.usefixtures("encoded_once")
 
 TRIED = LrRange(1e-4, 10.0, 12)
 PROBE = Probe(images=2, timesteps=2)
+
+
+def test_a_range_test_needs_no_login_of_a_tracker(train_config):
+    """It logs nothing, so nothing of a tracker is asked for."""
+    logging = {"trackers": ["wandb"], "wandb_project": "drawings"}
+    config = settings_of_test(train_config(logging=logging), TRIED, SilentProgress())
+    assert config.logging.trackers == ()
 
 
 def test_the_same_losses_each_time_and_no_trace(train_config, fresh_accelerate, tmp_path):

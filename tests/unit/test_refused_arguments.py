@@ -5,7 +5,6 @@ from click.testing import CliRunner
 from conftest import draw_images
 
 from impasto.cli.main import impasto
-from impasto.errors import DatasetError
 
 
 def invoked(folder, *words):
@@ -33,8 +32,3 @@ def test_each_is_refused_with_what_to_give(tmp_path, words, message):
     assert error is not None
     assert message in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
-
-
-def test_a_folder_that_is_missing_is_a_fault_of_the_dataset(tmp_path):
-    _, error = invoked(tmp_path, "dataset", "undo", tmp_path / "nowhere")
-    assert isinstance(error, DatasetError)

@@ -113,7 +113,7 @@ class _Sorting:
         self._marks: set[str] = set()
 
     def take(self, name: str, tensor: LazyTensor) -> None:
-        """Sort one tensor."""
+        """Assign a tensor to its network, to the tensors beside them, or to the unknown ones."""
         component = next((p for p in self._components if name.startswith(p.naming.prefix)), None)
         if name.startswith(self._stale):
             self._stale_names.append(name)

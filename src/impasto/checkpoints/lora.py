@@ -97,7 +97,7 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An opened LoRA.
+    """A LoRA file that is open: its layers by the weights that they change, and its metadata.
 
     Attributes:
         path: The file.

@@ -232,8 +232,6 @@ def move(job: int, where: str, other: int | None, folder: Path) -> None:
     """
     from impasto.cli.console import Console
 
-    if other is not None and where not in ("before", "after"):
-        raise click.UsageError(f"{where} takes no other job; expected before or after {other}.")
     target = Queue(folder)
     target.move(job, cast("Direction", where), other)
     order = ", ".join(str(found.number) for found in target.jobs())

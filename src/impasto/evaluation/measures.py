@@ -30,7 +30,7 @@ Better = Literal["lower", "higher", "neither"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure.
+    """A quantity by which models are compared, such as the Fréchet distance.
 
     Attributes:
         key: Its name in results.

@@ -115,12 +115,14 @@ class Queue:
             other: That other job.
 
         Raises:
-            RunError: There is no such job, or the other one is missing.
+            RunError: There is no such job, or the other one is missing or of no use.
         """
         if to in ("before", "after") and other is None:
             raise RunError(
                 f"Give the job to move it {to}, as in: impasto queue move {number} {to} 3."
             )
+        if other is not None and to not in ("before", "after"):
+            raise RunError(f"{to} takes no other job; expected before or after {other}.")
         with self._disk.changing():
             self.find(number)
             order = [job.number for job in self._disk.jobs()]

@@ -77,7 +77,7 @@ class ObjectFile:
         return self._at
 
     def close(self) -> None:
-        """Release the content."""
+        """Release the downloaded content, to free its memory."""
         self._content = b""
 
     def _complete(self) -> None:

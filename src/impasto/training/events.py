@@ -31,16 +31,16 @@ class TrainingEvents(Progress, Protocol):
 
 
 class SilentEvents(SilentProgress):
-    """Ignores all events."""
+    """Training events and progress that are ignored, for callers that show nothing."""
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Do nothing."""
+        """Ignore the start of training."""
 
     def stepped(self, step: int) -> None:
-        """Do nothing."""
+        """Ignore a completed step."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Ignore a record of metrics."""
 
     def ended(self) -> None:
-        """Do nothing."""
+        """Ignore the end of training."""

@@ -113,7 +113,7 @@ def _require_rate(config: RunConfig) -> None:
 
 
 def settings_of_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunConfig:
-    """Return the settings of the test: without averages, previews and the schedule of the run.
+    """Return the settings of the test: no averages, previews or trackers, nor the run's schedule.
 
     A text encoder that is trained only in some steps is trained in all, with a note.
 
@@ -124,6 +124,7 @@ def settings_of_test(config: RunConfig, tried: LrRange, progress: Progress) -> R
     changes: dict[str, dict[str, object]] = {
         "training": {"max_steps": tried.steps, "max_epochs": None},
         "previews": {name: f.default for name, f in type(config.previews).model_fields.items()},
+        "logging": {name: f.default for name, f in type(config.logging).model_fields.items()},
         "schedule": {name: f.default for name, f in type(config.schedule).model_fields.items()},
     }  # fmt: skip
     method = config.method
