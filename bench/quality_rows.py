@@ -16,7 +16,7 @@ from impasto.config.goal_settings import Material, settings_for
 from impasto.config.goals import GOALS
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.demo.recipe import BASE_MODEL, PICTURES, SETTINGS, demo_config
 from impasto.sdscripts.flag import FINE_TUNE
 from impasto.sdscripts.parsing import parse_flags

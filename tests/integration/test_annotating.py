@@ -435,7 +435,11 @@ def test_cleaning_shows_changes_before_it_writes(folder):
     ("words", "code", "said"),
     [
         (["--model", "wd-swin-v3"], 2, "Nearest: wd-swinv2-v3"),
-        (["--model", TAGGER, "--threshold", "2"], 2, "expected a number from 0 to 1"),
+        (
+            ["--model", TAGGER, "--threshold", "2"],
+            2,
+            "from 0 to 1, balance or model",
+        ),
         (["--model", TAGGER, "--threshold", "balance"], 2, "No balance threshold is known"),
         (["--model", TAGGER, "--category-threshold", "hair=1"], 2, "expected general or"),
         (["--model", TAGGER, "--replace", "a"], 2, "does not have two sides"),

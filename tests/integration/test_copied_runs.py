@@ -7,7 +7,7 @@ from flat_models import one_level_model
 from test_what_is_replaced import Noted
 
 from impasto.config.load import load_begun_config
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.errors import RunError
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train

@@ -24,7 +24,7 @@ from studios import FROM_HERE
 from truth import ENDED, Place, address_in, check_every_page, opened, run_in
 
 from impasto.config.fields import fields_of
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.demo.recipe import PICTURES, TAGGER
 from impasto.temporary_names import partial_files_in
 

@@ -9,7 +9,7 @@ from flat_models import one_level_model
 from runs import copied
 
 from impasto.config.load import build_run_config
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
 from impasto.sdscripts import drop_in as program

@@ -18,7 +18,7 @@ from runs import exported, killed_copy
 
 from impasto.cli.main import impasto as commands
 from impasto.config.load import build_run_config
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.datasets.build import survey
 from impasto.errors import ConfigError, RunError
 from impasto.training.trainer import resume, train

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from impasto.cli.main import impasto as commands
 from impasto.config.load import build_run_config, dump_toml
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.diffusion.loss import squared
 from impasto.errors import Interrupted, RunError
 from impasto.runs import RunDirectory

@@ -9,7 +9,7 @@ from nano_sdxl import write_sdxl_file
 from safetensors.torch import load_file
 from support.warm import running
 
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.errors import ModelError, RunError
 from impasto.models.families import SDXL
 from impasto.models.networks.loading import load_base_model

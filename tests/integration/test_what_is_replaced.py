@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from impasto.checkpoints.keymap import ComponentKind
 from impasto.cli.main import impasto as commands
 from impasto.config.load import build_run_config
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.datasets.build import survey
 from impasto.errors import ConfigError, RunError
 from impasto.models.networks.loading import load_base_model

@@ -203,6 +203,12 @@ def test_unreadable_files_are_explained(tmp_path, content, words):
         load_run_config(path)
 
 
+def test_a_missing_file_is_called_what_it_should_be(tmp_path):
+    for read, what in ((load_run_config, "settings file"), (read_dataset_file, "dataset conf")):
+        with pytest.raises(ConfigError, match=f"The {what}.* does not exist"):
+            read(tmp_path / "none.toml")
+
+
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda p: p.name
 )

@@ -81,6 +81,7 @@ def test_images_of_one_name_in_two_folders_have_words_of_their_own(folder, tmp_p
 def test_no_model_that_can_be_had_is_an_error(folder):
     done = run(folder, "--tagger", "nonsense", "default")
     assert isinstance(done.exception, ModelError)
+    assert "0000-sun" not in done.output, "no empty results"
     assert run(folder).exit_code == 2
 
 

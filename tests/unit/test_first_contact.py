@@ -48,6 +48,20 @@ def test_a_cpu_that_is_wanted_is_taken(smi, train_config, name, value):
     preflight.require_no_idle_card(train_config())
 
 
+@pytest.mark.parametrize(
+    ("visible", "is_of_none"),
+    [("1", True), ("99,0", True), ("0", False), ("0,99", False), ("GPU-1a2b", False)],
+)
+def test_a_number_of_no_gpu_is_named(smi, visible, is_of_none):
+    smi.setattr("torch.version.cuda", "13.0")
+    smi.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert preflight.unused_gpu() == CARD
+    reason = preflight.why_gpu_unused()
+    expected = f"CUDA_VISIBLE_DEVICES is {visible!r}, and the driver finds 1 GPU, counted from 0"
+    assert (expected in reason) == is_of_none
+    assert ("driver does not support" in reason) != is_of_none
+
+
 @pytest.fixture
 def card(monkeypatch, tmp_path):
     """A GPU, Triton, a compiler and headers, all valid."""

@@ -9,7 +9,7 @@ import tomli_w
 from impasto import files
 from impasto.config.load import dump_toml, load_begun_config, read_begun
 from impasto.config.moved import cache_of_moved_run
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.datasets.build import survey
 from impasto.runs import RunDirectory
 from impasto.studio.starting import fields_of_run

@@ -11,7 +11,7 @@ from impasto.cli.console import Console
 from impasto.cli.heartbeat import SlowStepNotifier
 from impasto.cli.plan import show_plan
 from impasto.config.load import build_run_config
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
 from impasto.errors import ConfigError

@@ -247,7 +247,7 @@ def selection_of(
     threshold = (
         balance if asked == "balance"
         else 0.35 if asked in (None, "model")
-        else _probability("--threshold", asked)
+        else _probability("--threshold", asked, ", balance or model")
     )  # fmt: skip
     return Selection(
         threshold=threshold or 0.0,
@@ -274,7 +274,7 @@ def _categories(options: dict[str, Any]) -> frozenset[str]:
     return frozenset(only or CATEGORIES) | {name for name in ONE_OF if options[name] != "off"}
 
 
-def _probability(name: str, text: str) -> float:
+def _probability(name: str, text: str, words: str = "") -> float:
     from impasto.errors import ConfigError
 
     try:
@@ -282,5 +282,5 @@ def _probability(name: str, text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise ConfigError(f"{name} is {text!r}; expected a number from 0 to 1.")
+        raise ConfigError(f"{name} is {text!r}; expected a number from 0 to 1{words}.")
     return value

@@ -75,9 +75,9 @@ def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> N
         if out is not None:
             shown = [*names]
             files.write_json(out, {"images": shown, "models": found}, durable=False)
-    _tell(names, found, console)
     if all("error" in column for column in found):
         raise ModelError("None of the models could be tried; the reasons are above.")
+    _tell(names, found, console)
 
 
 def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
@@ -161,9 +161,7 @@ def _free() -> None:
 def _tell(names: Iterable[str], found: Sequence[dict[str, Any]], console: Console) -> None:
     for name in names:
         console.heading(unicodedata.normalize("NFC", name))
-        console.table(
-            {_label(c): c["words"].get(name, "") for c in found if "words" in c} or {"": ""}
-        )
+        console.table({_label(c): c["words"].get(name, "") for c in found if "words" in c})
 
 
 def _label(column: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.levels import given_below, inherit_settings
+from impasto.config.setting_files import DATASET_FILE, read_json_object, read_toml
 from impasto.config.subset_keys import SubsetKeys
-from impasto.config.validation import read_json_object, read_toml, validated
+from impasto.config.validation import validated
 from impasto.errors import ConfigError
 
 SDSCRIPTS_DEFAULTS: dict[str, Any] = {
@@ -175,8 +176,8 @@ def is_dataset_file(path: Path) -> bool:
 def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     """Return the content of a file; a metadata file may contain lone surrogates if `halves`."""
     if path.suffix.lower() != ".json":
-        return read_toml(path)
-    return read_json_object(path, halves=halves)
+        return read_toml(path, DATASET_FILE)
+    return read_json_object(path, DATASET_FILE, halves=halves)
 
 
 def _resolve_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:

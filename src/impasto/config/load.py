@@ -25,7 +25,8 @@ from impasto.config.set_values import (
     require_not_given_by_datasets,
     set_values,
 )
-from impasto.config.validation import read_toml, require_text, validated
+from impasto.config.setting_files import read_toml, require_text
+from impasto.config.validation import validated
 from impasto.errors import ConfigError
 from impasto.key_paths import values_by_path
 from impasto.member_paths import COMPRESSED_TARS, is_named

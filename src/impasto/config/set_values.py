@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from impasto.config.dataset_file import keys_of_all_datasets
 from impasto.config.levels import given_below
 from impasto.config.renamed import present_path, with_present_names
-from impasto.config.validation import require_unescaped_paths
+from impasto.config.setting_files import require_unescaped_paths
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 

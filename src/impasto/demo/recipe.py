@@ -8,7 +8,7 @@ from pathlib import Path
 from impasto.annotator_table import DEMO_TAGGER
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 
 FOLDER = Path(__file__).resolve().parent
 BASE_MODEL = FOLDER / "base"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.errors import ConfigError
 from impasto.finite import finite
 from impasto.sdscripts.flag import SCRIPTS, Flag, Script

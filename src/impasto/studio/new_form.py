@@ -17,6 +17,7 @@ from impasto.config.labels import label_of
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.tree import Setting, all_sections, all_settings
+from impasto.config.validation import REQUIRED
 from impasto.errors import ConfigError, RunError
 from impasto.files import is_inside
 from impasto.remote_paths import is_remote
@@ -189,7 +190,7 @@ def _is_unreadable(tree: Mapping[str, Any]) -> bool:
 
 
 def _without_path(path: str, text: str) -> str:
-    if " is missing; it " in text:
+    if text.endswith(f" {REQUIRED}"):
         return "A value is required"
     rest = text.removeprefix(f"{path}: ").removeprefix(f"{path.partition('.')[0]}: ")
     first = rest.partition(" ")[0]

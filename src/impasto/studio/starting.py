@@ -11,7 +11,7 @@ from impasto.config.fields import fields_of
 from impasto.config.goals import GOALS
 from impasto.config.moved import as_seen_from, cache_of_moved_run
 from impasto.config.names import file_name_problem
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.errors import ConfigError, RunError
 from impasto.hub_ids import is_hub_id
 from impasto.remote_paths import is_remote

@@ -129,9 +129,13 @@ def make_network(component: Component, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _network(library: Library, class_name: str, config: Mapping[str, Any]) -> nn.Module:
+    return MAKERS[library](_class_of(library, class_name), config)
+
+
+@functools.cache
+def _class_of(library: Library, class_name: str) -> Any:
     with _without_remarks_of_imports():
-        kind = getattr(importlib.import_module(library), class_name)
-    return MAKERS[library](kind, config)
+        return getattr(importlib.import_module(library), class_name)
 
 
 _REMARKING = (

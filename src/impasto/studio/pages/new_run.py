@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from impasto import invocation
 from impasto.config.fields import fields_of
-from impasto.config.validation import read_toml
+from impasto.config.setting_files import read_toml
 from impasto.errors import ConfigError, ImpastoError
 from impasto.parsing import printable
 from impasto.progress import counted

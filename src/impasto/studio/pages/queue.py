@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from impasto import files
 from impasto.config.load import build_run_config
-from impasto.config.validation import require_unescaped_paths
+from impasto.config.setting_files import require_unescaped_paths
 from impasto.errors import ConfigError, ImpastoError, RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.runs.queue import Queue

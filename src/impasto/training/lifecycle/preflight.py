@@ -73,15 +73,22 @@ def unused_gpu() -> str | None:
     None if there is no such GPU, and if the user asked for the CPU: by `CUDA_VISIBLE_DEVICES`
     hiding all GPUs, or by `ACCELERATE_USE_CPU`.
     """
-    if torch.cuda.is_available() or _is_cpu_wanted() or not shutil.which("nvidia-smi"):
+    if torch.cuda.is_available() or _is_cpu_wanted():
         return None
+    return next(iter(_gpus_of_driver()), None)
+
+
+def _gpus_of_driver() -> list[str]:
+    """Return the names of the NVIDIA GPUs that the driver finds, in its order."""
+    if not shutil.which("nvidia-smi"):
+        return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return None
+        return []
     names = found.stdout.strip().splitlines() if found.returncode == 0 else []
-    return names[0].strip() if names else None
+    return [name.strip() for name in names]
 
 
 def require_no_idle_card(config: RunConfig) -> None:
@@ -105,6 +112,12 @@ def why_gpu_unused() -> str:
     """Return, in sentences, why PyTorch does not use an existing GPU, and what to do."""
     if torch.version.cuda is None:
         return f"it is a CPU build. Install the CUDA build: {cuda_build()}."
+    visible, count = os.environ.get("CUDA_VISIBLE_DEVICES", ""), len(_gpus_of_driver())
+    if _names_no_gpu(visible, count):
+        return (
+            f"CUDA_VISIBLE_DEVICES is {visible!r}, and the driver finds {count} GPU"
+            f"{'' if count == 1 else 's'}, counted from 0. Give a number below {count}."
+        )
     return (
         f"it is built for CUDA {torch.version.cuda}, which the driver does not support. Update "
         f"the NVIDIA driver; nvidia-smi shows the newest CUDA version that a driver supports."
@@ -179,6 +192,15 @@ def _is_cpu_wanted() -> bool:
         return True
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible is not None and visible.strip() in ("", "-1")
+
+
+def _names_no_gpu(visible: str, count: int) -> bool:
+    """Return whether `CUDA_VISIBLE_DEVICES` has numbers only, and the first is of no GPU.
+
+    CUDA ignores every name after the first that is of no GPU.
+    """
+    names = [name.strip() for name in visible.split(",")]
+    return all(name.isdecimal() for name in names) and int(names[0]) >= count
 
 
 def _unet_numel(config: RunConfig) -> int:
