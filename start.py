@@ -561,12 +561,15 @@ def run_tests(words, environment):
     """Run the checks, unless only some tests are requested, then pytest; return the exit code.
 
     All tests run in several processes of one thread each: processes whose threads outnumber the
-    cores take twice as long. The tests of `--fast`, which takes further pytest options, run in the
-    same way. IMPASTO_LAUNCHER, the name that this program was called by, is hidden from them.
+    cores take twice as long. There is one more process than there are cores, since many tests wait
+    for other programs; the tests of `--fast`, which takes further pytest options, wait for none,
+    and each process takes ten seconds to import them. IMPASTO_LAUNCHER, the name that this program
+    was called by, is hidden from them.
     """
     environment.pop("IMPASTO_LAUNCHER", None)
     is_fast = words[:1] == ["--fast"]
-    spread = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal"]
+    waiting = 0 if is_fast else 1
+    spread = ["-n", str(min(4, (os.cpu_count() or 1) + waiting)), "--dist", "worksteal"]
     if is_fast:
         left_out = [f"--ignore={file}" for file in LONG_TESTS]
         words = [*spread, *FAST_TESTS, *left_out, *words[1:]]

@@ -42,13 +42,15 @@ def pytest_collection_modifyitems(items) -> None:
     """Run the longest tests first, so that no process waits minutes for another one's last test.
 
     pytest-xdist gives each process a stretch of the list to begin with (`worksteal`): long tests
-    are put at the head of the first and in the middle, where the second of two starts.
+    are put at the heads of these stretches.
     """
-    long = {name: [item for item in items if item.path.name == name] for name in LONGEST}
-    rest = [item for item in items if item.path.name not in LONGEST]
-    first, *others = long.values()
-    half = max(0, len(items) // 2 - len(first))
-    items[:] = [*first, *rest[:half], *(item for group in others for item in group), *rest[half:]]
+    long = [[item for item in items if item.path.name == name] for name in LONGEST]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    stretch = len(items) // workers
+    items[:] = [item for item in items if item.path.name not in LONGEST]
+    for number, group in enumerate(long):
+        head = number % workers * stretch
+        items[head:head] = group
 
 
 def pytest_collection_finish() -> None:
