@@ -1,7 +1,7 @@
 """Take the screenshots of docs/guide/studio.md with the demo's data, in a real browser.
 
-python scripts/take_screenshots.py [--workplace DIR] [--out docs/images] [--only NAME]... python
-scripts/take_screenshots.py [--workplace DIR] --all --out DIR
+python scripts/take_screenshots.py [--workplace DIR] [--out docs/images] [--only NAME]...
+python scripts/take_screenshots.py [--workplace DIR] --all --out DIR
 
 By default it takes the screenshots that the guide shows; with `--all` whole pages, in light, in
 dark and 400 pixels wide, for review.

@@ -1,7 +1,7 @@
 """Train the tiny BLIP captioner from random weights, with the words of its captions as vocabulary.
 
-pip install -e .[recipes] python recipes/tiny/train_captioner.py WORK/node_modules/@iconify-json
-WORK/captioner
+pip install -e .[recipes]
+python recipes/tiny/train_captioner.py WORK/node_modules/@iconify-json WORK/captioner
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the tiny tagger, and write it as the files of a WD14 tagger: model.onnx, selected_tags.csv.
 
-pip install -e .[recipes,tagging] python recipes/tiny/train_tagger.py
-WORK/node_modules/@iconify-json WORK/tagger
+pip install -e .[recipes,tagging]
+python recipes/tiny/train_tagger.py WORK/node_modules/@iconify-json WORK/tagger
 
 The graph has WD14's input, float32 [N, 448, 448, 3], BGR, 0 to 255, and returns probabilities;
 averaging down to 112 pixels and scaling are part of it.
