@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -144,6 +145,8 @@ def test_after_an_error_all_begin_anew(processes):
     first._keys.barriers, second._keys.barriers = 3, 2
     abandoned = threading.Thread(target=barrier.wait)  # from the first one, which an error ended
     abandoned.start()
+    while not barrier.threads.n_waiting:  # otherwise the others would meet without it
+        time.sleep(0.001)
     failing_without_waiting(second, DatasetError("no images"))
     with pytest.raises(DatasetError):
         first.raise_fault()
