@@ -135,6 +135,11 @@ def json_fault(error: json.JSONDecodeError) -> str:
     return f"not valid JSON ({error.msg.removesuffix(' starting at')})"
 
 
+def json_fault_in(source: object, error: json.JSONDecodeError) -> str:
+    """Return a sentence with a JSON error's source, line, column and reason."""
+    return f"{source}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML, with one kind of error for everything that is wrong with it.
 

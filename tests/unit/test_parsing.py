@@ -15,6 +15,7 @@ from impasto.errors import ConfigError
 from impasto.parsing import (
     is_text,
     json_fault,
+    json_fault_in,
     parse_json,
     parse_toml,
     printable,
@@ -50,6 +51,8 @@ def test_a_fault_of_json_is_a_whole_phrase():
     with pytest.raises(json.JSONDecodeError) as raised:
         parse_json('{"a": "cut')
     assert json_fault(raised.value) == "not valid JSON (Unterminated string)"
+    where = f"a.json, line {raised.value.lineno}, column {raised.value.colno}: not valid JSON"
+    assert json_fault_in("a.json", raised.value).startswith(where)
 
 
 @pytest.mark.parametrize(

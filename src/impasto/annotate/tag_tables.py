@@ -11,7 +11,7 @@ from typing import Any
 
 from impasto.annotate.tags import CATEGORIES, CHARACTER, GENERAL, RATING, TagTable
 from impasto.errors import ModelError
-from impasto.parsing import json_fault, parse_json, read_text, split_lines
+from impasto.parsing import json_fault_in, parse_json, read_text, split_lines
 
 DANBOORU_CATEGORIES = {
     0: GENERAL, 1: "artist", 3: "copyright", 4: CHARACTER, 5: "meta", 9: RATING, 10: "year",
@@ -158,7 +158,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(_text(file))
     except json.JSONDecodeError as error:
-        raise ModelError(f"{file}, line {error.lineno}: {json_fault(error)}.") from error
+        raise ModelError(json_fault_in(file, error)) from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} holds a {type(content).__name__}; expected an object.")
     return content

@@ -125,7 +125,7 @@ def write_ckpt(
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
             with partial.open("wb") as file:
                 save_pickle({"state_dict": _mapped(mapped), METADATA_ENTRY: _as_text(texts)}, file)
-        except BaseException as error:
+        except BaseException as error:  # raised again, Ctrl-C too
             # The failed frames keep the file mapped, and Windows does not remove mapped files.
             traceback.clear_frames(error.__traceback__)
             raise

@@ -13,7 +13,7 @@ from impasto.errors import ConfigError
 from impasto.parsing import (
     is_deep,
     is_text,
-    json_fault,
+    json_fault_in,
     parse_json,
     parse_toml,
     printable,
@@ -120,14 +120,12 @@ def read_json_object(
     try:
         content = parse_json(_settings_text(path, what), halves=halves)
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
-        ) from error
+        raise ConfigError(json_fault_in(path, error)) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; expected an object.")
     if "datasets" in content:
         if is_deep(content):
-            raise ConfigError(f"{path} is not a settings file: it is nested too deeply.")
+            raise ConfigError(f"{path} is not a {what}: it is nested too deeply.")
         require_unescaped_paths(content, str(path))
     return content
 

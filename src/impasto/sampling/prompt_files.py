@@ -15,7 +15,7 @@ from typing import Any
 
 from impasto.errors import ConfigError
 from impasto.finite import finite
-from impasto.parsing import json_fault, parse_json, parse_toml, read_text, split_lines
+from impasto.parsing import json_fault_in, parse_json, parse_toml, read_text, split_lines
 from impasto.sampler_table import OTHER_NAMES, RANGES, SAMPLERS
 from impasto.sampling.prompts import Prompt
 from impasto.storage_errors import cause_of
@@ -108,9 +108,7 @@ def _read_json(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     try:
         content = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{file}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
-        ) from error
+        raise ConfigError(json_fault_in(file, error)) from error
     if not isinstance(content, list):
         raise ConfigError(f"{file} holds a {type(content).__name__}; expected a list of prompts.")
     entries = []

@@ -20,7 +20,7 @@ from impasto import files, temporary_names
 from impasto.data.folders.finding import ImageFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
-from impasto.parsing import is_text, json_fault, parse_json, read_text, split_lines
+from impasto.parsing import is_text, json_fault, json_fault_in, parse_json, read_text, split_lines
 from impasto.remote_paths import absolute, is_remote, shown
 from impasto.storage import objects
 
@@ -217,9 +217,7 @@ def _read_object(file: str, text: str) -> list[MetadataEntry]:
     try:
         content = parse_json(text, pairs=_without_doubles, halves=True)
     except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{file}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
-        ) from error
+        raise DatasetError(json_fault_in(file, error)) from error
     except _DoubleKeyError as error:
         raise DatasetError(f"{file} has the key {error} twice. Remove one of them.") from error
     if not isinstance(content, dict):

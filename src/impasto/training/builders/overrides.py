@@ -169,7 +169,7 @@ class Overrides:
         rules: ChunkRules,
         note: Callable[[str], None],
     ) -> torch.optim.Optimizer:
-        """Build the optimizer.
+        """Build the optimizer of a run, by the function given in code if there is one.
 
         Args:
             modules: The trained networks.

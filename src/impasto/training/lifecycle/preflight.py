@@ -112,8 +112,9 @@ def why_gpu_unused() -> str:
     """Return, in sentences, why PyTorch does not use an existing GPU, and what to do."""
     if torch.version.cuda is None:
         return f"it is a CPU build. Install the CUDA build: {cuda_build()}."
-    visible, count = os.environ.get("CUDA_VISIBLE_DEVICES", ""), len(_gpus_of_driver())
-    if _names_no_gpu(visible, count):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(_gpus_of_driver()) if visible else 0
+    if visible and _names_no_gpu(visible, count):
         return (
             f"CUDA_VISIBLE_DEVICES is {visible!r}, and the driver finds {count} GPU"
             f"{'' if count == 1 else 's'}, counted from 0. Give a number below {count}."
