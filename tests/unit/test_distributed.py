@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -18,25 +17,40 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
 
 
 class Barrier:
-    """PyTorch's barrier for threads.
+    """PyTorch's barrier for threads: the n-th one of each process belongs to the n-th of others.
 
     Attributes:
+        begun: How many barriers each process has started.
         begin: Called at its start.
     """
 
     def __init__(self, size):
-        self.threads = threading.Barrier(size)
+        self.begun = [0] * size
         self.begin = lambda: None
+        self._changed = threading.Condition()
 
     def __call__(self, **_):
         self.begin()
+        with self._changed:
+            self.begun[rank()] += 1
+            self._changed.notify_all()
         return self
 
     def is_completed(self):
         return True
 
     def wait(self):
-        self.threads.wait(timeout=60)
+        own = self.begun[rank()]
+        with self._changed:
+            assert self._changed.wait_for(lambda: min(self.begun) >= own, timeout=60)
+
+
+THREAD = threading.local()
+
+
+def rank():
+    """The process that this thread stands for: the first, unless `together` says otherwise."""
+    return getattr(THREAD, "rank", 0)
 
 
 @pytest.fixture
@@ -58,8 +72,13 @@ def processes(monkeypatch):
 
 def together(groups, work):
     """Run `work` with each group, in a thread each; return the results."""
+
+    def work_as(group):
+        THREAD.rank = group.rank
+        return work(group)
+
     with ThreadPoolExecutor(len(groups)) as pool:
-        return [future.result() for future in [pool.submit(work, group) for group in groups]]
+        return [future.result() for future in [pool.submit(work_as, group) for group in groups]]
 
 
 def failing(error, group):
@@ -143,16 +162,12 @@ def test_after_an_error_all_begin_anew(processes):
     first, second = groups
     first._keys.next_round()
     first._keys.barriers, second._keys.barriers = 3, 2
-    abandoned = threading.Thread(target=barrier.wait)  # from the first one, which an error ended
-    abandoned.start()
-    while not barrier.threads.n_waiting:  # otherwise the others would meet without it
-        time.sleep(0.001)
+    barrier.begun = [3, 2]  # an error ended the third of the first process
     failing_without_waiting(second, DatasetError("no images"))
     with pytest.raises(DatasetError):
         first.raise_fault()
     assert together(groups, lambda group: group.gather(f"{group.rank}")) == [["0", "1"]] * 2
-    assert [group._keys.barriers for group in groups] == [5, 5]
-    abandoned.join()
+    assert [group._keys.barriers for group in groups] == barrier.begun == [5, 5]
 
 
 def test_an_error_is_told_once(processes):
